@@ -1,0 +1,2 @@
+//! Tessera, a full-system PC emulator.
+fn main() {}
