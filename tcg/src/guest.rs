@@ -1,0 +1,186 @@
+//! What a guest architecture implements.
+
+use std::sync::Arc;
+
+use crate::env::Header;
+use crate::ir::{Builder, GlobalDesc, GlobalId, GlobalSet};
+use crate::memory::PhysMemory;
+
+/// An exception raised by a guest instruction or by a memory access, in the guest's own numbering.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exception {
+    /// Vector or cause.
+    pub vector: u16,
+    /// Error code or syndrome, if this exception has one.
+    pub error: Option<u32>,
+    /// Faulting address, where that is part of the exception; else 0.
+    pub address: u64,
+}
+
+/// Why memory is accessed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write, or read with the intent to write.
+    Write,
+    /// Instruction fetch.
+    Execute,
+}
+
+/// A translation of one guest-virtual page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mapping {
+    /// Guest-physical address of the 4 KiB page that contains the address.
+    pub phys: u64,
+    /// log2 of the size of the guest page it is part of (12 for 4 KiB, 21, 30 …): for invalidation.
+    pub page_bits: u8,
+    /// Reads are allowed in this MMU mode.
+    pub read: bool,
+    /// Writes are allowed *and* need no further bookkeeping (the dirty bit is set).
+    pub write: bool,
+    /// Fetches are allowed.
+    pub execute: bool,
+    /// Survives a non-global flush and belongs to every address space.
+    pub global: bool,
+}
+
+/// What determines the translation of a block beside its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BlockKey {
+    /// Guest-virtual (linear) address of the first instruction.
+    pub pc: u64,
+    /// The guest's mode bits that the front end reads; opaque to the translator.
+    pub mode: u64,
+}
+
+/// State that a helper reads and writes beyond its arguments.
+#[derive(Clone, Copy, Debug)]
+pub struct Effects {
+    /// Globals it reads: stored to the environment before the call.
+    pub reads: GlobalSet,
+    /// Globals it writes: reloaded after the call.
+    pub writes: GlobalSet,
+    /// It may set `helper_fault`: then the block is left, guest state being restored as of the call (so it must
+    /// not have written any global).
+    pub faults: bool,
+    /// It depends on its arguments alone and has no effect: calls may be merged and removed.
+    pub pure: bool,
+}
+
+impl Effects {
+    /// Arguments in, value out.
+    pub const PURE: Effects =
+        Effects { reads: GlobalSet::NONE, writes: GlobalSet::NONE, faults: false, pure: true };
+    /// Touches no globals, but other state; cannot fault.
+    pub const STATE: Effects =
+        Effects { reads: GlobalSet::NONE, writes: GlobalSet::NONE, faults: false, pure: false };
+    /// Touches no globals, but other state or guest memory; may fault.
+    pub const FAULTS: Effects =
+        Effects { reads: GlobalSet::NONE, writes: GlobalSet::NONE, faults: true, pure: false };
+    /// Reads and writes any global and may fault (before it has written any).
+    pub const ALL: Effects =
+        Effects { reads: GlobalSet::ALL, writes: GlobalSet::ALL, faults: true, pure: false };
+}
+
+/// A function that generated code calls: `extern "C" fn(env: *mut Env, a0, …, a4: u64) -> u64` with as many
+/// arguments as declared.
+#[derive(Clone, Copy, Debug)]
+pub struct HelperDesc {
+    /// Name in the text form.
+    pub name: &'static str,
+    /// Address of the function.
+    pub func: fn() -> *const (),
+    /// Number of `u64` arguments after the environment, 0 to 5.
+    pub args: u8,
+    /// What it touches.
+    pub effects: Effects,
+}
+
+/// Where the front end gets instruction bytes: the pages are those of the block's address space, in execute mode.
+pub trait CodeFetch {
+    /// The bytes from `pc` to the end of its page, or the exception that fetching there raises. The slice stays
+    /// valid during the translation of the block. Fetching a second page makes the block span pages.
+    fn fetch(&mut self, pc: u64) -> Result<&[u8], Exception>;
+}
+
+/// Limits of one translation.
+#[derive(Clone, Copy, Debug)]
+pub struct TranslateLimits {
+    /// Guest instructions at most.
+    pub max_insns: u32,
+    /// The block is run once and not chained, because it may overwrite its own code: one instruction, then leave.
+    pub single_step: bool,
+}
+
+/// What a translation produced beside the IR.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Translated {
+    /// Bytes of guest code from the start of the block; instructions are contiguous.
+    pub bytes: u32,
+    /// Guest instructions.
+    pub insns: u32,
+}
+
+/// What the execution loop does after the guest handled an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// Goes on at the environment's program counter.
+    Continue,
+    /// Executes one instruction before events are looked at again (an interrupt shadow).
+    ContinueOne,
+    /// Returns this code to the accelerator.
+    Exit(u32),
+}
+
+/// A guest architecture. All functions are called on the vCPU's thread, never while generated code runs (except
+/// `walk` and helpers, from slow paths).
+pub trait Guest: Sized + Send + 'static {
+    /// The environment: `#[repr(C)]`, beginning with a [`Header`].
+    type Env: Send;
+
+    /// Globals, at most 64.
+    fn globals() -> &'static [GlobalDesc];
+    /// The global that holds the program counter (linear address of the current instruction).
+    fn pc_global() -> GlobalId;
+    /// Helpers, by [`HelperId`](crate::ir::HelperId).
+    fn helpers() -> &'static [HelperDesc];
+    /// The header of an environment.
+    fn header(env: &mut Self::Env) -> &mut Header;
+
+    /// Key of the block at the current program counter.
+    fn block_key(env: &Self::Env) -> BlockKey;
+    /// Sets the program counter (linear) when a block is left by an exit or a fault.
+    fn set_pc(env: &mut Self::Env, pc: u64);
+    /// Translates from `key.pc`. If the first instruction cannot be fetched, the exception; a later one ends the
+    /// block before it.
+    fn translate(
+        env: &Self::Env,
+        key: BlockKey,
+        limits: TranslateLimits,
+        code: &mut dyn CodeFetch,
+        ir: &mut Builder,
+    ) -> Result<Translated, Exception>;
+    /// Disassembles one instruction for logs: its text and length in bytes (1 for bytes that are none).
+    fn disassemble(key: BlockKey, pc: u64, bytes: &[u8]) -> (String, usize);
+
+    /// Walks the page tables for `va` in an MMU mode, setting accessed and dirty bits.
+    fn walk(
+        env: &Self::Env,
+        memory: &Arc<dyn PhysMemory>,
+        va: u64,
+        access: Access,
+        mmu: u8,
+    ) -> Result<Mapping, Exception>;
+    /// MMU mode of instruction fetches now.
+    fn fetch_mmu(env: &Self::Env) -> u8;
+    /// Identity of the current address space: equal values share TLB contents.
+    fn address_space(env: &Self::Env) -> u64;
+
+    /// Delivers an exception that an instruction raised (state is that before the instruction).
+    fn deliver_exception(env: &mut Self::Env, exception: Exception) -> Next;
+    /// Handles [`Inst::Leave`](crate::ir::Inst::Leave) with its code.
+    fn handle_leave(env: &mut Self::Env, code: u32) -> Next;
+    /// Looks at pending events (interrupts, …) between blocks, after `exit_request` was set or a block left.
+    fn poll_events(env: &mut Self::Env) -> Next;
+}

@@ -1,0 +1,201 @@
+//! Blocks and how front ends build them.
+
+use super::flags::FlagOp;
+use super::inst::{BinOp, ExitId, Ext, HelperId, Inst, MemFlags, UnOp};
+use super::types::{Cond, GlobalId, GlobalSet, Value, VecSize, Width};
+
+/// A way out of a block to a known guest address, in the same block mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exit {
+    /// Guest program counter (linear address) of the successor.
+    pub pc: u64,
+    /// Whether pending events are polled on the way: set on back edges, so that no cycle of chained blocks is
+    /// without a poll.
+    pub poll: bool,
+    /// Whether the exit may be chained to the successor's code. Not for exits that leave the page, or after
+    /// instructions that change how code is fetched.
+    pub chain: bool,
+    /// Globals that the successor overwrites before anything can observe them.
+    pub dead: GlobalSet,
+}
+
+/// A translation block's IR.
+#[derive(Clone, Default, PartialEq, Debug)]
+pub struct Block {
+    /// Instructions; the index is the value.
+    pub insts: Vec<Inst>,
+    /// Exits that instructions refer to.
+    pub exits: Vec<Exit>,
+}
+
+impl Block {
+    /// The constant that `v` is, if its definition is [`Inst::Const`].
+    #[inline]
+    pub fn constant(&self, v: Value) -> Option<u64> {
+        match self.insts[v.index()] {
+            Inst::Const(c) => Some(c),
+            _ => None,
+        }
+    }
+}
+
+/// Appends instructions to a block. The methods fold constants and forward globals where that costs nothing,
+/// which keeps the block short from the start.
+#[derive(Default)]
+pub struct Builder {
+    block: Block,
+}
+
+impl Builder {
+    /// An empty block; reuses the allocations of `old`.
+    pub fn new(mut old: Block) -> Builder {
+        old.insts.clear();
+        old.exits.clear();
+        Builder { block: old }
+    }
+
+    /// The finished block.
+    pub fn finish(self) -> Block {
+        debug_assert!(self.block.insts.last().is_some_and(Inst::is_terminal));
+        self.block
+    }
+
+    /// The block so far.
+    pub fn block(&self) -> &Block {
+        &self.block
+    }
+
+    /// Number of instructions so far.
+    pub fn len(&self) -> usize {
+        self.block.insts.len()
+    }
+
+    /// Whether nothing was appended yet.
+    pub fn is_empty(&self) -> bool {
+        self.block.insts.is_empty()
+    }
+
+    /// Drops all instructions and exits after the given lengths: for giving up on a guest instruction that
+    /// turned out to lie on a page that cannot be fetched.
+    pub fn truncate(&mut self, insts: usize, exits: usize) {
+        self.block.insts.truncate(insts);
+        self.block.exits.truncate(exits);
+    }
+
+    /// Number of exits so far.
+    pub fn exit_count(&self) -> usize {
+        self.block.exits.len()
+    }
+
+    /// Appends any instruction.
+    #[inline]
+    pub fn push(&mut self, inst: Inst) -> Value {
+        let v = Value(self.block.insts.len() as u32);
+        self.block.insts.push(inst);
+        v
+    }
+
+    /// A constant.
+    pub fn iconst(&mut self, c: u64) -> Value {
+        self.push(Inst::Const(c))
+    }
+
+    /// The constant that `v` is, if it is one.
+    pub fn constant(&self, v: Value) -> Option<u64> {
+        self.block.constant(v)
+    }
+
+    /// Current value of a global.
+    pub fn get(&mut self, g: GlobalId) -> Value {
+        self.push(Inst::Get(g))
+    }
+
+    /// Sets a global.
+    pub fn set(&mut self, g: GlobalId, v: Value) {
+        self.push(Inst::Set(g, v));
+    }
+
+    /// `a op b`.
+    pub fn bin(&mut self, op: BinOp, w: Width, a: Value, b: Value) -> Value {
+        self.push(Inst::Bin { op, w, a, b })
+    }
+
+    /// `a op constant`.
+    pub fn bin_imm(&mut self, op: BinOp, w: Width, a: Value, b: u64) -> Value {
+        let b = self.iconst(b);
+        self.bin(op, w, a, b)
+    }
+
+    /// `a + constant`; `a` itself for 0 in 64 bits.
+    pub fn add_imm(&mut self, w: Width, a: Value, imm: i64) -> Value {
+        if imm == 0 && w == Width::W64 { a } else { self.bin_imm(BinOp::Add, w, a, imm as u64) }
+    }
+
+    /// `op a`.
+    pub fn un(&mut self, op: UnOp, w: Width, a: Value) -> Value {
+        self.push(Inst::Un { op, w, a })
+    }
+
+    /// Extends the low bits.
+    pub fn extend(&mut self, from: Width, ext: Ext, a: Value) -> Value {
+        self.push(Inst::Extend { from, ext, a })
+    }
+
+    /// A flags value that does not read old flags.
+    pub fn flags(&mut self, op: FlagOp, w: Width, a: Value, b: Value) -> Value {
+        debug_assert!(!op.reads_old());
+        self.push(Inst::Flags { op, w, a, b, old: None })
+    }
+
+    /// A flags value that reads old flags.
+    pub fn flags_old(&mut self, op: FlagOp, w: Width, a: Value, b: Value, old: Value) -> Value {
+        debug_assert!(op.reads_old());
+        self.push(Inst::Flags { op, w, a, b, old: Some(old) })
+    }
+
+    /// 1 or 0.
+    pub fn set_cond(&mut self, cond: Cond, f: Value) -> Value {
+        self.push(Inst::SetCond { cond, f })
+    }
+
+    /// `a` if the condition holds, else `b`.
+    pub fn select(&mut self, cond: Cond, f: Value, a: Value, b: Value) -> Value {
+        self.push(Inst::Select { cond, f, a, b })
+    }
+
+    /// Loads an integer.
+    pub fn load(&mut self, width: Width, ext: Ext, addr: Value, mem: MemFlags) -> Value {
+        self.push(Inst::Load { width, ext, addr, mem })
+    }
+
+    /// Stores an integer.
+    pub fn store(&mut self, width: Width, addr: Value, v: Value, mem: MemFlags) {
+        self.push(Inst::Store { width, addr, v, mem });
+    }
+
+    /// Loads a vector.
+    pub fn load_vec(&mut self, size: VecSize, addr: Value, mem: MemFlags) -> Value {
+        self.push(Inst::LoadVec { size, addr, mem })
+    }
+
+    /// Stores a vector.
+    pub fn store_vec(&mut self, size: VecSize, addr: Value, v: Value, mem: MemFlags) {
+        self.push(Inst::StoreVec { size, addr, v, mem });
+    }
+
+    /// Calls a helper with up to five arguments.
+    pub fn call(&mut self, helper: HelperId, args: &[Value]) -> Value {
+        let mut a = [None; 5];
+        for (slot, v) in a.iter_mut().zip(args) {
+            *slot = Some(*v);
+        }
+        assert!(args.len() <= 5, "helpers take at most five arguments");
+        self.push(Inst::Call { helper, args: a })
+    }
+
+    /// Declares an exit.
+    pub fn exit(&mut self, exit: Exit) -> ExitId {
+        self.block.exits.push(exit);
+        ExitId((self.block.exits.len() - 1) as u16)
+    }
+}
