@@ -145,6 +145,9 @@ pub trait Guest: Sized + Send + 'static {
     fn pc_global() -> GlobalId;
     /// Helpers, by [`HelperId`](crate::ir::HelperId).
     fn helpers() -> &'static [HelperDesc];
+    /// Byte offset in the environment of an SSE-like control and status word that vector floating point runs under
+    /// (rounding, flushing, sticky flags), if the guest has one.
+    fn fp_control() -> Option<u32>;
     /// The header of an environment.
     fn header(env: &mut Self::Env) -> &mut Header;
 

@@ -7,6 +7,7 @@
 //! Data flows one way: `guest` (front end) → [`ir`] → `opt` → `backend` (register allocation, emission) →
 //! `code_cache` → `exec` (the loop that finds, links and runs blocks), with `softmmu` beside the running code.
 
+pub mod backend;
 pub mod env;
 pub mod guest;
 pub mod ir;

@@ -200,14 +200,38 @@ impl Inst {
     pub fn ty(&self, global_ty: impl Fn(GlobalId) -> Ty) -> Option<Ty> {
         use Inst::*;
         match *self {
-            Const(_) | EnvLoad { .. } | Bin { .. } | Un { .. } | Carry { .. } | Lea { .. } | Extend { .. }
-            | Extract { .. } | Insert { .. } | ShiftPair { .. } | Pack(_) | SetCond { .. } | Select { .. }
-            | Load { .. } | AtomicRmw { .. } | AtomicCas { .. } | VecToInt { .. } | Call { .. } => Some(Ty::Int),
+            Const(_)
+            | EnvLoad { .. }
+            | Bin { .. }
+            | Un { .. }
+            | Carry { .. }
+            | Lea { .. }
+            | Extend { .. }
+            | Extract { .. }
+            | Insert { .. }
+            | ShiftPair { .. }
+            | Pack(_)
+            | SetCond { .. }
+            | Select { .. }
+            | Load { .. }
+            | AtomicRmw { .. }
+            | AtomicCas { .. }
+            | VecToInt { .. }
+            | Call { .. } => Some(Ty::Int),
             Flags { .. } => Some(Ty::Flags),
             VecZero | LoadVec { .. } | Inst::Vec { .. } | VecFromInt { .. } => Some(Ty::Vec),
             Get(g) => Some(global_ty(g)),
-            Nop | InsnStart { .. } | Set(..) | EnvStore { .. } | Store { .. } | StoreVec { .. } | ExitIf { .. }
-            | Goto(_) | Branch { .. } | GotoIndirect | Leave { .. } => None,
+            Nop
+            | InsnStart { .. }
+            | Set(..)
+            | EnvStore { .. }
+            | Store { .. }
+            | StoreVec { .. }
+            | ExitIf { .. }
+            | Goto(_)
+            | Branch { .. }
+            | GotoIndirect
+            | Leave { .. } => None,
         }
     }
 
@@ -225,10 +249,21 @@ impl Inst {
         use Inst::*;
         let mut m = |v: &mut Value| *v = f(*v);
         match self {
-            Nop | InsnStart { .. } | Const(_) | VecZero | Get(_) | EnvLoad { .. } | Goto(_) | GotoIndirect
+            Nop
+            | InsnStart { .. }
+            | Const(_)
+            | VecZero
+            | Get(_)
+            | EnvLoad { .. }
+            | Goto(_)
+            | GotoIndirect
             | Leave { .. } => {}
             Set(_, v) | EnvStore { v, .. } | Pack(v) => m(v),
-            Un { a, .. } | Extend { a, .. } | Extract { a, .. } | VecFromInt { a, .. } | VecToInt { a, .. } => m(a),
+            Un { a, .. }
+            | Extend { a, .. }
+            | Extract { a, .. }
+            | VecFromInt { a, .. }
+            | VecToInt { a, .. } => m(a),
             Bin { a, b, .. } | Insert { a, b, .. } | Inst::Vec { a, b, .. } => {
                 m(a);
                 m(b);
@@ -278,7 +313,12 @@ impl Inst {
         use Inst::*;
         matches!(
             self,
-            Load { .. } | Store { .. } | LoadVec { .. } | StoreVec { .. } | AtomicRmw { .. } | AtomicCas { .. }
+            Load { .. }
+                | Store { .. }
+                | LoadVec { .. }
+                | StoreVec { .. }
+                | AtomicRmw { .. }
+                | AtomicCas { .. }
         )
     }
 

@@ -30,7 +30,13 @@ pub fn store_bytes<G: Guest>(env: &mut G::Env, va: u64, bytes: &[u8], mmu: u8) -
 }
 
 /// Raises what an access of `len` bytes would raise, without accessing.
-pub fn probe<G: Guest>(env: &mut G::Env, va: u64, len: u64, access: Access, mmu: u8) -> Result<(), Exception> {
+pub fn probe<G: Guest>(
+    env: &mut G::Env,
+    va: u64,
+    len: u64,
+    access: Access,
+    mmu: u8,
+) -> Result<(), Exception> {
     let _ = (env, va, len, access, mmu);
     unimplemented!()
 }

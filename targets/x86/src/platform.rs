@@ -1,0 +1,51 @@
+//! What the CPU needs of the machine around it; implemented by the accelerator over the board.
+
+/// The local APIC, the port bus and the clock as one CPU sees them. Called on the vCPU's thread.
+pub trait Platform: Send {
+    /// Reads 1, 2 or 4 bytes from an I/O port, zero-extended.
+    fn port_in(&mut self, port: u16, size: u32) -> u32;
+    /// Writes 1, 2 or 4 bytes to an I/O port.
+    fn port_out(&mut self, port: u16, size: u32, value: u32);
+    /// Time-stamp counter of the machine's clock, before the guest's own offset.
+    fn tsc(&mut self) -> u64;
+    /// TSC ticks a second.
+    fn tsc_hz(&self) -> u64;
+
+    /// Whether a maskable interrupt waits whose priority the task priority lets through. Cheap.
+    fn interrupt_pending(&self) -> bool;
+    /// Takes the waiting interrupt: its vector; `None` if it went away meanwhile.
+    fn acknowledge_interrupt(&mut self) -> Option<u8>;
+    /// Takes a pending NMI.
+    fn take_nmi(&mut self) -> bool;
+    /// Takes a pending SMI.
+    fn take_smi(&mut self) -> bool;
+    /// Takes a pending INIT.
+    fn take_init(&mut self) -> bool;
+    /// Takes a pending startup IPI: its vector.
+    fn take_sipi(&mut self) -> Option<u8>;
+    /// Whether [`poll_events`](tessera_tcg::guest::Guest::poll_events) has anything to look at: one of the above, or
+    /// a request to stop. Cheap.
+    fn event_pending(&self) -> bool;
+
+    /// Task priority class (CR8, bits 3:0).
+    fn tpr(&self) -> u8;
+    /// Sets the task priority class (CR8, bits 3:0).
+    fn set_tpr(&mut self, class: u8);
+    /// IA32_APIC_BASE.
+    fn apic_base(&self) -> u64;
+    /// Sets IA32_APIC_BASE; `Err` raises #GP(0).
+    fn set_apic_base(&mut self, value: u64) -> Result<(), InvalidMsr>;
+    /// Reads an x2APIC register (MSR 800h to 8FFh) or IA32_TSC_DEADLINE (6E0h).
+    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, InvalidMsr>;
+    /// Writes an x2APIC register or IA32_TSC_DEADLINE (an absolute value of [`Platform::tsc`]).
+    fn apic_msr_write(&mut self, msr: u32, value: u64) -> Result<(), InvalidMsr>;
+
+    /// Mask applied to every physical address: bit 20 clear while the A20 gate is closed.
+    fn a20_mask(&self) -> u64;
+    /// The CPU asserts FERR# (x87 error with CR0.NE clear): IRQ 13 on a PC. `false` withdraws it.
+    fn ferr(&mut self, asserted: bool);
+}
+
+/// An MSR access that the register does not allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InvalidMsr;

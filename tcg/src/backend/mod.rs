@@ -1,0 +1,212 @@
+//! Host backends: from IR to host code.
+//!
+//! A backend turns a [`Block`] into position-dependent bytes for a given address and into *side tables*; it owns no
+//! executable memory and calls nothing. The code cache places the bytes, the execution loop interprets the side
+//! tables. So everything outside a backend's folder is the same for every host.
+//!
+//! Conventions shared by all hosts:
+//! - A block is entered with pinned globals in their host registers and all others in the environment, and left the
+//!   same way.
+//! - Code that leaves for the execution loop returns an [`Outcome`].
+//! - A *point* is a place where generated code calls [`RuntimeFns::slow_access`] or a helper that may fault. Its
+//!   [`StatePoint`] says where every global is, so nothing is stored for the sake of a fault that does not come.
+
+use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecSize, Width};
+
+pub mod x86_64;
+
+/// Where a value is while a point's slow path runs. Registers are those of the save area
+/// ([`Runtime::saved_int`](crate::env::Runtime::saved_int) and `saved_vec`).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Loc {
+    /// Host integer register.
+    Int(u8),
+    /// Host vector register.
+    Vec(u8),
+    /// Spill slot (of [`Runtime::spill`](crate::env::Runtime::spill)).
+    Spill(u16),
+    /// A constant.
+    Const(u64),
+    /// The environment, at this byte offset.
+    Env(u32),
+    /// Flags to be computed: index into [`Compiled::recipes`].
+    Flags(u32),
+}
+
+/// Flags as a function of values; evaluated by [`flags::compute`](crate::ir::flags::compute).
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct FlagRecipe {
+    /// Operation.
+    pub op: FlagOp,
+    /// Width.
+    pub w: Width,
+    /// First operand.
+    pub a: Loc,
+    /// Second operand.
+    pub b: Loc,
+    /// Old flags: packed if an integer location, or another recipe.
+    pub old: Option<Loc>,
+}
+
+/// A guest memory access that the slow path completes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum AccessKind {
+    /// Result to host integer register `dst`.
+    Load { width: Width, ext: Ext, dst: u8, for_write: bool },
+    /// Stores the low bits of `v`.
+    Store { width: Width, v: Loc },
+    /// Result to host vector register `dst`.
+    LoadVec { size: VecSize, dst: u8 },
+    /// Stores the low bytes of `v`.
+    StoreVec { size: VecSize, v: Loc },
+    /// Old value to host integer register `dst`.
+    AtomicRmw { op: RmwOp, width: Width, v: Loc, dst: u8 },
+    /// Old value to host integer register `dst`.
+    AtomicCas { width: Width, expect: Loc, new: Loc, dst: u8 },
+}
+
+/// A slow path's access.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct SlowAccess {
+    /// What to do.
+    pub kind: AccessKind,
+    /// Where the guest-virtual address is.
+    pub addr: Loc,
+    /// MMU mode.
+    pub mmu: u8,
+}
+
+/// The guest's state at a point: pinned globals are in their registers (of the save area) and others in the
+/// environment, except those listed.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct StatePoint {
+    /// Guest program counter of the instruction.
+    pub pc: u64,
+    /// The access, unless the point is a helper call.
+    pub access: Option<SlowAccess>,
+    /// First entry in [`Compiled::moved`].
+    pub moved_start: u32,
+    /// Entries.
+    pub moved_len: u16,
+}
+
+/// A direct exit's jump in host code.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct JumpSite {
+    /// Offset in the block's code of the 4-byte, 4-aligned field that [`HostBackend::link_field`] fills.
+    pub field: u32,
+    /// Offset of the code that the unlinked jump goes to.
+    pub unlinked: u32,
+    /// Which of [`Block::exits`] it is.
+    pub exit: u16,
+}
+
+/// What compiling a block made. Reused from block to block.
+#[derive(Default, Debug)]
+pub struct Compiled {
+    /// Host code; to be placed at the requested address.
+    pub code: Vec<u8>,
+    /// Jumps that can be linked: those of exits with `chain`.
+    pub jumps: Vec<JumpSite>,
+    /// Points.
+    pub points: Vec<StatePoint>,
+    /// Globals away from home, by point.
+    pub moved: Vec<(GlobalId, Loc)>,
+    /// Flag recipes.
+    pub recipes: Vec<FlagRecipe>,
+}
+
+/// How generated code came back: what [`HostBackend::ENTER`]'s function returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// By exit `exit` of block `tb`, whose jump is not linked (yet, or never). The program counter global is set.
+    Exit { tb: u32, exit: u16 },
+    /// The target of an indirect jump is not in the jump cache. The program counter global is set.
+    Lookup,
+    /// `exit_request` was seen. The program counter global is set.
+    Poll,
+    /// An exception is in the runtime; guest state is restored (by the runtime functions).
+    Exception,
+    /// [`Inst::Leave`](crate::ir::Inst::Leave).
+    Leave(u32),
+}
+
+impl Outcome {
+    /// The word that generated code returns.
+    pub fn encode(self) -> u64 {
+        match self {
+            Outcome::Exit { tb, exit } => 1 << 56 | (exit as u64) << 32 | tb as u64,
+            Outcome::Lookup => 2 << 56,
+            Outcome::Poll => 3 << 56,
+            Outcome::Exception => 4 << 56,
+            Outcome::Leave(code) => 5 << 56 | code as u64,
+        }
+    }
+
+    /// Inverse of [`Outcome::encode`].
+    ///
+    /// # Panics
+    /// If the word was not made by `encode`: a defect of the backend.
+    pub fn decode(word: u64) -> Outcome {
+        match word >> 56 {
+            1 => Outcome::Exit { tb: word as u32, exit: (word >> 32) as u16 },
+            2 => Outcome::Lookup,
+            3 => Outcome::Poll,
+            4 => Outcome::Exception,
+            5 => Outcome::Leave(word as u32),
+            _ => panic!("generated code returned {word:#x}"),
+        }
+    }
+}
+
+/// Functions of the runtime that generated code calls (through the backend's thunks, which have saved all host
+/// registers that hold guest values in the save area and restore them afterwards). `env` is the environment.
+#[derive(Clone, Copy, Debug)]
+pub struct RuntimeFns {
+    /// `extern "C" fn(env, tb: u32, point: u32) -> u64`: completes the point's access on the save area; 0 to go on.
+    /// Otherwise an exception is pending and the state has been restored to the environment: leave.
+    pub slow_access: usize,
+    /// `extern "C" fn(env, tb: u32, point: u32)`: a helper has set `helper_fault`: restores the state.
+    pub helper_fault: usize,
+}
+
+/// The guest's constants that a backend needs.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestInfo {
+    /// Globals.
+    pub globals: &'static [GlobalDesc],
+    /// Program counter global.
+    pub pc: GlobalId,
+    /// Helpers.
+    pub helpers: &'static [crate::guest::HelperDesc],
+    /// Byte offset of the guest's MXCSR-like floating-point control word, if host floating point runs under it.
+    pub fp_control: Option<u32>,
+}
+
+/// Fixed code at the start of the code cache.
+#[derive(Clone, Debug)]
+pub struct Thunks {
+    /// Bytes, to be placed at the requested address.
+    pub code: Vec<u8>,
+    /// Offset of the entry function: `unsafe extern "C" fn(env: *mut Header, code: u64) -> u64` (an [`Outcome`]).
+    pub enter: u32,
+}
+
+/// A host architecture.
+pub trait HostBackend: Send + Sized {
+    /// Prepares a backend; an error says in a sentence what the host lacks.
+    fn new(guest: GuestInfo) -> Result<Self, String>;
+
+    /// Makes the fixed code for address `base`; to be called once, before any `compile`.
+    fn thunks(&mut self, base: u64, fns: RuntimeFns) -> Thunks;
+
+    /// Host registers of the pinned globals, by global.
+    fn pinned(&self) -> &[(GlobalId, u8)];
+
+    /// Compiles `block`, to be placed at `base` (16-aligned), as block number `tb`.
+    fn compile(&mut self, block: &Block, base: u64, tb: u32, out: &mut Compiled);
+
+    /// The 4 bytes to store, as one atomic word, in the link field at address `field` so that the jump goes to
+    /// `target`.
+    fn link_field(field: u64, target: u64) -> u32;
+}
