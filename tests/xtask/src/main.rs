@@ -1,2 +1,111 @@
-//! Project tasks.
-fn main() {}
+//! Project tasks: `cargo xtask <demo|test|bench>`.
+//!
+//! Everything here drives the emulator from outside, as a person at a terminal would: it starts the
+//! program, reads the serial console, types, and looks at exit statuses. It knows no crate of the
+//! emulator, so any program that takes the same options (QEMU, for one) can stand in its place with
+//! `--emulator`, which is also how the guests and the tests themselves are checked.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`project`] | finds the repository, runs cargo, builds the program |
+//! | [`packages`] | obtains Debian packages without root, cached below `target/guests` |
+//! | [`initramfs`] | packs the busybox userland that the kernels boot to |
+//! | [`guests`] | the table of guests: which kernel, which initial RAM disk, which parameters |
+//! | [`console`] | a child process on a pseudo-terminal: expect, send, wait |
+//! | [`process`] | CPU time and memory of a running process, from `/proc` |
+//! | [`demo`], [`test`], [`boot_tests`], [`bench`] | the tasks |
+
+mod bench;
+mod boot_tests;
+mod console;
+mod demo;
+mod guests;
+mod initramfs;
+mod packages;
+mod process;
+mod project;
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Project tasks for Tessera.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Boot Debian's cloud kernel to an interactive shell on this terminal
+    Demo {
+        /// The emulator to run instead of this project's release build
+        #[arg(long, value_name = "PROGRAM")]
+        emulator: Option<PathBuf>,
+        /// Further options for the emulator
+        #[arg(last = true)]
+        extra: Vec<String>,
+    },
+    /// Run everything a change must pass: format, lints, unit tests, boot tests
+    Test {
+        /// Run only what has this text in its name
+        #[arg(long, value_name = "TEXT")]
+        filter: Option<String>,
+        /// The emulator to run instead of this project's release build
+        #[arg(long, value_name = "PROGRAM")]
+        emulator: Option<PathBuf>,
+        /// List the names and run nothing
+        #[arg(long)]
+        list: bool,
+        /// Show the serial console of every boot test, not only of failed ones
+        #[arg(long)]
+        show_console: bool,
+    },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Kernel start to init, in wall and CPU time, pair by pair against QEMU's translator
+    Boot {
+        /// How many pairs of runs
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// The program to compare with; "none" for no comparison
+        #[arg(long, default_value = "qemu")]
+        against: String,
+        /// The guest to boot: cloud, amd64 or rt
+        #[arg(long, default_value = "cloud")]
+        guest: String,
+        /// The emulator to run instead of this project's release build
+        #[arg(long, value_name = "PROGRAM")]
+        emulator: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Demo { emulator, extra } => demo::run(emulator, &extra),
+        Task::Test { filter, emulator, list, show_console } => {
+            test::run(&test::Options { filter, emulator, list, show_console })
+        }
+        Task::Bench { what: Bench::Boot { runs, against, guest, emulator } } => {
+            bench::boot(runs, &against, &guest, emulator)
+        }
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
