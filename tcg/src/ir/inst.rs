@@ -8,7 +8,7 @@
 
 use super::flags::FlagOp;
 use super::types::{Cond, GlobalId, Ty, Value, VecLen, VecSize, Width};
-use super::vec::VecOp;
+use super::vec::{Vec3Op, VecInsOp, VecOp, VecTestOp};
 
 /// Two-operand integer operations; see [`Inst::Bin`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -174,6 +174,13 @@ pub enum Inst {
     AtomicCas { width: Width, addr: Value, expect: Value, new: Value, mem: MemFlags },
     /// A vector operation of one host instruction's size; see [`VecOp`].
     Vec { op: VecOp, len: VecLen, a: Value, b: Value, imm: u8 },
+    /// A vector operation on three vectors; see [`Vec3Op`].
+    Vec3 { op: Vec3Op, len: VecLen, a: Value, b: Value, c: Value },
+    /// A 128-bit operation of a vector `a` and an integer `b` with a vector result; see [`VecInsOp`].
+    VecIns { op: VecInsOp, a: Value, b: Value, imm: u8 },
+    /// A vector operation with an integer result; see [`VecTestOp`]. `b` is ignored (pass `a`) if the operation has one
+    /// operand.
+    VecTest { op: VecTestOp, len: VecLen, a: Value, b: Value, imm: u8 },
     /// A vector whose low `w` (32 or 64) bits are the integer's, zero above.
     VecFromInt { w: Width, a: Value },
     /// The low `w` (32 or 64) bits of a vector, zero-extended.
@@ -217,9 +224,12 @@ impl Inst {
             | AtomicRmw { .. }
             | AtomicCas { .. }
             | VecToInt { .. }
+            | VecTest { .. }
             | Call { .. } => Some(Ty::Int),
             Flags { .. } => Some(Ty::Flags),
-            VecZero | LoadVec { .. } | Inst::Vec { .. } | VecFromInt { .. } => Some(Ty::Vec),
+            VecZero | LoadVec { .. } | Inst::Vec { .. } | Vec3 { .. } | VecIns { .. } | VecFromInt { .. } => {
+                Some(Ty::Vec)
+            }
             Get(g) => Some(global_ty(g)),
             Nop
             | InsnStart { .. }
@@ -264,9 +274,30 @@ impl Inst {
             | Extract { a, .. }
             | VecFromInt { a, .. }
             | VecToInt { a, .. } => m(a),
-            Bin { a, b, .. } | Insert { a, b, .. } | Inst::Vec { a, b, .. } => {
+            Bin { a, b, .. } | Insert { a, b, .. } | VecIns { a, b, .. } => {
                 m(a);
                 m(b);
+            }
+            Inst::Vec { op, a, b, .. } => {
+                m(a);
+                if op.operands() > 1 {
+                    m(b);
+                } else {
+                    *b = *a;
+                }
+            }
+            VecTest { op, a, b, .. } => {
+                m(a);
+                if op.operands() > 1 {
+                    m(b);
+                } else {
+                    *b = *a;
+                }
+            }
+            Vec3 { a, b, c, .. } => {
+                m(a);
+                m(b);
+                m(c);
             }
             Carry { a, b, f, .. } | Select { a, b, f, .. } => {
                 m(a);

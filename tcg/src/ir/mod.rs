@@ -17,4 +17,4 @@ pub use block::{Block, Builder, Exit};
 pub use flags::FlagOp;
 pub use inst::{BinOp, CallArgs, ExitId, Ext, HelperId, Inst, MemFlags, RmwOp, UnOp};
 pub use types::{Cond, GlobalDesc, GlobalId, GlobalSet, Ty, Value, VecLen, VecSize, Width};
-pub use vec::VecOp;
+pub use vec::{Vec3Op, VecInsOp, VecOp, VecTestOp};
