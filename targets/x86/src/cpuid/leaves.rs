@@ -1,0 +1,230 @@
+//! The leaves (SDM volume 2, CPUID, tables 3-8 and following).
+
+use super::models::SIGNATURE;
+use super::{CpuidTable, Feature, Word, xstate};
+
+/// What of CPUID depends on the CPU's state at the moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dynamic {
+    /// CR4.OSXSAVE.
+    pub osxsave: bool,
+    /// CR4.PKE.
+    pub ospke: bool,
+    /// The local APIC is enabled in IA32_APIC_BASE.
+    pub apic: bool,
+    /// The CPU executes 64-bit code: Intel reports SYSCALL only there.
+    pub code64: bool,
+    /// XCR0.
+    pub xcr0: u64,
+}
+
+/// Highest basic leaf.
+const MAX_BASIC: u32 = 0x16;
+/// Highest extended leaf.
+const MAX_EXTENDED: u32 = 0x8000_0008;
+/// Highest leaf of a hypervisor: there are none beyond the base leaf, which is all zero.
+const HYPERVISOR: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
+
+/// What leaf 80000002H and following spell, padded to 48 bytes.
+const BRAND: &[u8; 48] = b"Tessera Virtual CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+impl CpuidTable {
+    /// EAX, EBX, ECX and EDX of a leaf. Beyond the last leaf, that of the highest basic one, as on Intel's.
+    pub fn query(&self, leaf: u32, sub: u32, now: &Dynamic) -> [u32; 4] {
+        match leaf {
+            0..=MAX_BASIC => self.basic(leaf, sub, now),
+            0x8000_0000..=MAX_EXTENDED => self.extended(leaf, now),
+            _ if HYPERVISOR.contains(&leaf) && self.has(Feature::HYPERVISOR) => [0; 4],
+            _ => self.basic(MAX_BASIC, sub, now),
+        }
+    }
+
+    fn basic(&self, leaf: u32, sub: u32, now: &Dynamic) -> [u32; 4] {
+        let w = |w| self.features.word(w);
+        match leaf {
+            0x0 => [MAX_BASIC, word(b"Genu"), word(b"ntel"), word(b"ineI")],
+            0x1 => {
+                let mut ecx = w(Word::L1Ecx);
+                let mut edx = w(Word::L1Edx);
+                if now.osxsave {
+                    ecx |= 1 << 27;
+                }
+                if !now.apic {
+                    edx &= !(1 << 9);
+                }
+                // CLFLUSH line of 8 quadwords; logical processors; initial APIC ID.
+                let ebx = 8 << 8 | self.cpus.min(255) << 16 | self.apic_id << 24;
+                [SIGNATURE, ebx, ecx, edx]
+            }
+            // "No descriptors for caches: see leaf 4"; 64-byte prefetching.
+            0x2 => [0x00ff_ff01, 0x0000_00f0, 0, 0],
+            0x4 => self.cache(sub),
+            0x6 => [w(Word::L6Eax), 0, 0, 0],
+            0x7 if sub == 0 => {
+                let ospke = if now.ospke { 1 << 4 } else { 0 };
+                [0, w(Word::L7Ebx), w(Word::L7Ecx) | ospke, w(Word::L7Edx)]
+            }
+            0xb => {
+                let shift = 32 - (self.cpus - 1).leading_zeros();
+                match sub {
+                    0 => [0, 1, 0x100, self.apic_id],
+                    1 => [shift, self.cpus, 0x201, self.apic_id],
+                    _ => [0, 0, sub & 0xff, self.apic_id],
+                }
+            }
+            0xd => self.xsave(sub, now),
+            0x15 => self.crystal(),
+            0x16 if self.tsc_hz != 0 => {
+                let mhz = (self.tsc_hz / 1_000_000).min(0xffff) as u32;
+                [mhz, mhz, 100, 0]
+            }
+            _ => [0; 4],
+        }
+    }
+
+    /// Leaf 4: 32 KiB of L1 each for data and instructions, 2 MiB of L2, 16 MiB of L3.
+    fn cache(&self, sub: u32) -> [u32; 4] {
+        let (kind, level, ways, sets, shared) = match sub {
+            0 => (1, 1, 8, 64, 1),
+            1 => (2, 1, 8, 64, 1),
+            2 => (3, 2, 16, 2048, 1),
+            3 => (3, 3, 16, 16384, self.cpus),
+            _ => return [0; 4],
+        };
+        let threads = shared.next_power_of_two() - 1;
+        let cores = (self.cpus.next_power_of_two() - 1).min(63);
+        // Type, level, self-initialising; fully inclusive for the last level.
+        let eax = kind | level << 5 | 1 << 8 | threads << 14 | cores << 26;
+        let edx = if sub == 3 { 2 } else { 0 };
+        [eax, (ways - 1) << 22 | 63, sets - 1, edx]
+    }
+
+    fn xsave(&self, sub: u32, now: &Dynamic) -> [u32; 4] {
+        let mask = self.xcr0_mask();
+        if mask == 0 {
+            return [0; 4];
+        }
+        match sub {
+            0 => {
+                let size = xstate::standard_size;
+                [mask as u32, size(now.xcr0 & mask), size(mask), (mask >> 32) as u32]
+            }
+            1 => {
+                let compact = if self.has(Feature::XSAVEC) { xstate::compact_size(now.xcr0 & mask) } else { 0 };
+                [self.features.word(Word::XsaveEax), compact, 0, 0]
+            }
+            2..64 => xstate::enabled(mask)
+                .find(|c| c.index == sub)
+                .map_or([0; 4], |c| [c.size, c.offset, 0, 0]),
+            _ => [0; 4],
+        }
+    }
+
+    /// Leaf 15H: TSC = crystal * EBX / EAX. Only if that is exact in small numbers: guests multiply kHz by EBX in 32 bits.
+    fn crystal(&self) -> [u32; 4] {
+        let (tsc, crystal) = (self.tsc_hz, self.crystal_hz);
+        if tsc == 0 || crystal == 0 || crystal > u32::MAX as u64 {
+            return [0; 4];
+        }
+        let (mut a, mut b) = (tsc, crystal);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        let (numerator, denominator) = (tsc / a, crystal / a);
+        if numerator.saturating_mul(crystal / 1000) > u32::MAX as u64 {
+            return [0; 4];
+        }
+        [denominator as u32, numerator as u32, crystal as u32, 0]
+    }
+
+    fn extended(&self, leaf: u32, now: &Dynamic) -> [u32; 4] {
+        match leaf {
+            0x8000_0000 => [MAX_EXTENDED, 0, 0, 0],
+            0x8000_0001 => {
+                let mut edx = self.features.word(Word::Ext1Edx);
+                if !now.code64 {
+                    edx &= !(1 << 11);
+                }
+                [0, 0, self.features.word(Word::Ext1Ecx), edx]
+            }
+            0x8000_0002..=0x8000_0004 => {
+                let at = (leaf - 0x8000_0002) as usize * 16;
+                std::array::from_fn(|i| word(&BRAND[at + 4 * i..]))
+            }
+            // L2: 2 MiB, 16 ways, 64-byte lines.
+            0x8000_0006 => [0, 0, 2048 << 16 | 8 << 12 | 64, 0],
+            0x8000_0007 => [0, 0, 0, self.features.word(Word::Ext7Edx)],
+            0x8000_0008 => {
+                let linear = if self.has(Feature::LA57) {
+                    57
+                } else if self.has(Feature::LM) {
+                    48
+                } else {
+                    32
+                };
+                [self.phys_bits() | linear << 8, 0, 0, 0]
+            }
+            _ => [0; 4],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cpuid::{Dynamic, parse};
+
+    #[test]
+    fn vendor_and_brand_spell_out() {
+        let t = parse("max").unwrap();
+        let v = t.query(0, 0, &Dynamic::default());
+        let text: Vec<u8> = [v[1], v[3], v[2]].iter().flat_map(|w| w.to_le_bytes()).collect();
+        assert_eq!(text, b"GenuineIntel");
+        let b = t.query(0x8000_0002, 0, &Dynamic::default());
+        assert_eq!(b[0].to_le_bytes(), *b"Tess");
+    }
+
+    #[test]
+    fn dynamic_bits_follow_state() {
+        let t = parse("max").unwrap();
+        let off = Dynamic::default();
+        let on = Dynamic { osxsave: true, ospke: true, apic: true, code64: true, xcr0: 0x203 };
+        assert_eq!(t.query(1, 0, &off)[2] ^ t.query(1, 0, &on)[2], 1 << 27);
+        assert_eq!(t.query(1, 0, &off)[3] ^ t.query(1, 0, &on)[3], 1 << 9);
+        assert_eq!(t.query(7, 0, &off)[2] ^ t.query(7, 0, &on)[2], 1 << 4);
+        assert_eq!(t.query(0xd, 0, &on)[1], 840);
+        assert_eq!(t.query(0xd, 1, &on)[1], 584);
+        assert_eq!(t.query(0xd, 0, &off)[1], 576);
+    }
+
+    #[test]
+    fn crystal_is_exact_or_silent() {
+        let mut t = parse("max").unwrap();
+        assert_eq!(t.query(0x15, 0, &Dynamic::default()), [0; 4]);
+        t.set_frequencies(2_000_000_000, 1_000_000_000);
+        assert_eq!(t.query(0x15, 0, &Dynamic::default()), [1, 2, 1_000_000_000, 0]);
+        t.set_frequencies(2_100_000_001, 1_000_000_000);
+        assert_eq!(t.query(0x15, 0, &Dynamic::default()), [0; 4]);
+    }
+
+    #[test]
+    fn topology_is_consistent() {
+        let mut t = parse("max").unwrap();
+        assert_eq!(t.query(0xb, 1, &Dynamic::default())[..2], [0, 1]);
+        t.set_topology(2, 3);
+        let core = t.query(0xb, 1, &Dynamic::default());
+        assert_eq!(core, [2, 3, 0x201, 2]);
+        assert_eq!(t.query(1, 0, &Dynamic::default())[1] >> 24, 2);
+    }
+
+    #[test]
+    fn beyond_the_last_leaf_comes_the_last() {
+        let t = parse("max").unwrap();
+        let now = Dynamic::default();
+        assert_eq!(t.query(0x77, 0, &now), t.query(0x16, 0, &now));
+        assert_eq!(t.query(0x4000_0000, 0, &now), [0; 4]);
+    }
+}
