@@ -227,7 +227,7 @@ impl Inst {
             | VecTest { .. }
             | Call { .. } => Some(Ty::Int),
             Flags { .. } => Some(Ty::Flags),
-            VecZero | LoadVec { .. } | Inst::Vec { .. } | Vec3 { .. } | VecIns { .. } | VecFromInt { .. } => {
+            VecZero | LoadVec { .. } | Vec { .. } | Vec3 { .. } | VecIns { .. } | VecFromInt { .. } => {
                 Some(Ty::Vec)
             }
             Get(g) => Some(global_ty(g)),
@@ -278,7 +278,7 @@ impl Inst {
                 m(a);
                 m(b);
             }
-            Inst::Vec { op, a, b, .. } => {
+            Vec { op, a, b, .. } => {
                 m(a);
                 if op.operands() > 1 {
                     m(b);

@@ -1,1 +1,3 @@
 //! The x86-64 host.
+
+pub mod vec;
