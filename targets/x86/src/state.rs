@@ -290,6 +290,8 @@ pub struct X86Env {
     /// MSRs.
     pub msr: Msrs,
 
+    /// Mode bits of blocks to be run now ([`mode`]): a function of the rest, kept by [`X86Env::update_mode`].
+    pub mode: u64,
     /// Current privilege level; 0 in real mode, 3 in virtual-8086 mode.
     pub cpl: u8,
     /// Interrupts are held off for one instruction (after STI, MOV SS, POP SS).
@@ -330,8 +332,8 @@ pub mod mode {
     pub const TRAP: u64 = 1 << 8;
     /// Data segments may need a base added or a limit check: not all of ES, SS, DS are flat.
     pub const SEGMENTED: u64 = 1 << 9;
-    /// The code segment's base is not zero.
-    pub const CODE_BASE: u64 = 1 << 10;
+    /// FS or GS is not a flat data segment: accesses through them are checked (their bases are always added).
+    pub const FS_GS_CHECKED: u64 = 1 << 10;
     /// CR0.TS, EM or MP as they matter to x87: two bits CR0.EM, CR0.TS.
     pub const FPU_EM: u64 = 1 << 11;
     /// CR0.TS.
@@ -368,6 +370,10 @@ pub mod mode {
     pub const PVI: u64 = 1 << 29;
     /// In system-management mode.
     pub const SMM: u64 = 1 << 30;
+    /// Not 64-bit code, and the limit of CS is below 4 GiB - 1.
+    pub const CODE_LIMIT: u64 = 1 << 31;
+    /// Base of CS, 32 bits, unless 64-bit code.
+    pub const CODE_BASE_SHIFT: u32 = 32;
 }
 
 /// MMU modes: the translation regimes of data accesses.

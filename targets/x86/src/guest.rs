@@ -1,0 +1,189 @@
+//! The guest architecture as the translator sees it.
+//!
+//! Translating a block: one decoder runs over the bytes up to the end of the first page; each decoded instruction goes
+//! through the dispatch table. A block ends after a control transfer, at its limits, at the page's end, or before an
+//! instruction that crosses into the next page, so that only single-instruction blocks span pages.
+
+use std::sync::Arc;
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FastFormatter, Instruction};
+use tessera_tcg::env::Header;
+use tessera_tcg::guest::{
+    Access, BlockKey, CodeFetch, Exception, Guest, HelperDesc, Mapping, Next, TranslateLimits, Translated,
+};
+use tessera_tcg::ir::{Builder, GlobalDesc, GlobalId};
+use tessera_tcg::memory::{PAGE_MASK, PhysMemory};
+
+use crate::helpers::{self, exception};
+use crate::state::{self, X86Env, mmu_mode, mode, seg};
+use crate::translate::{Translator, dispatch, vector};
+
+/// The x86-64 guest.
+pub struct X86;
+
+/// Longest instruction (SDM volume 2, section 2.3.11).
+const MAX_INSN: usize = 15;
+
+fn bitness(mode: u64) -> u32 {
+    if mode & mode::CODE64 != 0 {
+        64
+    } else if mode & mode::CODE32 != 0 {
+        32
+    } else {
+        16
+    }
+}
+
+fn code_base(mode: u64) -> u64 {
+    if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT }
+}
+
+/// Whether the instruction's last byte is beyond the limit of CS.
+fn beyond_limit(env: &X86Env, mode: u64, ip: u64, len: usize) -> bool {
+    mode & mode::CODE_LIMIT != 0 && ip + len as u64 - 1 > env.seg[seg::CS].limit as u64
+}
+
+/// What a decoder says of the bytes that are no instruction.
+fn invalid_length(i: &Instruction) -> bool {
+    i.is_invalid() && i.len() >= MAX_INSN
+}
+
+impl Guest for X86 {
+    type Env = X86Env;
+
+    fn globals() -> &'static [GlobalDesc] {
+        state::GLOBALS
+    }
+
+    fn pc_global() -> GlobalId {
+        state::PC
+    }
+
+    fn helpers() -> &'static [HelperDesc] {
+        &helpers::HELPERS
+    }
+
+    fn fp_control() -> Option<u32> {
+        Some(std::mem::offset_of!(X86Env, mxcsr) as u32)
+    }
+
+    fn header(env: &mut X86Env) -> &mut Header {
+        &mut env.header
+    }
+
+    fn block_key(env: &X86Env) -> BlockKey {
+        BlockKey { pc: env.rip, mode: env.mode }
+    }
+
+    fn set_pc(env: &mut X86Env, pc: u64) {
+        env.rip = pc;
+    }
+
+    fn translate(
+        env: &X86Env,
+        key: BlockKey,
+        limits: TranslateLimits,
+        code: &mut dyn CodeFetch,
+        ir: &mut Builder,
+    ) -> Result<Translated, Exception> {
+        let table = dispatch();
+        let base = code_base(key.mode);
+        let linear_mask = if key.mode & mode::CODE64 != 0 { u64::MAX } else { 0xffff_ffff };
+        let ip = key.pc.wrapping_sub(base) & linear_mask;
+        let mut t = Translator::new(ir, env, key.mode, limits.single_step);
+        let max_insns = if t.single { 1 } else { limits.max_insns.max(1) };
+
+        let bytes = code.fetch(key.pc)?;
+        let page_bytes = bytes.len();
+        let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
+        let mut i = Instruction::default();
+        let (mut done, mut insns) = (0usize, 0u32);
+        while insns < max_insns && done < page_bytes {
+            decoder.decode_out(&mut i);
+            if i.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
+                break;
+            }
+            let len = i.len().max(1);
+            let ip = ip.wrapping_add(done as u64) & linear_mask;
+            if beyond_limit(env, key.mode, ip, len) || invalid_length(&i) {
+                if insns == 0 {
+                    return Err(exception(vector::GP, Some(0)));
+                }
+                break;
+            }
+            t.instruction(table, key.pc.wrapping_add(done as u64) & linear_mask, &i);
+            done += len;
+            insns += 1;
+            if t.ended {
+                return Ok(Translated { bytes: done as u32, insns });
+            }
+        }
+        if insns > 0 {
+            t.goto(key.pc.wrapping_add(done as u64) & linear_mask);
+            return Ok(Translated { bytes: done as u32, insns });
+        }
+
+        // The first instruction goes on in the next page.
+        let mut buf = [0u8; 2 * MAX_INSN];
+        buf[..page_bytes].copy_from_slice(bytes);
+        let second = ((key.pc | PAGE_MASK).wrapping_add(1)) & linear_mask;
+        let more = code.fetch(second)?;
+        let more = &more[..more.len().min(MAX_INSN)];
+        buf[page_bytes..page_bytes + more.len()].copy_from_slice(more);
+        let joined = &buf[..page_bytes + more.len()];
+        let mut decoder = Decoder::with_ip(bitness(key.mode), joined, ip, DecoderOptions::NONE);
+        decoder.decode_out(&mut i);
+        let len = i.len().max(1);
+        if beyond_limit(env, key.mode, ip, len) || invalid_length(&i) {
+            return Err(exception(vector::GP, Some(0)));
+        }
+        t.instruction(table, key.pc, &i);
+        if !t.ended {
+            t.goto_next();
+        }
+        Ok(Translated { bytes: len as u32, insns: 1 })
+    }
+
+    fn disassemble(key: BlockKey, pc: u64, bytes: &[u8]) -> (String, usize) {
+        let ip = pc.wrapping_sub(code_base(key.mode));
+        let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
+        let i = decoder.decode();
+        if i.is_invalid() {
+            return ("(bad)".into(), 1);
+        }
+        let mut formatter = FastFormatter::new();
+        let mut text = String::new();
+        formatter.format(&i, &mut text);
+        (text, i.len())
+    }
+
+    fn walk(
+        env: &X86Env,
+        memory: &Arc<dyn PhysMemory>,
+        va: u64,
+        access: Access,
+        mmu: u8,
+    ) -> Result<Mapping, Exception> {
+        crate::mmu::walk(env, memory, va, access, mmu)
+    }
+
+    fn fetch_mmu(env: &X86Env) -> u8 {
+        if env.cpl == 3 { mmu_mode::USER } else { mmu_mode::KERNEL }
+    }
+
+    fn address_space(env: &X86Env) -> u64 {
+        crate::mmu::address_space(env)
+    }
+
+    fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
+        crate::system::deliver_exception(env, exception)
+    }
+
+    fn handle_leave(env: &mut X86Env, code: u32) -> Next {
+        crate::system::handle_leave(env, code)
+    }
+
+    fn poll_events(env: &mut X86Env) -> Next {
+        crate::system::poll_events(env)
+    }
+}

@@ -1,0 +1,3 @@
+//! Helpers of the sse instructions.
+
+helpers! { super::SSE_BASE; }

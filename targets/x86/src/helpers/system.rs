@@ -1,0 +1,3 @@
+//! Helpers of the system instructions.
+
+helpers! { super::SYSTEM_BASE; }

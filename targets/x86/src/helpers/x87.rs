@@ -1,0 +1,3 @@
+//! Helpers of the x87 instructions.
+
+helpers! { super::X87_BASE; }

@@ -1,0 +1,76 @@
+//! The mode word: what a translation depends on beside the instruction bytes.
+//!
+//! Problem: every block is looked up by program counter *and* mode, and the mode is scattered over control registers,
+//! EFLAGS and the hidden parts of segment registers. Strategy: one cached word ([`X86Env::mode`]), computed from
+//! scratch by [`X86Env::update_mode`], which whoever changes a constituent calls before blocks run again.
+//!
+//! Bits that cannot matter are normalised to zero (segmentation in 64-bit code, for example), so that the same code is not
+//! translated twice.
+
+use crate::state::{Cr0, Cr4, Efer, RFlags, Segment, X86Env, mmu_mode, mode, seg};
+
+/// Whether accesses through the segment need no checks: a present, writable, expand-up data segment of 4 GiB.
+fn is_unchecked(s: &Segment) -> bool {
+    const DATA_WRITABLE: u16 = Segment::PRESENT | 0x12;
+    // Present, S, not code, not expand-down, writable.
+    s.limit == u32::MAX && s.access & (Segment::PRESENT | 0x1e) == DATA_WRITABLE
+}
+
+impl X86Env {
+    /// Recomputes [`X86Env::mode`]. To be called after a change to CR0, CR4, EFER, XCR0, DR7, MXCSR's masks, EFLAGS other
+    /// than the arithmetic flags and DF, a segment register's hidden part, the CPL, the interrupt shadow or SMM.
+    pub fn update_mode(&mut self) {
+        self.mode = self.compute_mode();
+    }
+
+    fn compute_mode(&self) -> u64 {
+        let mut m = 0;
+        let mut set = |bit: u64, on: bool| m |= if on { bit } else { 0 };
+        let eflags = RFlags::from_bits_retain(self.eflags);
+        let code64 = self.code64();
+        let protected = self.cr0.contains(Cr0::PE);
+        let v86 = protected && eflags.contains(RFlags::VM);
+        set(mode::LONG, self.efer.contains(Efer::LMA));
+        set(mode::PROTECTED, protected);
+        set(mode::V86, v86);
+        if code64 {
+            set(mode::CODE64, true);
+        } else {
+            let cs = &self.seg[seg::CS];
+            set(mode::CODE32, cs.access & Segment::DB != 0);
+            set(mode::STACK32, self.seg[seg::SS].access & Segment::DB != 0);
+            set(mode::CODE_LIMIT, cs.limit != u32::MAX);
+            set(u64::MAX << mode::CODE_BASE_SHIFT & cs.base << mode::CODE_BASE_SHIFT, true);
+            let checked = |n: usize| !is_unchecked(&self.seg[n]);
+            let flat = |n: usize| !checked(n) && self.seg[n].base == 0;
+            set(mode::SEGMENTED, !(flat(seg::ES) && flat(seg::SS) && flat(seg::DS)));
+            set(mode::FS_GS_CHECKED, checked(seg::FS) || checked(seg::GS));
+        }
+        set(mode::TRAP, eflags.contains(RFlags::TF));
+        set(mode::SHADOW, self.interrupt_shadow);
+        set(mode::SMM, self.smm);
+        set(mode::FPU_EM, self.cr0.contains(Cr0::EM));
+        set(mode::FPU_TS, self.cr0.contains(Cr0::TS));
+        set(mode::FPU_MP, self.cr0.contains(Cr0::MP));
+        set(mode::OSFXSR, self.cr4.contains(Cr4::OSFXSR));
+        set(mode::AVX, self.cr4.contains(Cr4::OSXSAVE) && self.xcr0 & 6 == 6);
+        set(mode::SSE_UNMASKED, self.mxcsr & 0x1f80 != 0x1f80);
+        set(mode::DEBUG, self.dr[7] & 0xff != 0);
+        set(mode::UMIP, self.cr4.contains(Cr4::UMIP));
+        set(mode::TSD, self.cr4.contains(Cr4::TSD));
+        set(mode::FSGSBASE, self.cr4.contains(Cr4::FSGSBASE));
+        set(mode::PCE, self.cr4.contains(Cr4::PCE));
+        set(mode::VME, self.cr4.contains(Cr4::VME));
+        set(mode::PVI, self.cr4.contains(Cr4::PVI));
+        let ac = eflags.contains(RFlags::AC);
+        set(mode::ALIGN, ac && self.cpl == 3 && self.cr0.contains(Cr0::AM));
+        let mmu = match self.cpl {
+            3 => mmu_mode::USER,
+            _ if self.cr4.contains(Cr4::SMAP) && !ac => mmu_mode::KERNEL_SMAP,
+            _ => mmu_mode::KERNEL,
+        };
+        m | (mmu as u64) << mode::MMU_SHIFT
+            | (self.cpl as u64 & 3) << mode::CPL_SHIFT
+            | (self.eflags >> 12 & 3) << mode::IOPL_SHIFT
+    }
+}

@@ -1,0 +1,149 @@
+//! How a block goes on: the terminals and their policy.
+//!
+//! Policy:
+//! - A jump to a known address in the same page is an exit that is chained; one that goes back (or to itself) polls for
+//!   events, so that no cycle is without a poll.
+//! - A jump to another page goes by the jump cache (`GotoIndirect`), because the mapping of that page may change while
+//!   this block stays valid.
+//! - In single-stepping blocks (`Translator::single`) nothing is chained: the program counter is set and the block
+//!   leaves, with [`leave::SINGLE_STEP`] under EFLAGS.TF.
+
+use tessera_tcg::ir::{BinOp, Cond, Exit, ExitId, GlobalSet, Inst, Value, Width};
+
+use super::Translator;
+use crate::helpers;
+use crate::state::{PC, leave, mode};
+
+impl Translator<'_> {
+    fn same_page(&self, target: u64) -> bool {
+        (target ^ self.pc) & !0xfff == 0
+    }
+
+    fn near_exit(&mut self, target: u64) -> ExitId {
+        self.b.exit(Exit { pc: target, poll: target <= self.pc, chain: true, dead: GlobalSet::NONE })
+    }
+
+    fn end(&mut self, terminal: Inst) {
+        debug_assert!(!self.ended);
+        self.b.push(terminal);
+        self.ended = true;
+    }
+
+    /// Returns to the execution loop, which hands `code` to `handle_leave`. The caller has set the program counter.
+    pub fn leave(&mut self, code: u32) {
+        self.end(Inst::Leave { code });
+    }
+
+    /// Ends a single-stepping block: the instruction is complete and the program counter set.
+    fn leave_after_step(&mut self) {
+        self.leave(if self.is(mode::TRAP) { leave::SINGLE_STEP } else { leave::RESUME });
+    }
+
+    /// Sets the program counter to a constant.
+    pub fn set_pc(&mut self, linear: u64) {
+        let v = self.b.iconst(linear);
+        self.b.set(PC, v);
+    }
+
+    /// Goes on at a linear address.
+    pub fn goto(&mut self, target: u64) {
+        if self.single {
+            self.set_pc(target);
+            self.leave_after_step();
+        } else if self.same_page(target) {
+            let exit = self.near_exit(target);
+            self.end(Inst::Goto(exit));
+        } else {
+            self.set_pc(target);
+            self.end(Inst::GotoIndirect);
+        }
+    }
+
+    /// Goes on at the next instruction in another block.
+    pub fn goto_next(&mut self) {
+        self.goto(self.next);
+    }
+
+    /// Goes on at the linear address `taken` if the condition holds, else at `fall`.
+    pub fn branch(&mut self, cond: Cond, f: Value, taken: u64, fall: u64) {
+        if self.single {
+            self.select_pc(cond, f, taken, fall);
+            self.leave_after_step();
+            return;
+        }
+        match (self.same_page(taken), self.same_page(fall)) {
+            (true, true) => {
+                let (taken, fall) = (self.near_exit(taken), self.near_exit(fall));
+                self.end(Inst::Branch { cond, f, taken, fall });
+            }
+            (true, false) => {
+                let exit = self.near_exit(taken);
+                self.b.push(Inst::ExitIf { cond, f, exit });
+                self.goto(fall);
+            }
+            (false, true) => {
+                let exit = self.near_exit(fall);
+                self.b.push(Inst::ExitIf { cond: cond.negate(), f, exit });
+                self.goto(taken);
+            }
+            (false, false) => {
+                self.select_pc(cond, f, taken, fall);
+                self.end(Inst::GotoIndirect);
+            }
+        }
+    }
+
+    fn select_pc(&mut self, cond: Cond, f: Value, taken: u64, fall: u64) {
+        let (taken, fall) = (self.b.iconst(taken), self.b.iconst(fall));
+        let pc = self.b.select(cond, f, taken, fall);
+        self.b.set(PC, pc);
+    }
+
+    /// Runs this instruction again from its start if the condition holds. Not after a `Set`.
+    pub fn retry_if(&mut self, cond: Cond, f: Value) {
+        let exit =
+            self.b.exit(Exit { pc: self.pc, poll: true, chain: !self.single, dead: GlobalSet::NONE });
+        self.b.push(Inst::ExitIf { cond, f, exit });
+    }
+
+    /// Goes on at an architectural instruction pointer that is known only at run time. It is an offset in CS,
+    /// already cut to the operand size.
+    pub fn goto_indirect(&mut self, ip: Value) {
+        let linear = self.linear_of_ip(ip);
+        self.b.set(PC, linear);
+        if self.single {
+            self.leave_after_step();
+        } else {
+            self.end(Inst::GotoIndirect);
+        }
+    }
+
+    /// Ends the block after a helper that set the program counter and perhaps the mode: what follows is looked up anew.
+    pub fn leave_for_mode_change(&mut self) {
+        if self.is(mode::TRAP) { self.leave(leave::SINGLE_STEP) } else { self.leave(leave::RESUME) }
+    }
+
+    fn linear_of_ip(&mut self, ip: Value) -> Value {
+        if self.code64() || self.cs_base == 0 {
+            return ip;
+        }
+        self.b.bin_imm(BinOp::Add, Width::W32, ip, self.cs_base)
+    }
+
+    /// Linear address of an offset in CS.
+    pub fn linear_target(&self, ip: u64) -> u64 {
+        self.wrap(ip.wrapping_add(self.cs_base))
+    }
+
+    /// Raises #GP(0) if a jump to this offset would leave the code segment. To be called before the first `Set`.
+    pub fn check_target(&mut self, ip: Value) {
+        if !self.is(mode::CODE_LIMIT) {
+            return;
+        }
+        let limit = self.env.seg[crate::state::seg::CS].limit;
+        if limit == 0xffff && self.b.constant(ip).is_some_and(|ip| ip <= 0xffff) {
+            return;
+        }
+        self.b.call(helpers::int::CHECK_CODE, &[ip]);
+    }
+}

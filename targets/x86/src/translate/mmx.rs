@@ -1,0 +1,6 @@
+//! The mmx family.
+
+use super::Row;
+
+/// Rows of this family.
+pub(super) const ROWS: &[Row] = &[];

@@ -1,0 +1,264 @@
+//! From instructions to IR.
+//!
+//! Problem: some 2,000 encodings, five modes, and a translation that is most of what booting costs. Strategy: iced-x86
+//! decodes; a table indexed by its `Code` ([`dispatch`]) gives a translate function; families live in one file each and
+//! list their instructions as [`Row`]s; everything a translate function needs is in the [`Translator`]. Nothing is
+//! allocated for an instruction.
+//!
+//! Invariants that translate functions uphold:
+//! - Within an instruction, whatever can fault (memory accesses, faulting helpers, segment checks) comes before the
+//!   first `Set` of a global: state is precise by that alone. A read-modify-write loads `for_write`, so its store cannot
+//!   fault and may follow.
+//! - An instruction that goes elsewhere than to the next one ends the block by exactly one of the methods in
+//!   [`exits`]; those see to single-stepping, polling and what may be chained.
+//! - A value handed on as *raw* has its meaning in the low bits of its width only, see [`operand`].
+//!
+//! To add an instruction: a row and a function in its family's file. To add a family: a file with `ROWS`, named in
+//! `FAMILIES` below.
+
+use std::sync::LazyLock;
+
+use iced_x86::{Code, Instruction, Mnemonic};
+use tessera_tcg::ir::{Builder, Inst, MemFlags, Value};
+
+use crate::helpers;
+use crate::state::{X86Env, leave, mode};
+
+pub mod exits;
+pub mod operand;
+
+mod avx;
+mod int_alu;
+mod int_bits;
+mod int_control;
+mod int_move;
+mod int_muldiv;
+mod int_shift;
+mod int_stack;
+mod int_string;
+mod mmx;
+mod sse;
+mod system;
+mod x87;
+
+/// Where instructions are looked up; a later family overrides an earlier one.
+const FAMILIES: &[&[Row]] = &[
+    int_alu::ROWS,
+    int_bits::ROWS,
+    int_control::ROWS,
+    int_move::ROWS,
+    int_muldiv::ROWS,
+    int_shift::ROWS,
+    int_stack::ROWS,
+    int_string::ROWS,
+    system::ROWS,
+    x87::ROWS,
+    mmx::ROWS,
+    sse::ROWS,
+    avx::ROWS,
+];
+
+/// Translates one instruction.
+pub type TranslateFn = fn(&mut Translator<'_>, &Instruction);
+
+/// A row of a family's table.
+#[derive(Clone, Copy)]
+pub enum Row {
+    /// Every encoding of a mnemonic.
+    All(Mnemonic, TranslateFn),
+    /// One encoding; goes before rows that name its mnemonic.
+    One(Code, TranslateFn),
+}
+
+/// The translate function of every encoding, indexed by `Code as usize`.
+pub fn dispatch() -> &'static [TranslateFn] {
+    static TABLE: LazyLock<Vec<TranslateFn>> = LazyLock::new(|| {
+        let mut by_mnemonic: Vec<TranslateFn> = vec![unsupported; Mnemonic::values().len()];
+        let mut exact: Vec<(Code, TranslateFn)> = Vec::new();
+        for row in FAMILIES.iter().copied().flatten() {
+            match *row {
+                Row::All(mnemonic, f) => by_mnemonic[mnemonic as usize] = f,
+                Row::One(code, f) => exact.push((code, f)),
+            }
+        }
+        let mut table: Vec<TranslateFn> =
+            Code::values().map(|code| by_mnemonic[code.mnemonic() as usize]).collect();
+        for (code, f) in exact {
+            table[code as usize] = f;
+        }
+        table[Code::INVALID as usize] = |t, _| t.undefined();
+        table
+    });
+    &TABLE
+}
+
+/// An instruction that decodes but that no family has: #UD, with a note in the log.
+fn unsupported(t: &mut Translator<'_>, i: &Instruction) {
+    tracing::debug!(target: "unimp", pc = format_args!("{:#x}", t.pc), code = ?i.code(), "instruction raises #UD");
+    t.undefined();
+}
+
+/// Vectors that translate functions raise.
+pub mod vector {
+    #![allow(missing_docs)]
+    pub const DE: u16 = 0;
+    pub const DB: u16 = 1;
+    pub const BP: u16 = 3;
+    pub const OF: u16 = 4;
+    pub const BR: u16 = 5;
+    pub const UD: u16 = 6;
+    pub const NM: u16 = 7;
+    pub const SS: u16 = 12;
+    pub const GP: u16 = 13;
+    pub const MF: u16 = 16;
+    pub const AC: u16 = 17;
+    pub const XM: u16 = 19;
+}
+
+/// What a translate function works with.
+pub struct Translator<'a> {
+    /// The block being built.
+    pub b: &'a mut Builder,
+    /// The environment: for what never changes while the machine runs, such as CPUID. Anything else must be in the mode.
+    pub env: &'a X86Env,
+    /// The block's mode bits ([`mode`]).
+    pub mode: u64,
+    /// Linear address of this instruction.
+    pub pc: u64,
+    /// Linear address of the next instruction.
+    pub next: u64,
+    /// Base of CS; 0 in 64-bit code.
+    pub cs_base: u64,
+    /// MMU mode of data accesses.
+    pub mmu: u8,
+    /// The block is this one instruction, and is left to the execution loop after it.
+    pub single: bool,
+    /// The block has its terminal.
+    pub ended: bool,
+}
+
+impl<'a> Translator<'a> {
+    /// A translator for a block in `mode`.
+    pub fn new(b: &'a mut Builder, env: &'a X86Env, mode: u64, single_step: bool) -> Translator<'a> {
+        Translator {
+            b,
+            env,
+            mode,
+            pc: 0,
+            next: 0,
+            cs_base: if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT },
+            mmu: (mode >> mode::MMU_SHIFT & 3) as u8,
+            single: single_step || mode & (mode::TRAP | mode::SHADOW) != 0,
+            ended: false,
+        }
+    }
+
+    /// Translates one instruction, which is at `pc`.
+    pub fn instruction(&mut self, table: &[TranslateFn], pc: u64, i: &Instruction) {
+        self.pc = pc;
+        self.next = self.wrap(pc.wrapping_add(i.len() as u64));
+        self.b.push(Inst::InsnStart { pc });
+        if self.mode & mode::CODE_LIMIT != 0 && self.env.seg[crate::state::seg::CS].limit != 0xffff {
+            // Odd limits are rare: check each instruction's last byte instead of having more block modes.
+            let last = self.b.iconst(self.next.wrapping_sub(1).wrapping_sub(self.cs_base) & 0xffff_ffff);
+            self.b.call(helpers::int::CHECK_CODE, &[last]);
+        }
+        table[i.code() as usize](self, i);
+    }
+
+    /// Whether all of these mode bits are set.
+    #[inline]
+    pub fn is(&self, bits: u64) -> bool {
+        self.mode & bits == bits
+    }
+
+    /// 64-bit code.
+    #[inline]
+    pub fn code64(&self) -> bool {
+        self.is(mode::CODE64)
+    }
+
+    /// Protected mode (long mode included), not virtual-8086.
+    #[inline]
+    pub fn protected(&self) -> bool {
+        self.mode & (mode::PROTECTED | mode::V86) == mode::PROTECTED
+    }
+
+    /// Current privilege level.
+    #[inline]
+    pub fn cpl(&self) -> u8 {
+        (self.mode >> mode::CPL_SHIFT & 3) as u8
+    }
+
+    /// I/O privilege level.
+    #[inline]
+    pub fn iopl(&self) -> u8 {
+        (self.mode >> mode::IOPL_SHIFT & 3) as u8
+    }
+
+    /// Memory flags of an ordinary data access.
+    #[inline]
+    pub fn mem(&self) -> MemFlags {
+        MemFlags { mmu: self.mmu, for_write: false }
+    }
+
+    /// Memory flags of a load whose bytes are stored to next.
+    #[inline]
+    pub fn mem_for_write(&self) -> MemFlags {
+        MemFlags { mmu: self.mmu, for_write: true }
+    }
+
+    /// A linear address: 32 bits unless in 64-bit code.
+    #[inline]
+    pub fn wrap(&self, linear: u64) -> u64 {
+        if self.code64() { linear } else { linear & 0xffff_ffff }
+    }
+
+    /// Architectural instruction pointer (offset in CS) of the next instruction.
+    #[inline]
+    pub fn next_ip(&self) -> u64 {
+        self.wrap(self.next.wrapping_sub(self.cs_base))
+    }
+
+    /// Calls a helper.
+    #[inline]
+    pub fn call(&mut self, helper: tessera_tcg::ir::HelperId, args: &[Value]) -> Value {
+        self.b.call(helper, args)
+    }
+
+    /// Raises an exception unconditionally; ends the block.
+    pub fn raise(&mut self, vector: u16, error: Option<u32>) {
+        let vector = self.b.iconst(vector as u64);
+        let error = self.b.iconst(error.map_or(u64::MAX, u64::from));
+        self.b.call(helpers::int::RAISE, &[vector, error]);
+        // Never reached, but a block needs a terminal.
+        self.leave(leave::RESUME);
+    }
+
+    /// Raises #UD; ends the block.
+    pub fn undefined(&mut self) {
+        self.raise(vector::UD, None);
+    }
+
+    /// Raises #GP(0); ends the block.
+    pub fn protection(&mut self) {
+        self.raise(vector::GP, Some(0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_instruction_is_claimed_twice() {
+        let mut mnemonics = std::collections::HashSet::new();
+        let mut codes = std::collections::HashSet::new();
+        for row in FAMILIES.iter().copied().flatten() {
+            match *row {
+                Row::All(m, _) => assert!(mnemonics.insert(m), "{m:?}"),
+                Row::One(c, _) => assert!(codes.insert(c), "{c:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The system family.
+
+use super::Row;
+
+/// Rows of this family.
+pub(super) const ROWS: &[Row] = &[];

@@ -1,0 +1,6 @@
+//! The x87 family.
+
+use super::Row;
+
+/// Rows of this family.
+pub(super) const ROWS: &[Row] = &[];
