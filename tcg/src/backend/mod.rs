@@ -11,7 +11,7 @@
 //! - A *point* is a place where generated code calls [`RuntimeFns::slow_access`] or a helper that may fault. Its
 //!   [`StatePoint`] says where every global is, so nothing is stored for the sake of a fault that does not come.
 
-use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecSize, Width};
+use crate::ir::{Block, Ext, FlagOp, flags, GlobalDesc, GlobalId, RmwOp, VecSize, Width};
 
 pub mod x86_64;
 
@@ -40,12 +40,28 @@ pub struct FlagRecipe {
     pub op: FlagOp,
     /// Width.
     pub w: Width,
-    /// First operand.
+    /// First operand; or, if `from_result`, the operation's result, from which the first operand follows.
     pub a: Loc,
     /// Second operand.
     pub b: Loc,
     /// Old flags: packed if an integer location, or another recipe.
     pub old: Option<Loc>,
+    /// See `a`; only for `Add`, `Sub`, `Inc` and `Dec`.
+    pub from_result: bool,
+}
+
+impl FlagRecipe {
+    /// The packed flags, given the operands' values.
+    pub fn eval(&self, a: u64, b: u64, old: u32) -> u32 {
+        let a = match self.op {
+            _ if !self.from_result => a,
+            FlagOp::Add => a.wrapping_sub(b),
+            FlagOp::Sub => a.wrapping_add(b),
+            FlagOp::Inc => a.wrapping_sub(1),
+            _ => a.wrapping_add(1),
+        };
+        flags::compute(self.op, self.w, a, b, old)
+    }
 }
 
 /// A guest memory access that the slow path completes.
@@ -106,6 +122,9 @@ pub struct JumpSite {
 pub struct Compiled {
     /// Host code; to be placed at the requested address.
     pub code: Vec<u8>,
+    /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
+    /// `poll`, and all indirect jumps, go to offset 0.
+    pub body: u32,
     /// Jumps that can be linked: those of exits with `chain`.
     pub jumps: Vec<JumpSite>,
     /// Points.

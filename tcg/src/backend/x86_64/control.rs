@@ -1,0 +1,489 @@
+//! Emission of exits, terminals and helper calls.
+//!
+//! Leaving a block means bringing every global home: packed flags and dirty globals to the environment, pinned
+//! globals to their registers by a parallel move. The allocator's state is not changed by that, so the same code
+//! serves side exits, which are emitted out of line while the state is current.
+
+use super::emitter::{Emitter, MemLoc, NONE, PendingJump, Target, env_mem};
+use super::encode::{Alu, Mem, Shift, r};
+use super::liveness::NO_VALUE;
+use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
+use crate::backend::Outcome;
+use crate::env::{Header, JUMP_CACHE_ENTRIES, JumpEntry, Runtime};
+use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
+
+/// A source of a parallel move.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Source {
+    Reg(u8),
+    /// A value that is not in a register.
+    Value(u32),
+    /// The environment register, as a helper's first argument.
+    Env,
+}
+
+/// Moves to different registers that happen at once.
+#[derive(Default)]
+struct Moves {
+    list: [Option<(u8, Source)>; 16],
+    len: usize,
+}
+
+impl Moves {
+    fn add(&mut self, dst: u8, src: Source) {
+        if src != Source::Reg(dst) {
+            self.list[self.len] = Some((dst, src));
+            self.len += 1;
+        }
+    }
+}
+
+impl Emitter<'_> {
+    /// Emits moves that happen at once. The host's flags survive; no scratch register is needed.
+    fn parallel_move(&mut self, mut moves: Moves) {
+        loop {
+            let mut progress = false;
+            let mut pending = None;
+            for i in 0..moves.len {
+                let Some((dst, src)) = moves.list[i] else { continue };
+                let blocked = (0..moves.len).any(|j| {
+                    j != i && matches!(moves.list[j], Some((_, Source::Reg(s))) if s == dst)
+                });
+                if blocked {
+                    pending = Some(i);
+                    continue;
+                }
+                // What is not in a register waits until no register is a source any more: it may be the last one.
+                match src {
+                    Source::Reg(s) => self.asm().mov_rr(dst, s),
+                    Source::Value(v) => self.read_value(dst, v as usize),
+                    Source::Env => self.asm().lea(Width::W64, dst, r::RBP, None, -super::ENV_BIAS),
+                }
+                moves.list[i] = None;
+                progress = true;
+            }
+            if progress {
+                continue;
+            }
+            let Some(i) = pending else { return };
+            // Only cycles are left, and in a cycle every source is a register.
+            let Some((dst, Source::Reg(src))) = moves.list[i] else {
+                unreachable!("a cycle of moves consists of registers")
+            };
+            self.asm().xchg(dst, src);
+            moves.list[i] = None;
+            for m in moves.list[..moves.len].iter_mut() {
+                if let Some((d, Source::Reg(s))) = *m {
+                    let s = if s == dst {
+                        src
+                    } else if s == src {
+                        dst
+                    } else {
+                        s
+                    };
+                    *m = if d == s { None } else { Some((d, Source::Reg(s))) };
+                }
+            }
+        }
+    }
+
+    /// Brings globals outside `dead` home. The host's flags survive if the flags global is dead, not dirty, or the value
+    /// that they hold.
+    fn flush(&mut self, dead: GlobalSet) {
+        let mut rest = self.dirty & !dead.0;
+        // Flags first: their computation needs registers as they are.
+        let mut later = 0;
+        while rest != 0 {
+            let g = rest.trailing_zeros() as usize;
+            rest &= rest - 1;
+            if self.guest.globals[g].ty == Ty::Flags {
+                let v = self.current[g] as usize;
+                self.write_home(g, v);
+            } else {
+                later |= 1u64 << g;
+            }
+        }
+        while later != 0 {
+            let g = later.trailing_zeros() as usize;
+            later &= later - 1;
+            let v = self.current[g] as usize;
+            self.write_home(g, v);
+        }
+        let mut moves = Moves::default();
+        for g in 0..self.guest.globals.len() {
+            let pin = self.pin_reg[g];
+            let v = self.current[g];
+            if pin == PIN_OFF || v == NO_VALUE || dead.0 >> g & 1 != 0 {
+                continue;
+            }
+            let reg = self.b.reg[v as usize];
+            moves.add(pin, if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
+        }
+        self.parallel_move(moves);
+    }
+
+    /// The globals that a flush would have to do something for.
+    fn away(&self) -> u64 {
+        let mut away = self.dirty;
+        for g in 0..self.guest.globals.len() {
+            let (pin, v) = (self.pin_reg[g], self.current[g]);
+            if pin != PIN_OFF && v != NO_VALUE && self.b.reg[v as usize] != pin {
+                away |= 1 << g;
+            }
+        }
+        away
+    }
+
+    /// The code behind an unlinked jump: sets the program counter and returns to the execution loop.
+    fn unlinked_stub(&mut self, exit: ExitId) -> usize {
+        let was_cold = self.in_cold;
+        self.in_cold = true;
+        let at = self.asm().len();
+        let pc = self.block.exits[exit.0 as usize].pc;
+        self.store_pc(pc);
+        self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
+        self.in_cold = was_cold;
+        at
+    }
+
+    fn store_pc(&mut self, pc: u64) {
+        let m = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
+        if pc as i64 == pc as i32 as i64 {
+            self.asm().store_imm(Width::W64, m, pc as i32);
+        } else {
+            self.asm().mov_ri(r::RAX, pc);
+            self.asm().store(Width::W64, m, r::RAX);
+        }
+    }
+
+    fn leave(&mut self, outcome: Outcome) {
+        self.asm().mov_ri(r::RAX, outcome.encode());
+        self.jump_to(Target::Abs(self.thunks.exit));
+    }
+
+    fn jump_to(&mut self, to: Target) {
+        let at = self.asm().jmp();
+        self.fix(at, to);
+    }
+
+    /// Jumps to an exit's successor; all globals are home.
+    fn jump_exit(&mut self, exit: ExitId) {
+        let e = self.block.exits[exit.0 as usize];
+        if !e.chain {
+            self.asm().mov_ri(r::RAX, e.pc);
+            let lookup = self.thunks.lookup;
+            self.jump_to(Target::Abs(lookup));
+            return;
+        }
+        // The stub may not come between the alignment and the jump when both are cold.
+        self.asm().align4(1);
+        let at = self.asm().jmp();
+        let in_cold = self.in_cold;
+        let unlinked = self.unlinked_stub(exit);
+        self.fix_in(in_cold, at, Target::Cold(unlinked));
+        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
+    }
+
+    fn fix_in(&mut self, in_cold: bool, at: usize, to: Target) {
+        self.b.fixups.push(super::emitter::Fixup { in_cold, at, to });
+    }
+
+    /// [`Inst::Goto`](crate::ir::Inst::Goto).
+    pub fn goto(&mut self, exit: ExitId) {
+        self.flush(self.block.exits[exit.0 as usize].dead);
+        self.jump_exit(exit);
+    }
+
+    /// A conditional jump to an exit whose globals need not be moved, linkable itself.
+    fn jcc_exit(&mut self, cond: Cond, exit: ExitId) {
+        self.asm().align4(2);
+        let at = self.asm().jcc(cond);
+        let unlinked = self.unlinked_stub(exit);
+        let in_cold = self.in_cold;
+        self.fix(at, Target::Cold(unlinked));
+        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
+    }
+
+    /// Flushes and jumps out of line if `cond` holds.
+    fn jcc_side(&mut self, cond: Cond, exit: ExitId) {
+        let at = self.asm().jcc(cond);
+        let cold_at = self.b.cold.len();
+        self.fix(at, Target::Cold(cold_at));
+        let host_flags = self.host_flags;
+        self.in_cold = true;
+        self.flush(self.block.exits[exit.0 as usize].dead);
+        self.jump_exit(exit);
+        self.in_cold = false;
+        self.host_flags = host_flags;
+    }
+
+    /// [`Inst::ExitIf`](crate::ir::Inst::ExitIf).
+    pub fn exit_if(&mut self, cond: Cond, f: Value, exit: ExitId) {
+        let f = self.b.live.resolve(f);
+        let host = self.condition(cond, f);
+        let e = self.block.exits[exit.0 as usize];
+        if e.chain && self.away() & !e.dead.0 == 0 {
+            self.jcc_exit(host, exit);
+        } else {
+            self.jcc_side(host, exit);
+        }
+    }
+
+    /// [`Inst::Branch`](crate::ir::Inst::Branch).
+    pub fn branch(&mut self, cond: Cond, f: Value, taken: ExitId, fall: ExitId) {
+        let f = self.b.live.resolve(f);
+        let (t, n) = (self.block.exits[taken.0 as usize], self.block.exits[fall.0 as usize]);
+        let away = self.away();
+        let flags_global = (0..self.guest.globals.len())
+            .find(|&g| self.guest.globals[g].ty == Ty::Flags && (self.dirty & !n.dead.0) >> g & 1 != 0);
+        let flags_agree = flags_global.is_none_or(|g| self.current[g] == f as u32 && self.b.mem[f] == MemLoc::None);
+        if t.chain && away & t.dead.0 == away & n.dead.0 && flags_agree {
+            // One flush serves both ways, and the moves leave the condition alone.
+            let host = if flags_global.is_some() {
+                self.flags_to_host(f);
+                cond
+            } else {
+                self.condition(cond, f)
+            };
+            self.flush(n.dead);
+            self.jcc_exit(host, taken);
+        } else {
+            let host = self.condition(cond, f);
+            self.jcc_side(host, taken);
+            self.flush(n.dead);
+        }
+        self.jump_exit(fall);
+    }
+
+    /// [`Inst::GotoIndirect`](crate::ir::Inst::GotoIndirect).
+    pub fn goto_indirect(&mut self) {
+        let pc = self.guest.pc.0 as usize;
+        let v = self.current[pc];
+        // The program counter is stored only on a miss; it travels in RCX across the flush, which uses RAX.
+        let dead = GlobalSet::of(self.guest.pc);
+        if v == NO_VALUE || self.dirty >> pc & 1 == 0 {
+            self.flush(GlobalSet::NONE);
+            let m = env_mem(self.guest.globals[pc].offset);
+            self.asm().load(Width::W64, r::RAX, m);
+        } else {
+            self.flush_flags();
+            self.read_value(r::RCX, v as usize);
+            self.flush(dead.or(self.flags_globals()));
+            self.asm().mov_rr(r::RAX, r::RCX);
+        }
+        self.lookup_jump();
+    }
+
+    /// The globals that are flags.
+    fn flags_globals(&self) -> GlobalSet {
+        let mut set = GlobalSet::NONE;
+        for (g, desc) in self.guest.globals.iter().enumerate() {
+            if desc.ty == Ty::Flags {
+                set.0 |= 1 << g;
+            }
+        }
+        set
+    }
+
+    fn flush_flags(&mut self) {
+        for g in self.flags_globals().iter() {
+            let g = g.0 as usize;
+            if self.dirty >> g & 1 != 0 {
+                let v = self.current[g] as usize;
+                self.write_home(g, v);
+            }
+        }
+    }
+
+    /// Jumps to the block at the guest address in RAX by way of the jump cache.
+    fn lookup_jump(&mut self) {
+        let lookup_miss = self.thunks.lookup_miss;
+        emit_lookup(self.asm());
+        let at = self.asm().jcc(Cond::NE);
+        self.fix(at, Target::Abs(lookup_miss));
+        emit_lookup_hit(self.asm());
+    }
+
+    /// [`Inst::Leave`](crate::ir::Inst::Leave).
+    pub fn leave_block(&mut self, code: u32) {
+        self.flush(GlobalSet::NONE);
+        self.leave(Outcome::Leave(code));
+    }
+
+    /// The polled entry, at offset 0: returns to the execution loop if that was asked for.
+    pub fn poll_entry(&mut self, pc: u64) {
+        self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
+        let at = self.asm().jcc(Cond::NE);
+        let cold = self.b.cold.len();
+        self.fix(at, Target::Cold(cold));
+        self.in_cold = true;
+        self.store_pc(pc);
+        self.leave(Outcome::Poll);
+        self.in_cold = false;
+    }
+
+    /// [`Inst::Call`](crate::ir::Inst::Call).
+    pub fn call(&mut self, helper: HelperId, args: CallArgs) {
+        let desc = self.guest.helpers[helper.0 as usize];
+        let effects = desc.effects;
+        let globals = self.guest.globals.len();
+        let at = self.at as u32;
+        // Values that only the environment holds, where the helper will change it, move away.
+        for g in 0..globals {
+            if effects.writes.0 >> g & 1 != 0 {
+                self.release_env(g);
+            }
+        }
+        for g in 0..globals {
+            if effects.reads.0 >> g & 1 == 0 {
+                continue;
+            }
+            if self.pin_reg[g] == PIN_OFF {
+                if self.guest.globals[g].ty == Ty::Flags && self.dirty >> g & 1 != 0 {
+                    // Flags read from the environment earlier and still wanted move away before it is overwritten.
+                    self.release_env(g);
+                }
+                self.flush_global(g);
+                continue;
+            }
+            let v = self.current[g];
+            if v == NO_VALUE || self.b.mem[v as usize] == MemLoc::Env(g as u8) && self.env_owner[g] == v {
+                continue;
+            }
+            self.release_env(g);
+            let m = env_mem(self.guest.globals[g].offset);
+            let reg = self.value_in(v as usize, r::RAX);
+            self.asm().store(Width::W64, m, reg);
+            if self.constant(v as usize).is_none() {
+                self.own_env(g, v);
+            }
+        }
+        // Whoever survives the call must not be in a register that it destroys.
+        for v in args.iter().flatten() {
+            let v = self.b.live.resolve(*v);
+            if self.b.reg[v] == NONE && self.constant(v).is_none() {
+                self.use_int(Value(v as u32));
+            }
+        }
+        let mut kept = [NONE; 5];
+        for (k, v) in kept.iter_mut().zip(args.iter().flatten()) {
+            *k = self.b.reg[self.b.live.resolve(*v)];
+        }
+        // A helper that faults leaves the state as of the call, so what is observed here survives it, too.
+        let until = if effects.faults { at } else { at + 1 };
+        for reg in CALLER_SAVED {
+            let v = self.owner[reg as usize];
+            if v != NO_VALUE && self.b.live.last_use[v as usize] >= until {
+                self.spill(v);
+            }
+        }
+        for reg in VEC_ALLOC {
+            let v = self.vec_owner[reg as usize];
+            if v != NO_VALUE && self.b.live.last_use[v as usize] >= until {
+                self.spill(v);
+            }
+        }
+        let mut moves = Moves::default();
+        moves.add(ABI_ARGS[0], Source::Env);
+        for (i, v) in args.iter().flatten().enumerate() {
+            let v = self.b.live.resolve(*v);
+            let src = if kept[i] != NONE { Source::Reg(kept[i]) } else { Source::Value(v as u32) };
+            moves.add(ABI_ARGS[i + 1], src);
+        }
+        self.parallel_move(moves);
+        for reg in CALLER_SAVED {
+            self.forget(reg);
+        }
+        for reg in VEC_ALLOC {
+            let v = self.vec_owner[reg as usize];
+            if v != NO_VALUE {
+                self.b.reg[v as usize] = NONE;
+                self.vec_owner[reg as usize] = NO_VALUE;
+            }
+        }
+        if self.b.live.has_vec {
+            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        }
+        let func = (desc.func)() as u64;
+        self.asm().mov_ri(r::RAX, func);
+        self.asm().buf.extend_from_slice(&[0xff, 0xd0]); // call rax
+        self.clobber_flags();
+        if effects.faults {
+            let point = self.point(None);
+            self.test_env_zero(std::mem::offset_of!(Header, helper_fault) as u32);
+            let jcc = self.asm().jcc(Cond::NE);
+            let cold = self.b.cold.len();
+            self.fix(jcc, Target::Cold(cold));
+            self.in_cold = true;
+            self.asm().mov_ri(r::RAX, point as u64);
+            let tb = self.tb;
+            self.asm().mov_ri(r::RCX, tb as u64);
+            let thunk = self.thunks.helper_fault;
+            self.jump_to(Target::Abs(thunk));
+            self.in_cold = false;
+        }
+        self.reload_written(effects.writes);
+        if self.b.live.last_use[self.at] > at {
+            let dst = self.define(NONE, 0);
+            self.asm().mov_rr(dst, r::RAX);
+        }
+    }
+
+    /// Takes over the globals that a helper has written.
+    fn reload_written(&mut self, writes: GlobalSet) {
+        for g in 0..self.guest.globals.len() {
+            if writes.0 >> g & 1 == 0 {
+                continue;
+            }
+            self.current[g] = NO_VALUE;
+            self.dirty &= !(1 << g);
+            let pin = self.pin_reg[g];
+            if pin != PIN_OFF {
+                let v = self.owner[pin as usize];
+                if v != NO_VALUE && self.b.live.last_use[v as usize] > self.at as u32 {
+                    self.evict(pin);
+                } else {
+                    self.forget(pin);
+                }
+                let m = env_mem(self.guest.globals[g].offset);
+                self.asm().load(Width::W64, pin, m);
+            }
+        }
+        self.define_pseudos(self.at as u32 + 1);
+    }
+
+    /// Empties a register without keeping anything.
+    fn forget(&mut self, reg: u8) {
+        let v = self.owner[reg as usize];
+        if v != NO_VALUE {
+            self.b.reg[v as usize] = NONE;
+            self.owner[reg as usize] = NO_VALUE;
+        }
+    }
+
+}
+
+/// RAX = guest address: leaves the address of its jump cache entry in RCX and the host's flags "equal" on a hit; RAX is
+/// the tag.
+pub fn emit_lookup(asm: &mut super::encode::Asm) {
+    const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
+    asm.mov_rr(r::RCX, r::RAX);
+    asm.shift_ri(Shift::Shr, Width::W64, r::RCX, 12);
+    asm.alu_rr(Alu::Xor, Width::W32, r::RCX, r::RAX);
+    asm.alu_ri(Alu::And, Width::W32, r::RCX, JUMP_CACHE_ENTRIES as i32 - 1);
+    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
+    asm.alu_rm(Alu::Add, Width::W64, r::RCX, super::emitter::runtime_mem());
+    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, env_mem(std::mem::offset_of!(Header, jump_tag) as u32));
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, jump_cache_disp()));
+}
+
+/// Jumps to the code of the entry that [`emit_lookup`] found.
+pub fn emit_lookup_hit(asm: &mut super::encode::Asm) {
+    // jmp [rcx + disp32]
+    asm.buf.extend_from_slice(&[0xff, 0xa1]);
+    asm.imm32(jump_cache_disp() + std::mem::offset_of!(JumpEntry, code) as i32);
+}
+
+fn jump_cache_disp() -> i32 {
+    std::mem::offset_of!(Runtime, jump_cache) as i32
+}

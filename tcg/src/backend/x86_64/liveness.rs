@@ -1,0 +1,423 @@
+//! What the emitter must know before it starts: how long each value lives, and where it would like to be.
+//!
+//! One pass forward resolves `Get` to the value it reads; one pass backward finds each value's last use. A value
+//! that is a global's current value lives until the last *observer* before the global is set again, because a fault
+//! or an exit there must be able to find it. Flags values keep alive what they are computed from, since they are
+//! emitted where they are used.
+//!
+//! Pseudo-values: the content of a pinned global's register at the block's entry, or after a helper wrote it, is a
+//! value, too; these have numbers from `insts.len()` upwards.
+
+use crate::backend::GuestInfo;
+use crate::ir::{BinOp, Block, Cond, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, Width, flags};
+
+/// No value.
+pub const NO_VALUE: u32 = u32::MAX;
+/// Never used.
+pub const NEVER: u32 = 0;
+
+/// Results of the analysis; vectors are indexed by value unless said otherwise.
+#[derive(Default)]
+pub struct Liveness {
+    /// For a `Get`, the value it stands for (itself if the global is read from its home there).
+    pub alias: Vec<u32>,
+    /// Index of the last instruction at which the value must be available; [`NEVER`] if none.
+    pub last_use: Vec<u32>,
+    /// Wanted host register, or 255.
+    pub hint: Vec<u8>,
+    /// Bits (8, 16, 32 or 64) that any use looks at; the emitter may leave the rest undefined.
+    pub demand: Vec<u8>,
+    /// For flags values: packed-layout bits that any use looks at.
+    pub flag_demand: Vec<u32>,
+    /// For flags values: the instruction that computes the result of the same operation from the same operands
+    /// directly before, or [`NO_VALUE`].
+    pub companion: Vec<u32>,
+    /// For values: the flags value whose [`Liveness::companion`] they are, or [`NO_VALUE`].
+    pub fused: Vec<u32>,
+    /// Globals pinned and their pseudo-values, in order of creation: (index of the first instruction that sees it,
+    /// global).
+    /// The value's number is `insts.len()` plus the index.
+    pub pseudo: Vec<(u32, GlobalId)>,
+    /// By instruction: a `Set` that no one observes.
+    pub dead_set: Vec<bool>,
+    /// Whether the block has vector values.
+    pub has_vec: bool,
+    current: Vec<u32>,
+    observed_until: Vec<u32>,
+}
+
+/// The packed bits that a condition reads.
+pub fn cond_bits(cond: Cond) -> u32 {
+    match cond as u8 >> 1 {
+        0 => flags::V,
+        1 => flags::C,
+        2 => flags::Z,
+        3 => flags::C | flags::Z,
+        4 => flags::N,
+        5 => flags::P,
+        6 => flags::N | flags::V,
+        _ => flags::Z | flags::N | flags::V,
+    }
+}
+
+/// How a flags value uses its operands, given which bits are wanted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlagInputs {
+    /// Old flags bits needed; 0 if `old` is not read.
+    pub old: u32,
+}
+
+/// Which old flags bits the value reads, if `demand` bits of it are wanted.
+pub fn flag_inputs(block: &Block, op: FlagOp, w: Width, b: Value, demand: u32) -> FlagInputs {
+    let count = |limit: u64| block.constant(b).map(|c| c & limit);
+    let limit = if w == Width::W64 { 63 } else { 31 };
+    let old = match op {
+        FlagOp::Adc | FlagOp::Sbb => flags::C,
+        FlagOp::Inc | FlagOp::Dec => demand & flags::C,
+        FlagOp::Shl | FlagOp::Shr | FlagOp::Sar => match count(limit) {
+            Some(0) => demand,
+            Some(_) => 0,
+            None => flags::ALL,
+        },
+        FlagOp::Rol | FlagOp::Ror => match count(limit) {
+            Some(0) => demand,
+            Some(_) => demand & !(flags::C | flags::V),
+            None => flags::ALL,
+        },
+        _ => 0,
+    };
+    FlagInputs { old }
+}
+
+impl Liveness {
+    /// Analyses a block.
+    pub fn run(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
+        let n = block.insts.len();
+        let fill = |v: &mut Vec<u32>, len: usize, x: u32| {
+            v.clear();
+            v.resize(len, x);
+        };
+        self.pseudo.clear();
+        self.has_vec = false;
+        fill(&mut self.alias, n, NO_VALUE);
+        fill(&mut self.current, 64, NO_VALUE);
+        for (g, &reg) in pin_reg.iter().enumerate() {
+            if reg != 255 {
+                self.current[g] = (n + self.pseudo.len()) as u32;
+                self.pseudo.push((0, GlobalId(g as u8)));
+            }
+        }
+        fill(&mut self.companion, n, NO_VALUE);
+        fill(&mut self.fused, n, NO_VALUE);
+        self.forward(block, guest, pin_reg);
+        let total = n + self.pseudo.len();
+        fill(&mut self.last_use, total, NEVER);
+        fill(&mut self.flag_demand, total, 0);
+        self.hint.clear();
+        self.hint.resize(total, 255);
+        self.demand.clear();
+        self.demand.resize(total, 0);
+        self.dead_set.clear();
+        self.dead_set.resize(n, false);
+        self.backward(block, guest, pin_reg);
+    }
+
+    /// The value that `v` stands for.
+    #[inline]
+    pub fn resolve(&self, v: Value) -> usize {
+        let a = self.alias[v.index()];
+        if a == NO_VALUE { v.index() } else { a as usize }
+    }
+
+    fn forward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
+        let n = block.insts.len();
+        for (i, inst) in block.insts.iter().enumerate() {
+            match *inst {
+                Inst::Get(g) => {
+                    let gi = g.0 as usize;
+                    if self.current[gi] == NO_VALUE {
+                        self.current[gi] = i as u32;
+                        self.has_vec |= guest.globals[gi].ty == Ty::Vec;
+                    } else {
+                        self.alias[i] = self.current[gi];
+                    }
+                }
+                Inst::Set(g, v) => {
+                    self.current[g.0 as usize] = self.resolve(v) as u32;
+                    if let Some(o) = guest.globals[g.0 as usize].overlaps {
+                        self.current[o.0 as usize] = NO_VALUE;
+                    }
+                }
+                Inst::Call { helper, .. } => {
+                    let writes = guest.helpers[helper.0 as usize].effects.writes;
+                    for g in writes.iter().take_while(|g| (g.0 as usize) < guest.globals.len()) {
+                        let gi = g.0 as usize;
+                        self.current[gi] = NO_VALUE;
+                        if pin_reg[gi] != 255 {
+                            self.current[gi] = (n + self.pseudo.len()) as u32;
+                            self.pseudo.push((i as u32 + 1, g));
+                        }
+                    }
+                }
+                Inst::Flags { .. } => self.find_companion(block, i),
+                Inst::VecZero
+                | Inst::LoadVec { .. }
+                | Inst::Vec { .. }
+                | Inst::Vec3 { .. }
+                | Inst::VecIns { .. }
+                | Inst::VecFromInt { .. } => self.has_vec = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn observe(&mut self, at: usize, globals: usize, set: GlobalSet) {
+        for g in 0..globals {
+            if set.contains(GlobalId(g as u8)) && self.observed_until[g] == NEVER {
+                self.observed_until[g] = at as u32;
+            }
+        }
+    }
+
+    #[inline]
+    fn use_at(&mut self, v: usize, at: u32, bits: u8) {
+        if self.last_use[v] < at {
+            self.last_use[v] = at;
+        }
+        if self.demand[v] < bits {
+            self.demand[v] = bits;
+        }
+    }
+
+    fn use_flags(&mut self, v: usize, at: u32, bits: u32) {
+        self.use_at(v, at, 64);
+        self.flag_demand[v] |= bits;
+    }
+
+    fn backward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
+        let n = block.insts.len();
+        let globals = guest.globals.len();
+        self.observed_until.clear();
+        self.observed_until.resize(64, NEVER);
+        let mut pseudo_left = self.pseudo.len();
+        for i in (0..n).rev() {
+            let at = i as u32;
+            let inst = &block.insts[i];
+            match *inst {
+                Inst::Goto(e) => self.observe(i, globals, GlobalSet(!block.exits[e.0 as usize].dead.0)),
+                Inst::Branch { cond, f, taken, fall } => {
+                    let dead = block.exits[taken.0 as usize].dead.0 & block.exits[fall.0 as usize].dead.0;
+                    self.observe(i, globals, GlobalSet(!dead));
+                    self.use_flags(self.resolve(f), at, cond_bits(cond));
+                }
+                Inst::GotoIndirect | Inst::Leave { .. } => self.observe(i, globals, GlobalSet::ALL),
+                Inst::ExitIf { cond, f, exit } => {
+                    self.observe(i, globals, GlobalSet(!block.exits[exit.0 as usize].dead.0));
+                    self.use_flags(self.resolve(f), at, cond_bits(cond));
+                }
+                Inst::Call { helper, args } => {
+                    let effects = guest.helpers[helper.0 as usize].effects;
+                    for g in effects.writes.iter().take_while(|g| (g.0 as usize) < globals) {
+                        let gi = g.0 as usize;
+                        if pin_reg[gi] != 255 {
+                            // The pseudo-value made here is live as long as the global is observed.
+                            let found = self.pseudo[..pseudo_left].iter().rposition(|p| *p == (at + 1, g));
+                            if let Some(p) = found {
+                                let until = self.observed_until[gi];
+                                self.use_at(n + p, until, 64);
+                                self.hint[n + p] = pin_reg[gi];
+                            }
+                        }
+                        self.observed_until[gi] = NEVER;
+                    }
+                    while pseudo_left > 0 && self.pseudo[pseudo_left - 1].0 == at + 1 {
+                        pseudo_left -= 1;
+                    }
+                    if effects.faults {
+                        self.observe(i, globals, GlobalSet::ALL);
+                    } else {
+                        self.observe(i, globals, effects.reads.or(effects.writes));
+                    }
+                    for v in args.iter().flatten() {
+                        self.use_at(self.resolve(*v), at, 64);
+                    }
+                }
+                Inst::Set(g, v) => {
+                    let gi = g.0 as usize;
+                    let val = self.resolve(v);
+                    let until = self.observed_until[gi];
+                    if until == NEVER {
+                        self.dead_set[i] = true;
+                    } else {
+                        if guest.globals[gi].ty == Ty::Flags {
+                            self.use_flags(val, until, flags::ALL);
+                        } else {
+                            self.use_at(val, until, 64);
+                        }
+                        if pin_reg[gi] != 255 && self.hint[val] == 255 {
+                            self.hint[val] = pin_reg[gi];
+                        }
+                    }
+                    self.observed_until[gi] = NEVER;
+                    if let Some(o) = guest.globals[gi].overlaps
+                        && guest.globals[o.0 as usize].bytes <= guest.globals[gi].bytes
+                    {
+                        self.observed_until[o.0 as usize] = NEVER;
+                    }
+                }
+                Inst::Get(g) => {
+                    // Reading one view of overlapping storage goes through memory, which needs the other view there.
+                    if let Some(o) = guest.globals[g.0 as usize].overlaps {
+                        self.observe(i, globals, GlobalSet::of(o));
+                    }
+                }
+                _ if inst.is_memory() => self.observe(i, globals, GlobalSet::ALL),
+                _ => {}
+            }
+            self.operands(block, i);
+        }
+        // What is there at the entry lives until it is last observed.
+        for p in 0..pseudo_left {
+            let (_, g) = self.pseudo[p];
+            let until = self.observed_until[g.0 as usize];
+            self.use_at(n + p, until, 64);
+            self.hint[n + p] = pin_reg[g.0 as usize];
+        }
+        // A `Get` from an unpinned home is a definition; its observers read the home itself.
+    }
+
+    /// Marks the operands of instruction `i` as used there, with the bits that it looks at.
+    fn operands(&mut self, block: &Block, i: usize) {
+        let at = i as u32;
+        let bits = |w: Width| w.bits() as u8;
+        match block.insts[i] {
+            Inst::Bin { op, w, a, b } => {
+                // Right shifts and high products are emitted at their own width, so they read no more either.
+                let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
+                self.use_at(self.resolve(a), at, bits(w));
+                self.use_at(self.resolve(b), at, if shift { 8 } else { bits(w) });
+            }
+            Inst::Un { w, a, .. } => self.use_at(self.resolve(a), at, bits(w)),
+            Inst::Carry { w, a, b, f, .. } => {
+                self.use_at(self.resolve(a), at, bits(w));
+                self.use_at(self.resolve(b), at, bits(w));
+                self.use_flags(self.resolve(f), at, flags::C);
+            }
+            Inst::Lea { w, base, index, .. } => {
+                self.use_at(self.resolve(base), at, bits(w));
+                self.use_at(self.resolve(index), at, bits(w));
+            }
+            Inst::Extend { from, a, ext } => {
+                let b = if from == Width::W64 && ext == Ext::Sign32 { 32 } else { bits(from) };
+                self.use_at(self.resolve(a), at, b);
+            }
+            Inst::Extract { a, pos, len } => {
+                let top = pos + len;
+                let b = [8, 16, 32].into_iter().find(|b| top <= *b).unwrap_or(64);
+                self.use_at(self.resolve(a), at, b);
+            }
+            Inst::Insert { a, b, len, .. } => {
+                self.use_at(self.resolve(a), at, 64);
+                let bits = [8, 16, 32].into_iter().find(|x| len <= *x).unwrap_or(64);
+                self.use_at(self.resolve(b), at, bits);
+            }
+            Inst::ShiftPair { w, hi, lo, count } => {
+                self.use_at(self.resolve(hi), at, bits(w));
+                self.use_at(self.resolve(lo), at, bits(w));
+                self.use_at(self.resolve(count), at, 8);
+            }
+            Inst::Flags { op, w, a, b, old } => {
+                let until = self.last_use[i];
+                if until == NEVER {
+                    return;
+                }
+                let demand = self.flag_demand[i];
+                let w = if op == FlagOp::Unpack { Width::W16 } else { w };
+                let a = if self.from_result(block, i) { Value(self.companion[i]) } else { a };
+                self.use_at(self.resolve(a), until, bits(w));
+                if op.reads_b() {
+                    self.use_at(self.resolve(b), until, bits(w));
+                }
+                if let Some(old) = old {
+                    let need = flag_inputs(block, op, w, b, demand).old;
+                    if need != 0 {
+                        self.use_flags(self.resolve(old), until, need);
+                    }
+                }
+            }
+            Inst::Pack(f) => self.use_flags(self.resolve(f), at, flags::ALL),
+            Inst::SetCond { cond, f } => self.use_flags(self.resolve(f), at, cond_bits(cond)),
+            Inst::Select { cond, f, a, b } => {
+                self.use_flags(self.resolve(f), at, cond_bits(cond));
+                self.use_at(self.resolve(a), at, 64);
+                self.use_at(self.resolve(b), at, 64);
+            }
+            Inst::EnvStore { width, v, .. } => self.use_at(self.resolve(v), at, bits(width)),
+            Inst::Store { width, addr, v, .. } | Inst::AtomicRmw { width, addr, v, .. } => {
+                self.use_at(self.resolve(addr), at, 64);
+                self.use_at(self.resolve(v), at, bits(width));
+            }
+            Inst::AtomicCas { width, addr, expect, new, .. } => {
+                self.use_at(self.resolve(addr), at, 64);
+                self.use_at(self.resolve(expect), at, bits(width));
+                self.use_at(self.resolve(new), at, bits(width));
+            }
+            Inst::Set(..) | Inst::Call { .. } | Inst::ExitIf { .. } | Inst::Branch { .. } => {}
+            inst => inst.for_each_use(|v| {
+                let v = self.resolve(v);
+                self.use_at(v, at, 64);
+            }),
+        }
+    }
+
+    /// Whether flags value `j` is recomputed from the result of its companion instead of the first operand: the
+    /// result tends to stay alive anyway, as a global's new value.
+    pub fn from_result(&self, block: &Block, j: usize) -> bool {
+        self.companion[j] != NO_VALUE
+            && matches!(
+                block.insts[j],
+                Inst::Flags { op: FlagOp::Add | FlagOp::Sub | FlagOp::Inc | FlagOp::Dec, .. }
+            )
+    }
+
+    /// Finds, for flags value `j`, the instruction shortly before that sets the host's flags to it as a by-product.
+    fn find_companion(&mut self, block: &Block, j: usize) {
+        let Inst::Flags { op: fop, w: fw, a: fa, b: fb, old } = block.insts[j] else { return };
+        let same = |x: Value, y: Value| {
+            self.resolve(x) == self.resolve(y)
+                || block.constant(x).is_some_and(|c| block.constant(y) == Some(c))
+        };
+        let matches = |i: usize| match block.insts[i] {
+            Inst::Bin { op, w, a, b } if w == fw => match (op, fop) {
+                (BinOp::Add, FlagOp::Add)
+                | (BinOp::Sub, FlagOp::Sub)
+                | (BinOp::Shl, FlagOp::Shl)
+                | (BinOp::Shr, FlagOp::Shr)
+                | (BinOp::Sar, FlagOp::Sar)
+                | (BinOp::Mul, FlagOp::SMul) => same(a, fa) && same(b, fb),
+                (BinOp::And | BinOp::Or | BinOp::Xor, FlagOp::And) => {
+                    fa == Value(i as u32) && fb == Value(i as u32)
+                }
+                (BinOp::Add, FlagOp::Inc) | (BinOp::Sub, FlagOp::Dec) => {
+                    same(a, fa) && block.constant(b) == Some(1)
+                }
+                (BinOp::Add, FlagOp::Dec) => {
+                    same(a, fa) && block.constant(b).is_some_and(|c| c & w.mask() == w.mask())
+                }
+                _ => false,
+            },
+            Inst::Carry { sub, w, a, b, f } if w == fw => {
+                fop == if sub { FlagOp::Sbb } else { FlagOp::Adc }
+                    && same(a, fa)
+                    && same(b, fb)
+                    && old.is_some_and(|o| same(o, f))
+            }
+            _ => false,
+        };
+        let found = (j.saturating_sub(6)..j).rev().find(|&i| self.fused[i] == NO_VALUE && matches(i));
+        if let Some(i) = found {
+            self.companion[j] = i as u32;
+            self.fused[i] = j as u32;
+        }
+    }
+}

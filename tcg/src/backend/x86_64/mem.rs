@@ -1,0 +1,220 @@
+//! Emission of guest memory accesses: the inline TLB hit path, and calls of the slow path out of line.
+//!
+//! Hit path for an access of `n` bytes at `addr`, RAX and RCX being scratch:
+//!
+//! ```text
+//! mov  rax, addr            lea  rcx, [addr + n - 1]
+//! shr  rax, 7               and  rcx, -4096
+//! and  eax, 0x7fe0          ; entry's offset
+//! add  rax, [env.tlb[mmu]]
+//! cmp  rcx, [rax + tag]     ; a page-crossing access never matches
+//! jne  slow
+//! mov  rax, [rax + addend]
+//! …    [addr + rax]
+//! ```
+//!
+//! The slow path is `mov eax, point; call thunk; jmp back`: everything else it needs is in the point's side table.
+
+use super::emitter::{Emitter, NONE, Target, env_mem};
+use super::encode::{Alu, AtomicOp, Mem, Shift, r};
+use super::vec::{VecMem, emit_vec_load, emit_vec_store};
+use crate::backend::{AccessKind, Loc, SlowAccess};
+use crate::env::Header;
+use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecSize, Width};
+use crate::softmmu::{TLB_ENTRIES, TlbEntry};
+
+/// A slow path to be emitted out of line.
+struct Slow {
+    jcc: usize,
+    point: u32,
+}
+
+impl Emitter<'_> {
+    /// Emits the hit test; afterwards RAX is the host address minus `addr`.
+    fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> usize {
+        const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
+        const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
+        let tag = if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
+        let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mem.mmu as u32;
+        let asm = self.asm();
+        asm.mov_rr(r::RAX, addr);
+        asm.shift_ri(Shift::Shr, Width::W64, r::RAX, (12 - ENTRY_BITS) as u8);
+        if bytes > 1 {
+            asm.lea(Width::W64, r::RCX, addr, None, bytes as i32 - 1);
+        } else {
+            asm.mov_rr(r::RCX, addr);
+        }
+        asm.alu_ri(Alu::And, Width::W32, r::RAX, INDEX_MASK);
+        asm.alu_ri(Alu::And, Width::W64, r::RCX, -4096);
+        asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
+        asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, tag as i32));
+        let jcc = asm.jcc(Cond::NE);
+        asm.load(Width::W64, r::RAX, Mem::Base(r::RAX, std::mem::offset_of!(TlbEntry, addend) as i32));
+        self.clobber_flags();
+        jcc
+    }
+
+    /// Emits the slow path of an access whose hit path ends here.
+    fn slow(&mut self, slow: Slow) {
+        let back = self.here();
+        let cold_at = self.b.cold.len();
+        self.fix(slow.jcc, Target::Cold(cold_at));
+        self.in_cold = true;
+        let uses_vec = self.b.live.has_vec;
+        self.asm().mov_ri(r::RAX, slow.point as u64);
+        let tb = self.tb;
+        self.asm().mov_ri(r::RCX, tb as u64);
+        let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
+        self.call_thunk(thunk);
+        let at = self.asm().jmp();
+        self.fix(at, back);
+        self.in_cold = false;
+    }
+
+    /// `call rel32` of a thunk.
+    fn call_thunk(&mut self, thunk: u64) {
+        self.asm().buf.extend_from_slice(&[0xe8, 0, 0, 0, 0]);
+        let at = self.asm().len() - 4;
+        self.fix(at, Target::Abs(thunk));
+    }
+
+    fn access(&mut self, kind: AccessKind, addr: u8, mem: MemFlags) -> u32 {
+        self.point(Some(SlowAccess { kind, addr: Loc::Int(addr), mmu: mem.mmu }))
+    }
+
+    /// Completes the destination of the last point's access.
+    fn set_point_dst(&mut self, point: u32, reg: u8) {
+        let access = self.out.points[point as usize].access.as_mut().expect("the point is an access");
+        match &mut access.kind {
+            AccessKind::Load { dst, .. }
+            | AccessKind::LoadVec { dst, .. }
+            | AccessKind::AtomicRmw { dst, .. }
+            | AccessKind::AtomicCas { dst, .. } => *dst = reg,
+            AccessKind::Store { .. } | AccessKind::StoreVec { .. } => {}
+        }
+    }
+
+    /// [`Inst::Load`](crate::ir::Inst::Load).
+    pub fn load(&mut self, width: Width, ext: Ext, addr: Value, mem: MemFlags) {
+        let ra = self.use_int(addr);
+        let kind = AccessKind::Load { width, ext, dst: 0, for_write: mem.for_write };
+        let point = self.access(kind, ra, mem);
+        let dst = self.define(NONE, 0);
+        self.set_point_dst(point, dst);
+        let jcc = self.tlb(ra, width.bytes(), mem, mem.for_write);
+        let host = Mem::Index(ra, r::RAX);
+        match ext {
+            Ext::Zero => self.asm().load(width, dst, host),
+            Ext::Sign32 if width >= Width::W32 => self.asm().load(Width::W32, dst, host),
+            Ext::Sign32 => self.asm().load_sx(width, Width::W32, dst, host),
+            Ext::Sign64 => self.asm().load_sx(width, Width::W64, dst, host),
+        }
+        self.slow(Slow { jcc, point });
+    }
+
+    /// [`Inst::Store`](crate::ir::Inst::Store).
+    pub fn store(&mut self, width: Width, addr: Value, v: Value, mem: MemFlags) {
+        let ra = self.use_int(addr);
+        let value = self.b.live.resolve(v);
+        let imm = self.imm(value, width);
+        let (rv, loc) = match imm {
+            Some(_) => (NONE, Loc::Const(self.constant(value).unwrap_or(0))),
+            None => {
+                let rv = self.use_int(v);
+                (rv, Loc::Int(rv))
+            }
+        };
+        let point = self.access(AccessKind::Store { width, v: loc }, ra, mem);
+        let jcc = self.tlb(ra, width.bytes(), mem, true);
+        let host = Mem::Index(ra, r::RAX);
+        match imm {
+            Some(imm) => self.asm().store_imm(width, host, imm),
+            None => self.asm().store(width, host, rv),
+        }
+        self.slow(Slow { jcc, point });
+    }
+
+    /// [`Inst::LoadVec`](crate::ir::Inst::LoadVec).
+    pub fn load_vec(&mut self, size: VecSize, addr: Value, mem: MemFlags) {
+        let ra = self.use_int(addr);
+        let point = self.access(AccessKind::LoadVec { size, dst: 0 }, ra, mem);
+        let dst = self.define_vec(NONE, 0);
+        self.set_point_dst(point, dst);
+        let jcc = self.tlb(ra, size.bytes(), mem, mem.for_write);
+        emit_vec_load(&mut self.asm().buf, size, dst, VecMem::indexed(ra, r::RAX));
+        self.slow(Slow { jcc, point });
+    }
+
+    /// [`Inst::StoreVec`](crate::ir::Inst::StoreVec).
+    pub fn store_vec(&mut self, size: VecSize, addr: Value, v: Value, mem: MemFlags) {
+        let ra = self.use_int(addr);
+        let rv = self.use_vec(v);
+        let point = self.access(AccessKind::StoreVec { size, v: Loc::Vec(rv) }, ra, mem);
+        let jcc = self.tlb(ra, size.bytes(), mem, true);
+        emit_vec_store(&mut self.asm().buf, size, rv, VecMem::indexed(ra, r::RAX));
+        self.slow(Slow { jcc, point });
+    }
+
+    /// [`Inst::AtomicRmw`](crate::ir::Inst::AtomicRmw).
+    pub fn atomic_rmw(&mut self, op: RmwOp, width: Width, addr: Value, v: Value, mem: MemFlags) {
+        let ra = self.use_int(addr);
+        let rv = self.use_int(v);
+        let temp = if matches!(op, RmwOp::And | RmwOp::Or | RmwOp::Xor) { self.temp() } else { NONE };
+        let kind = AccessKind::AtomicRmw { op, width, v: Loc::Int(rv), dst: 0 };
+        let point = self.access(kind, ra, mem);
+        let avoid = if temp != NONE { 1 << temp } else { 0 };
+        let dst = self.define(NONE, avoid);
+        self.set_point_dst(point, dst);
+        let jcc = self.tlb(ra, width.bytes(), mem, true);
+        let asm = self.asm();
+        asm.lea(Width::W64, r::RCX, ra, Some((r::RAX, 0)), 0);
+        let host = Mem::Base(r::RCX, 0);
+        match op {
+            RmwOp::Xchg => {
+                asm.mov_rr(r::RAX, rv);
+                asm.atomic(AtomicOp::Xchg, width, host, r::RAX);
+            }
+            RmwOp::Add | RmwOp::Sub => {
+                asm.mov_rr(r::RAX, rv);
+                if op == RmwOp::Sub {
+                    asm.group3(3, Width::W64, r::RAX);
+                }
+                asm.atomic(AtomicOp::Xadd, width, host, r::RAX);
+            }
+            RmwOp::And | RmwOp::Or | RmwOp::Xor => {
+                let alu = match op {
+                    RmwOp::And => Alu::And,
+                    RmwOp::Or => Alu::Or,
+                    _ => Alu::Xor,
+                };
+                asm.load(width, r::RAX, host);
+                let retry = asm.len();
+                asm.mov_rr(temp, r::RAX);
+                asm.alu_rr(alu, Width::W64, temp, rv);
+                asm.atomic(AtomicOp::Cmpxchg, width, host, temp);
+                let again = asm.jcc(Cond::NE);
+                asm.patch_rel32(again, retry);
+            }
+        }
+        asm.movzx(width, dst, r::RAX);
+        self.clobber_flags();
+        self.slow(Slow { jcc, point });
+    }
+
+    /// [`Inst::AtomicCas`](crate::ir::Inst::AtomicCas).
+    pub fn atomic_cas(&mut self, width: Width, addr: Value, expect: Value, new: Value, mem: MemFlags) {
+        let (ra, re, rn) = (self.use_int(addr), self.use_int(expect), self.use_int(new));
+        let kind = AccessKind::AtomicCas { width, expect: Loc::Int(re), new: Loc::Int(rn), dst: 0 };
+        let point = self.access(kind, ra, mem);
+        let dst = self.define(NONE, 0);
+        self.set_point_dst(point, dst);
+        let jcc = self.tlb(ra, width.bytes(), mem, true);
+        let asm = self.asm();
+        asm.lea(Width::W64, r::RCX, ra, Some((r::RAX, 0)), 0);
+        asm.mov_rr(r::RAX, re);
+        asm.atomic(AtomicOp::Cmpxchg, width, Mem::Base(r::RCX, 0), rn);
+        asm.movzx(width, dst, r::RAX);
+        self.clobber_flags();
+        self.slow(Slow { jcc, point });
+    }
+}
