@@ -13,10 +13,6 @@ use crate::lock;
 /// Something outside that happened on the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CharEvent {
-    /// A peer is there: the device sees carrier.
-    Opened,
-    /// The peer is gone.
-    Closed,
     /// The peer sent a break.
     Break,
 }

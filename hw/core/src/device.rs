@@ -5,8 +5,12 @@
 //! structs of older versions it still reads. A snapshot is input from outside: [`decode`] bounds what it allocates by the
 //! bytes that are there, and `restore` checks every value that the device indexes or divides with before it accepts any.
 
+use std::sync::Mutex;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::lock;
 
 /// The saved state of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +54,52 @@ pub trait Device: Send + Sync {
     fn save(&self) -> Section;
     /// Takes over a state that [`Self::save`] made, or an older version did, and drives lines and timers accordingly.
     fn restore(&self, section: &Section) -> Result<(), StateError>;
+}
+
+/// The state machine of a device: plain data.
+pub trait StateMachine: Serialize + DeserializeOwned + Send {
+    /// Version of the encoded layout.
+    const VERSION: u16;
+    /// The state after power-on.
+    fn reset(&mut self);
+    /// Refuses values, from a snapshot, that the device cannot work with. Every index, length and divisor is checked here.
+    fn check(&self) -> Result<(), &'static str> {
+        Ok(())
+    }
+}
+
+/// Wiring around one state machine; a [`Device`] by that.
+pub trait Wired: Send + Sync {
+    /// What is wired.
+    type State: StateMachine;
+    /// See [`Device::name`].
+    fn name(&self) -> &str;
+    /// The state machine.
+    fn state(&self) -> &Mutex<Self::State>;
+    /// Drives interrupt lines, timers and whatever else follows from the state. Called under the device's lock.
+    fn drive(&self, state: &mut Self::State);
+}
+
+impl<W: Wired> Device for W {
+    fn name(&self) -> &str {
+        Wired::name(self)
+    }
+    fn reset(&self) {
+        let mut state = lock(self.state());
+        state.reset();
+        self.drive(&mut state);
+    }
+    fn save(&self) -> Section {
+        encode(Wired::name(self), W::State::VERSION, &*lock(self.state()))
+    }
+    fn restore(&self, section: &Section) -> Result<(), StateError> {
+        let new: W::State = decode(section, W::State::VERSION)?;
+        new.check().map_err(|what| damaged(section, what))?;
+        let mut state = lock(self.state());
+        *state = new;
+        self.drive(&mut state);
+        Ok(())
+    }
 }
 
 /// Encodes a state as section `name`.

@@ -18,6 +18,7 @@
 //!   much. Devices that count periods work out from the time how many have passed.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -202,13 +203,21 @@ impl Drop for Timer {
 }
 
 /// A timer as a device's wiring holds it: made after the device, armed only when the deadline changes.
-#[derive(Default)]
 pub struct DeviceTimer {
     timer: std::sync::OnceLock<Timer>,
+    /// The deadline the queue was last given; [`NEVER`] when it fired.
+    armed: Arc<AtomicU64>,
+}
+
+impl Default for DeviceTimer {
+    fn default() -> Self {
+        Self { timer: std::sync::OnceLock::new(), armed: Arc::new(AtomicU64::new(NEVER)) }
+    }
 }
 
 impl DeviceTimer {
-    /// Makes the timer; `f` is called with the device and the time while the device lives.
+    /// Makes the timer; `f` is called with the device and the time while the device lives. It must call [`Self::set`]
+    /// again, under the device's lock, for the timer to go on.
     pub fn connect<D: Send + Sync + 'static>(
         &self,
         timers: &Arc<Timers>,
@@ -216,7 +225,11 @@ impl DeviceTimer {
         f: impl Fn(&D, u64) + Send + Sync + 'static,
     ) {
         let device: Weak<D> = Arc::downgrade(device);
+        let armed = Arc::clone(&self.armed);
         let timer = timers.create(move |now| {
+            // A `set` between the queue's taking the deadline and this store may have been skipped as unchanged; `f` makes
+            // up for it.
+            armed.store(NEVER, Ordering::Release);
             if let Some(d) = device.upgrade() {
                 f(&d, now);
             }
@@ -224,11 +237,14 @@ impl DeviceTimer {
         let _first_call_wins = self.timer.set(timer);
     }
 
-    /// Sets the deadline or takes it away.
+    /// Sets the deadline or takes it away. Called under the device's lock.
     #[inline]
     pub fn set(&self, deadline: Option<u64>) {
-        if let Some(t) = self.timer.get() {
-            t.arm_or_cancel(deadline);
+        let deadline = deadline.map_or(NEVER, |ns| ns.min(NEVER - 1));
+        if self.armed.swap(deadline, Ordering::AcqRel) != deadline
+            && let Some(t) = self.timer.get()
+        {
+            t.timers.arm(t.index, deadline);
         }
     }
 }
@@ -279,7 +295,7 @@ impl Drop for TimerThread {
 #[cfg(test)]
 mod tests {
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
     use std::time::Instant;
 
@@ -375,6 +391,7 @@ mod tests {
     #[test]
     fn a_device_timer_lets_the_device_go() {
         struct Dev(AtomicUsize, DeviceTimer);
+
         let timers = Timers::new(Arc::new(Clock::manual(1_000_000_000)));
         let dev = Arc::new(Dev(AtomicUsize::new(0), DeviceTimer::default()));
         dev.1.connect(&timers, &dev, |d, _| {

@@ -478,7 +478,8 @@ impl AddressSpace {
 
 /// The largest of 4, 2, 1 bytes that is aligned at `phys` and fits.
 fn dma_piece(phys: u64, region: u64, wanted: usize) -> usize {
-    [4, 2].into_iter().find(|&n| phys.is_multiple_of(n) && n <= region && n <= wanted as u64).unwrap_or(1) as usize
+    [4, 2].into_iter().find(|&n| phys.is_multiple_of(n) && n <= region && n <= wanted as u64).unwrap_or(1)
+        as usize
 }
 
 /// Ones in the low `size` bytes.

@@ -1,0 +1,4 @@
+//! Character devices.
+
+pub mod debugcon;
+pub mod serial16550;
