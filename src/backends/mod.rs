@@ -1,0 +1,5 @@
+//! The host side of devices.
+
+pub mod chardev;
+pub mod output_file;
+pub mod terminal;

@@ -1,0 +1,368 @@
+//! What the values of options mean.
+//!
+//! Each function takes a value as it was typed and returns its meaning, or an error whose message is one sentence that
+//! names the option, the value and the way out.
+
+use std::ops::RangeInclusive;
+
+use tessera_firmware::MachineKind;
+
+use super::UsageError;
+
+/// Guest memory without `-m`, in bytes; QEMU's default, too.
+pub const DEFAULT_RAM: u64 = 128 << 20;
+/// The least guest memory: what firmware, its tables and a first program need.
+pub const MIN_RAM: u64 = 2 << 20;
+/// The most guest memory. Physical addresses have 40 bits, and 1 GiB at least of them is no RAM.
+pub const MAX_RAM: u64 = (1 << 40) - (1 << 30);
+
+/// Bounds on the translator's code cache, in MiB.
+const CODE_CACHE_MIB: RangeInclusive<u64> = 4..=1024;
+
+/// The board, and the accelerator if it was named there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// The board.
+    pub kind: MachineKind,
+    /// The value of `accel=`.
+    pub accel: Option<Accel>,
+}
+
+/// What executes the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Accel {
+    /// The bound on the code cache in bytes, if the user set one.
+    pub code_cache: Option<u64>,
+}
+
+/// The device that ends the emulator with an exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugExit {
+    /// Its first I/O port.
+    pub iobase: u16,
+    /// How many ports it has.
+    pub iosize: u16,
+}
+
+/// A value that asks for a list instead of saying something.
+pub fn asks_for_help(value: &str) -> bool {
+    matches!(value, "help" | "?")
+}
+
+/// Says that a value cannot be taken.
+fn bad<T>(option: &str, value: &str, why: impl AsRef<str>) -> Result<T, UsageError> {
+    Err(UsageError(format!("{option} {value}: {}", why.as_ref())))
+}
+
+/// `key=value` pairs after the first comma-separated word; a word without `=` has the value "on".
+fn properties(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.split(',').filter(|word| !word.is_empty()).map(|word| word.split_once('=').unwrap_or((word, "on")))
+}
+
+/// `-m`: a number of MiB, or of what its suffix says; QEMU's `size=` may stand before it.
+pub fn memory(value: &str) -> Result<u64, UsageError> {
+    const OPTION: &str = "-m";
+    const WAY_OUT: &str = "give a number of MiB, or one with a suffix k, M, G or T, such as 512 or 2G";
+    let (size, rest) = value.split_once(',').unwrap_or((value, ""));
+    if let Some((key, _)) = properties(rest).next() {
+        return bad(OPTION, value, format!("{key} is not supported by Tessera yet; give the size alone"));
+    }
+    let size = size.strip_prefix("size=").unwrap_or(size);
+    let digits = size.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &size[digits.len()..] {
+        "" | "m" | "M" | "MB" | "MiB" => 20,
+        "b" | "B" => 0,
+        "k" | "K" => 10,
+        "g" | "G" => 30,
+        "t" | "T" => 40,
+        "p" | "P" => 50,
+        "e" | "E" => 60,
+        _ => return bad(OPTION, value, WAY_OUT),
+    };
+    // QEMU takes a fraction, too: 1.5G.
+    let number: f64 = match digits.parse() {
+        Ok(number) if digits.starts_with(|c: char| c.is_ascii_digit()) => number,
+        _ => return bad(OPTION, value, WAY_OUT),
+    };
+    let bytes = number * (1u128 << shift) as f64;
+    if bytes < MIN_RAM as f64 {
+        return bad(OPTION, value, format!("a PC needs more memory; give at least {} (MiB)", MIN_RAM >> 20));
+    }
+    if bytes > MAX_RAM as f64 {
+        return bad(OPTION, value, format!("the machine has room for less; give at most {}G", MAX_RAM >> 30));
+    }
+    // Exact: the bounds keep it far below 2^53. Whole pages, as a machine has.
+    Ok((bytes as u64).next_multiple_of(4096))
+}
+
+/// `-machine`.
+pub fn machine(value: &str) -> Result<Machine, UsageError> {
+    const OPTION: &str = "-machine";
+    let mut machine = Machine { kind: MachineKind::Pc, accel: None };
+    for (index, (key, setting)) in properties(value).enumerate() {
+        let name = match (index, key) {
+            (_, "type") => setting,
+            (0, name) if !value.split(',').next().unwrap_or_default().contains('=') => name,
+            (_, "accel") => {
+                machine.accel = Some(accel_named(OPTION, value, setting)?);
+                continue;
+            }
+            _ => return bad(OPTION, value, format!("{key} is not supported by Tessera yet; leave it out")),
+        };
+        machine.kind = match name {
+            "pc" => MachineKind::Pc,
+            "q35" => MachineKind::Q35,
+            _ => return bad(OPTION, value, "there is no such machine here; give pc or q35"),
+        };
+    }
+    Ok(machine)
+}
+
+fn accel_named(option: &str, value: &str, name: &str) -> Result<Accel, UsageError> {
+    match name {
+        "tcg" => Ok(Accel::default()),
+        "kvm" | "xen" | "hvf" | "nvmm" | "whpx" | "qtest" | "mshv" => {
+            bad(option, value, format!("QEMU's accelerator {name} is not supported by Tessera yet; give tcg"))
+        }
+        _ => bad(option, value, "there is no such accelerator; give tcg"),
+    }
+}
+
+/// `-accel`.
+pub fn accel(value: &str) -> Result<Accel, UsageError> {
+    const OPTION: &str = "-accel";
+    let (name, rest) = value.split_once(',').unwrap_or((value, ""));
+    let mut accel = accel_named(OPTION, value, name.strip_prefix("accel=").unwrap_or(name))?;
+    for (key, setting) in properties(rest) {
+        match (key, setting) {
+            ("tb-size", mib) => match mib.parse::<u64>() {
+                Ok(mib) if CODE_CACHE_MIB.contains(&mib) => accel.code_cache = Some(mib << 20),
+                _ => {
+                    let (least, most) = (CODE_CACHE_MIB.start(), CODE_CACHE_MIB.end());
+                    return bad(OPTION, value, format!("give a tb-size from {least} to {most} (MiB)"));
+                }
+            },
+            // With one processor both are the same; the cache is always mapped twice.
+            ("thread", "single" | "multi") | ("split-wx", "on") => {}
+            ("split-wx", "off") => {
+                return bad(
+                    OPTION,
+                    value,
+                    "memory is never writable and executable here; leave split-wx out",
+                );
+            }
+            _ => {
+                return bad(
+                    OPTION,
+                    value,
+                    format!("{key}={setting} is not supported by Tessera yet; leave it out"),
+                );
+            }
+        }
+    }
+    Ok(accel)
+}
+
+/// `-smp`: everything in it must be 1.
+pub fn smp(value: &str) -> Result<(), UsageError> {
+    for (index, (key, setting)) in properties(value).enumerate() {
+        let bare = index == 0 && !value.split(',').next().unwrap_or_default().contains('=');
+        let (key, setting) = if bare { ("cpus", key) } else { (key, setting) };
+        let known = [
+            "cpus", "maxcpus", "drawers", "books", "sockets", "dies", "clusters", "modules", "cores",
+            "threads",
+        ];
+        match setting.parse::<u32>() {
+            Ok(1) if known.contains(&key) => {}
+            Ok(2..) if known.contains(&key) => {
+                return bad("-smp", value, "several processors are not supported by Tessera yet; give 1");
+            }
+            _ => return bad("-smp", value, "give the number of processors, which is 1 so far"),
+        }
+    }
+    Ok(())
+}
+
+/// An option that names something Tessera has only the absence of.
+pub fn only_none(option: &str, value: &str) -> Result<(), UsageError> {
+    match value {
+        "none" => Ok(()),
+        _ => bad(option, value, "only none is supported by Tessera so far"),
+    }
+}
+
+/// `-device`.
+pub fn device(value: &str) -> Result<DebugExit, UsageError> {
+    const OPTION: &str = "-device";
+    let (name, rest) = value.split_once(',').unwrap_or((value, ""));
+    if name.strip_prefix("driver=").unwrap_or(name) != "isa-debug-exit" {
+        return bad(OPTION, value, "Tessera has no such device (yet); -device help lists those it has");
+    }
+    let mut device = DebugExit { iobase: 0x501, iosize: 2 };
+    for (key, setting) in properties(rest) {
+        let number = number(setting).and_then(|number| u16::try_from(number).ok());
+        match (key, number) {
+            ("iobase", Some(port)) => device.iobase = port,
+            ("iosize", Some(size @ 1..=8)) => device.iosize = size,
+            ("iobase", None) => return bad(OPTION, value, "give iobase a port from 0 to 0xffff"),
+            ("iosize", _) => return bad(OPTION, value, "give iosize a number of ports from 1 to 8"),
+            ("id", _) => {}
+            _ => return bad(OPTION, value, format!("isa-debug-exit has no property {key}; leave it out")),
+        }
+    }
+    if u32::from(device.iobase) + u32::from(device.iosize) > 0x1_0000 {
+        return bad(OPTION, value, "the ports end beyond 0xffff; give a smaller iobase");
+    }
+    Ok(device)
+}
+
+/// `-uuid`: 32 hexadecimal digits in groups of 8, 4, 4, 4 and 12.
+pub fn uuid(value: &str) -> Result<[u8; 16], UsageError> {
+    let mut uuid = [0; 16];
+    let groups: Vec<_> = value.split('-').map(str::len).collect();
+    let digits: String = value.split('-').collect();
+    if groups != [8, 4, 4, 4, 12] || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return bad("-uuid", value, "give it as 550e8400-e29b-41d4-a716-446655440000");
+    }
+    for (byte, pair) in uuid.iter_mut().zip(digits.as_bytes().chunks(2)) {
+        *byte =
+            pair.iter().fold(0, |byte, digit| byte << 4 | char::from(*digit).to_digit(16).unwrap_or(0) as u8);
+    }
+    Ok(uuid)
+}
+
+/// `-name`: the name itself; what QEMU calls its process and threads is accepted and has no meaning here.
+pub fn name(value: &str) -> Result<String, UsageError> {
+    let (name, rest) = value.split_once(',').unwrap_or((value, ""));
+    if let Some((key, _)) = properties(rest).find(|(key, _)| *key != "debug-threads") {
+        return bad("-name", value, format!("{key} is not supported by Tessera yet; give the name alone"));
+    }
+    Ok(name.strip_prefix("guest=").unwrap_or(name).to_owned())
+}
+
+/// `-echr`: the code of a character.
+pub fn escape_character(value: &str) -> Result<u8, UsageError> {
+    match number(value).and_then(|code| u8::try_from(code).ok()) {
+        Some(code) => Ok(code),
+        None => bad("-echr", value, "give the code of a character, such as 20 for Ctrl-T"),
+    }
+}
+
+/// `-dfilter`: ranges of guest addresses, both ends included.
+pub fn address_ranges(value: &str) -> Result<Vec<RangeInclusive<u64>>, UsageError> {
+    value
+        .split(',')
+        .map(|range| {
+            let parsed = if let Some((start, end)) = range.split_once("..") {
+                number(start).zip(number(end))
+            } else if let Some((start, length)) = range.split_once('+') {
+                let length = number(length).and_then(|length| length.checked_sub(1));
+                number(start).zip(length).and_then(|(start, more)| Some((start, start.checked_add(more)?)))
+            } else if let Some((end, length)) = range.split_once('-') {
+                let length = number(length).and_then(|length| length.checked_sub(1));
+                number(end).zip(length).and_then(|(end, more)| Some((end.checked_sub(more)?, end)))
+            } else {
+                None
+            };
+            match parsed {
+                Some((start, end)) if start <= end => Ok(start..=end),
+                _ => bad(
+                    "-dfilter",
+                    value,
+                    "give ranges such as 0x8000..0x8fff, 0x8000+0x1000 or 0x8fff-0x1000",
+                ),
+            }
+        })
+        .collect()
+}
+
+/// A decimal or `0x` hexadecimal number.
+fn number(text: &str) -> Option<u64> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_memory() {
+        assert_eq!(memory("512"), Ok(512 << 20));
+        assert_eq!(memory("size=2G"), Ok(2 << 30));
+        assert_eq!(memory("1.5G"), Ok(3 << 29));
+        assert_eq!(memory("4097k"), Ok((4097 << 10) + 3072), "whole pages");
+        for wrong in
+            ["0", "17P", "abc", "", "1", "-5", "12Q", "nan", "inf", "1e30G", "4,slots=2", "1.2.3", "M"]
+        {
+            let message = memory(wrong).unwrap_err().to_string();
+            assert!(
+                message.starts_with(&format!("-m {wrong}: ")) && message.len() > 20 + wrong.len(),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn machines_and_accelerators() {
+        assert_eq!(machine("pc").unwrap().kind, MachineKind::Pc);
+        assert_eq!(machine("type=q35").unwrap().kind, MachineKind::Q35);
+        assert_eq!(machine("q35,accel=tcg").unwrap().accel, Some(Accel::default()));
+        assert_eq!(machine("accel=tcg").unwrap().kind, MachineKind::Pc);
+        for wrong in ["isapc", "pc-i440fx-9.0", "q35,smm=off", "pc,accel=kvm", "pc,q35"] {
+            assert!(machine(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(accel("tcg,tb-size=64,thread=multi").unwrap().code_cache, Some(64 << 20));
+        for wrong in
+            ["kvm", "turbo", "tcg,tb-size=0", "tcg,tb-size=99999", "tcg,tb-size=x", "tcg,one-insn-per-tb=on"]
+        {
+            assert!(accel(wrong).is_err(), "{wrong}");
+        }
+        for right in ["1", "cpus=1", "1,sockets=1,cores=1", "cores=1"] {
+            assert_eq!(smp(right), Ok(()), "{right}");
+        }
+        for wrong in ["2", "0", "x", "1,cores=2", "cpus=4", "1,fish=1"] {
+            assert!(smp(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn devices() {
+        assert_eq!(device("isa-debug-exit"), Ok(DebugExit { iobase: 0x501, iosize: 2 }));
+        assert_eq!(
+            device("isa-debug-exit,iobase=0xf4,iosize=0x04"),
+            Ok(DebugExit { iobase: 0xf4, iosize: 4 })
+        );
+        for wrong in [
+            "virtio-blk-pci,drive=d",
+            "isa-debug-exit,iobase=0x10000",
+            "isa-debug-exit,iosize=0",
+            "isa-debug-exit,iobase=0xffff",
+            "isa-debug-exit,x=1",
+        ] {
+            assert!(device(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn identities() {
+        let bytes = uuid("550e8400-e29b-41d4-a716-446655440000").unwrap();
+        assert_eq!(bytes[..6], [0x55, 0x0e, 0x84, 0x00, 0xe2, 0x9b]);
+        assert!(uuid("550e8400e29b41d4a716446655440000").is_err());
+        assert!(uuid("550e8400-e29b-41d4-a716-44665544000é").is_err());
+        assert_eq!(name("guest=web,debug-threads=on"), Ok("web".into()));
+        assert_eq!(escape_character("0x14"), Ok(20));
+        assert!(escape_character("256").is_err());
+    }
+
+    #[test]
+    fn ranges_of_addresses() {
+        assert_eq!(address_ranges("0x8000..0x8fff,16+16"), Ok(vec![0x8000..=0x8fff, 16..=31]));
+        assert_eq!(address_ranges("0x1f-0x10"), Ok(vec![0x10..=0x1f]));
+        for wrong in ["", "5", "9..8", "1+0", "0x10-0x20", "0xffffffffffffffff+2", "a..b"] {
+            assert!(address_ranges(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Looking into a running machine.
+
+pub mod log;
