@@ -7,12 +7,14 @@
 //! - [`loader`] places a Linux `bzImage` or a PVH-capable ELF kernel, its initrd and its command line;
 //! - [`tables`] describes the machine by ACPI, SMBIOS and the Intel MP tables;
 //! - [`e820`] is the memory map both of them rest on;
+//! - [`bios`] is the embedded ROM: a self-test of the machine, assembled from source in the build script;
 //! - [`platform`] holds the one description ([`PlatformInfo`]) and the fixed addresses all of them agree on.
 //!
 //! Invariants: everything is written through [`GuestMemory`], which refuses what lies outside guest RAM;
 //! files from outside (kernel, initrd) are never trusted: each malformed one is a [`loader::LoadError`], and no
 //! size read from a file is allocated.
 
+pub mod bios;
 pub mod e820;
 pub mod loader;
 pub mod memory;
