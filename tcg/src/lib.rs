@@ -10,6 +10,9 @@
 pub mod backend;
 pub mod env;
 pub mod guest;
+pub mod interp;
 pub mod ir;
 pub mod memory;
 pub mod softmmu;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

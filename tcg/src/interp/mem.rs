@@ -1,0 +1,95 @@
+//! Guest memory accesses. Atomicity is the machine's affair: the interpreter runs one vCPU at a time.
+
+use super::{Machine, Run, Word4, bytes, int, words};
+use crate::guest::Exception;
+use crate::ir::{Ext, MemFlags, RmwOp, Value, VecSize, Width};
+
+impl<M: Machine> Run<'_, M> {
+    /// Loads `width` bits, zero-extended.
+    fn load_raw(&mut self, width: Width, va: u64, mmu: u8, for_write: bool) -> Result<u64, Exception> {
+        let mut b = [0; 8];
+        self.machine.load(va, &mut b[..width.bytes() as usize], mmu, for_write)?;
+        Ok(u64::from_le_bytes(b))
+    }
+
+    fn store_raw(&mut self, width: Width, va: u64, v: u64, mmu: u8) -> Result<(), Exception> {
+        self.machine.store(va, &v.to_le_bytes()[..width.bytes() as usize], mmu)
+    }
+
+    pub(super) fn load(
+        &mut self,
+        width: Width,
+        ext: Ext,
+        addr: Value,
+        mem: MemFlags,
+    ) -> Result<u64, Exception> {
+        let v = self.load_raw(width, self.int(addr), mem.mmu, mem.for_write)?;
+        Ok(int::extend(width, ext, v))
+    }
+
+    pub(super) fn store(
+        &mut self,
+        width: Width,
+        addr: Value,
+        v: Value,
+        mem: MemFlags,
+    ) -> Result<(), Exception> {
+        self.store_raw(width, self.int(addr), self.int(v), mem.mmu)
+    }
+
+    pub(super) fn load_vec(&mut self, size: VecSize, addr: Value, mem: MemFlags) -> Result<Word4, Exception> {
+        let mut b = [0; 32];
+        let va = self.int(addr);
+        self.machine.load(va, &mut b[..size.bytes() as usize], mem.mmu, mem.for_write)?;
+        Ok(words(b))
+    }
+
+    pub(super) fn store_vec(
+        &mut self,
+        size: VecSize,
+        addr: Value,
+        v: Value,
+        mem: MemFlags,
+    ) -> Result<(), Exception> {
+        let (va, b) = (self.int(addr), bytes(self.vec(v)));
+        self.machine.store(va, &b[..size.bytes() as usize], mem.mmu)
+    }
+
+    pub(super) fn atomic_rmw(
+        &mut self,
+        op: RmwOp,
+        width: Width,
+        addr: Value,
+        v: Value,
+        mem: MemFlags,
+    ) -> Result<u64, Exception> {
+        let (va, v) = (self.int(addr), self.int(v));
+        let old = self.load_raw(width, va, mem.mmu, true)?;
+        let new = match op {
+            RmwOp::Add => old.wrapping_add(v),
+            RmwOp::Sub => old.wrapping_sub(v),
+            RmwOp::And => old & v,
+            RmwOp::Or => old | v,
+            RmwOp::Xor => old ^ v,
+            RmwOp::Xchg => v,
+        };
+        self.store_raw(width, va, new, mem.mmu)?;
+        Ok(old)
+    }
+
+    pub(super) fn atomic_cas(
+        &mut self,
+        width: Width,
+        addr: Value,
+        expect: Value,
+        new: Value,
+        mem: MemFlags,
+    ) -> Result<u64, Exception> {
+        let va = self.int(addr);
+        let old = self.load_raw(width, va, mem.mmu, true)?;
+        if old == self.int(expect) & width.mask() {
+            self.store_raw(width, va, self.int(new), mem.mmu)?;
+        }
+        Ok(old)
+    }
+}
