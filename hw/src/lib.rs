@@ -1,7 +1,7 @@
 //! The devices of a PC and the boards that join them.
 //!
 //! Each device is a folder (or a file, if small): a state machine that a test drives with made-up times, and a thin wiring
-//! type that puts it on a bus. [`boards::pc`] wires the machine. How devices are written is described in
+//! type that puts it on a bus. `boards::pc` wires the machine. How devices are written is described in
 //! [`tessera_hw_core`].
 //!
 //! To add a device: write its state machine with [`tessera_hw_core::device::StateMachine`], its wiring with
@@ -9,4 +9,7 @@
 //! saves it.
 
 pub mod char;
+pub mod input;
 pub mod intc;
+pub mod misc;
+pub mod timer;

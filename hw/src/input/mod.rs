@@ -1,0 +1,3 @@
+//! Input devices.
+
+pub mod i8042;

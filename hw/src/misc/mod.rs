@@ -1,0 +1,6 @@
+//! Small devices of the board.
+
+pub mod a20;
+pub mod isa_debug_exit;
+pub mod port92;
+pub mod post_code;
