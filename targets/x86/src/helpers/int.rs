@@ -63,6 +63,8 @@ helpers! { super::INT_BASE;
     );
     /// `(crc, data, bytes)`: CRC32C accumulated over the low bytes of the data.
     CRC32 = crc32(3), Effects::PURE;
+    /// `(value, control)`: BEXTR.
+    BEXTR = bextr(2), Effects::PURE;
     /// `(value, mask)`: PDEP.
     PDEP = pdep(2), Effects::PURE;
     /// `(value, mask)`: PEXT.
@@ -457,6 +459,12 @@ extern "C" fn crc32(_: &mut X86Env, crc: u64, data: u64, bytes: u64) -> u64 {
         .take(bytes as usize)
         .fold(crc as u32, |crc, &byte| crc >> 8 ^ CRC32C[(crc as u8 ^ byte) as usize]);
     crc as u64
+}
+
+extern "C" fn bextr(_: &mut X86Env, value: u64, control: u64) -> u64 {
+    let (start, len) = (control as u8 as u32, (control >> 8) as u8 as u32);
+    let shifted = value.checked_shr(start).unwrap_or(0);
+    if len >= 64 { shifted } else { shifted & ((1 << len) - 1) }
 }
 
 extern "C" fn pdep(_: &mut X86Env, value: u64, mask: u64) -> u64 {

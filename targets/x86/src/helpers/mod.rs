@@ -59,6 +59,9 @@ pub mod int_string;
 pub mod sse;
 pub mod system;
 pub mod x87;
+mod x87_host;
+pub mod x87_image;
+pub mod x87_state;
 
 const INT_BASE: u16 = 0;
 const INT_STRING_BASE: u16 = INT_BASE + int::TABLE.len() as u16;

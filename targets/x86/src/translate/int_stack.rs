@@ -1,6 +1,147 @@
-//! The int_stack family.
+//! The stack: PUSH and POP of registers, memory and immediates, PUSHA and POPA, ENTER and LEAVE.
+//!
+//! Stores come before the stack pointer is set, and use the address that it will have. PUSHF, POPF and POP of segment
+//! registers belong to the system family.
 
-use super::Row;
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use tessera_tcg::ir::{BinOp, Value, Width};
+
+use super::int_move::selector;
+use super::operand::segment_number;
+use super::{Row, Translator};
+use crate::state::reg;
 
 /// Rows of this family.
-pub(super) const ROWS: &[Row] = &[];
+pub(super) const ROWS: &[Row] = &[
+    Row::One(Code::Pushw_ES, |t, i| push_segment(t, i, Width::W16)),
+    Row::One(Code::Pushw_CS, |t, i| push_segment(t, i, Width::W16)),
+    Row::One(Code::Pushw_SS, |t, i| push_segment(t, i, Width::W16)),
+    Row::One(Code::Pushw_DS, |t, i| push_segment(t, i, Width::W16)),
+    Row::One(Code::Pushw_FS, |t, i| push_segment(t, i, Width::W16)),
+    Row::One(Code::Pushw_GS, |t, i| push_segment(t, i, Width::W16)),
+    Row::One(Code::Pushd_ES, |t, i| push_segment(t, i, Width::W32)),
+    Row::One(Code::Pushd_CS, |t, i| push_segment(t, i, Width::W32)),
+    Row::One(Code::Pushd_SS, |t, i| push_segment(t, i, Width::W32)),
+    Row::One(Code::Pushd_DS, |t, i| push_segment(t, i, Width::W32)),
+    Row::One(Code::Pushd_FS, |t, i| push_segment(t, i, Width::W32)),
+    Row::One(Code::Pushd_GS, |t, i| push_segment(t, i, Width::W32)),
+    Row::One(Code::Pushq_FS, |t, i| push_segment(t, i, Width::W64)),
+    Row::One(Code::Pushq_GS, |t, i| push_segment(t, i, Width::W64)),
+    Row::All(Mnemonic::Push, push),
+    Row::One(Code::Pop_r16, pop),
+    Row::One(Code::Pop_r32, pop),
+    Row::One(Code::Pop_r64, pop),
+    Row::One(Code::Pop_rm16, pop),
+    Row::One(Code::Pop_rm32, pop),
+    Row::One(Code::Pop_rm64, pop),
+    Row::All(Mnemonic::Pusha, |t, _| push_all(t, Width::W16)),
+    Row::All(Mnemonic::Pushad, |t, _| push_all(t, Width::W32)),
+    Row::All(Mnemonic::Popa, |t, _| pop_all(t, Width::W16)),
+    Row::All(Mnemonic::Popad, |t, _| pop_all(t, Width::W32)),
+    Row::One(Code::Enterw_imm16_imm8, |t, i| enter(t, i, Width::W16)),
+    Row::One(Code::Enterd_imm16_imm8, |t, i| enter(t, i, Width::W32)),
+    Row::One(Code::Enterq_imm16_imm8, |t, i| enter(t, i, Width::W64)),
+    Row::One(Code::Leavew, |t, _| leave(t, Width::W16)),
+    Row::One(Code::Leaved, |t, _| leave(t, Width::W32)),
+    Row::One(Code::Leaveq, |t, _| leave(t, Width::W64)),
+];
+
+fn push(t: &mut Translator<'_>, i: &Instruction) {
+    let w = t.width(i, 0);
+    let v = t.read(i, 0);
+    t.push(w, v);
+}
+
+fn push_segment(t: &mut Translator<'_>, i: &Instruction, w: Width) {
+    let v = selector(t, i.op0_register());
+    t.push(w, v);
+}
+
+fn pop(t: &mut Translator<'_>, i: &Instruction) {
+    let w = t.width(i, 0);
+    let v = t.peek(w, 0);
+    if i.op0_kind() == OpKind::Register {
+        t.drop_stack(w.bytes() as i64);
+        // A popped stack pointer wins over the increment.
+        return t.set_reg(i.op0_register(), v);
+    }
+    // An address by the stack pointer is that after the pop.
+    let mut offset = t.offset(i);
+    if matches!(i.memory_base(), Register::RSP | Register::ESP) {
+        let address_width = t.address_width(i);
+        offset = t.b.add_imm(address_width, offset, w.bytes() as i64);
+    }
+    let addr = t.linear(segment_number(i.memory_segment()), offset, w.bytes(), true);
+    t.store(w, addr, v);
+    t.drop_stack(w.bytes() as i64);
+}
+
+/// PUSHA, PUSHAD: the original stack pointer among them.
+fn push_all(t: &mut Translator<'_>, w: Width) {
+    let bytes = w.bytes() as i64;
+    for n in 0..8 {
+        let v = t.gpr(n);
+        let sp = t.stack_pointer(-bytes * (n as i64 + 1));
+        let addr = t.stack_address(sp, w.bytes(), true);
+        t.store(w, addr, v);
+    }
+    t.drop_stack(-8 * bytes);
+}
+
+/// POPA, POPAD: the stack pointer on the stack is skipped.
+fn pop_all(t: &mut Translator<'_>, w: Width) {
+    let bytes = w.bytes() as i64;
+    let mut loaded: [Option<Value>; 8] = [None; 8];
+    for (n, slot) in loaded.iter_mut().enumerate() {
+        if n != reg::RSP {
+            *slot = Some(t.peek(w, bytes * (7 - n as i64)));
+        }
+    }
+    t.drop_stack(8 * bytes);
+    for (n, v) in loaded.into_iter().enumerate() {
+        if let Some(v) = v {
+            t.set_gpr(n, w, v);
+        }
+    }
+}
+
+/// ENTER (SDM volume 2): pushes the frame pointer, `level - 1` outer frame pointers and the new one, then allocates.
+fn enter(t: &mut Translator<'_>, i: &Instruction, w: Width) {
+    let bytes = w.bytes() as i64;
+    let size = i.immediate16() as i64;
+    let level = (i.immediate8_2nd() & 31) as i64;
+    let rbp = t.gpr(reg::RBP);
+    let frame = t.stack_pointer(-bytes);
+    let addr = t.stack_address(frame, w.bytes(), true);
+    t.store(w, addr, rbp);
+    let stack_width = t.stack_width();
+    for n in 1..level {
+        let outer = t.b.add_imm(stack_width, rbp, -bytes * n);
+        let from = t.stack_address(outer, w.bytes(), false);
+        let v = t.load(w, from);
+        let sp = t.stack_pointer(-bytes * (n + 1));
+        let to = t.stack_address(sp, w.bytes(), true);
+        t.store(w, to, v);
+    }
+    let mut pushed = 1;
+    if level > 0 {
+        pushed += level;
+        let sp = t.stack_pointer(-bytes * pushed);
+        let to = t.stack_address(sp, w.bytes(), true);
+        t.store(w, to, frame);
+    }
+    t.drop_stack(-bytes * pushed - size);
+    t.set_gpr(reg::RBP, w, frame);
+}
+
+/// LEAVE: the stack pointer becomes the frame pointer, and the outer frame pointer is popped.
+fn leave(t: &mut Translator<'_>, w: Width) {
+    let stack_width = t.stack_width();
+    let rbp = t.gpr(reg::RBP);
+    let frame = t.zx(stack_width, rbp);
+    let addr = t.stack_address(frame, w.bytes(), false);
+    let v = t.load(w, addr);
+    let sp = t.b.bin_imm(BinOp::Add, stack_width, frame, w.bytes() as u64);
+    t.set_stack_pointer(sp);
+    t.set_gpr(reg::RBP, w, v);
+}

@@ -38,6 +38,9 @@ mod int_stack;
 mod int_string;
 mod mmx;
 mod sse;
+mod sse_float;
+mod sse_int;
+mod sse_move;
 mod system;
 mod x87;
 
@@ -55,6 +58,12 @@ const FAMILIES: &[&[Row]] = &[
     x87::ROWS,
     mmx::ROWS,
     sse::ROWS,
+    sse_move::SIMPLE_ROWS,
+    sse_move::ROWS,
+    sse_int::SIMPLE_ROWS,
+    sse_int::ROWS,
+    sse_float::SIMPLE_ROWS,
+    sse_float::ROWS,
     avx::ROWS,
 ];
 

@@ -54,6 +54,11 @@ pub fn segment_number(r: Register) -> usize {
     (r as usize).wrapping_sub(Register::ES as usize).min(seg::GS)
 }
 
+/// Number of a general register; AH to BH are those of AX to BX.
+pub fn register_number(r: Register) -> usize {
+    gpr_view(r).number
+}
+
 /// Width of a general register.
 pub fn register_width(r: Register) -> Width {
     gpr_view(r).width
