@@ -11,11 +11,13 @@ mod backends;
 mod cli;
 mod debug;
 mod event_loop;
+mod guest_files;
+mod native_speed;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::parse(std::env::args_os().skip(1), String::new) {
+    match cli::parse(std::env::args_os().skip(1)) {
         Ok(cli::Invocation::Print(text)) => {
             print!("{text}");
             ExitCode::SUCCESS

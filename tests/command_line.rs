@@ -94,8 +94,10 @@ fn files_that_cannot_be_booted() {
     let mut truncated = bzimage();
     truncated.truncate(3000);
     let (missing, empty) = (folder.path("missing"), folder.file("empty", b""));
-    let (truncated, text) = (folder.file("truncated", &truncated), folder.file("text", b"#!/bin/sh\necho hello\n"));
-    let (elf, short) = (folder.file("elf", b"\x7FELF\x02\x01\x01"), folder.file("short", &bzimage()[..0x203]));
+    let (truncated, text) =
+        (folder.file("truncated", &truncated), folder.file("text", b"#!/bin/sh\necho hello\n"));
+    let (elf, short) =
+        (folder.file("elf", b"\x7FELF\x02\x01\x01"), folder.file("short", &bzimage()[..0x203]));
     for kernel in [&missing, &empty, &truncated, &text, &elf, &short] {
         refused(&folder, &["-kernel", kernel], &["-kernel", kernel]);
     }
@@ -143,10 +145,18 @@ fn places_that_cannot_be_opened() {
 
 #[test]
 fn questions_are_answered() {
-    for question in
-        [&["-help"] as &[_], &["--help"], &["-version"], &["-cpu", "help"], &["-machine", "help"], &["-d", "help"]]
-    {
+    for question in [
+        &["-help"] as &[_],
+        &["--help"],
+        &["-version"],
+        &["-cpu", "help"],
+        &["-machine", "help"],
+        &["-d", "help"],
+    ] {
         let output = tessera(question);
-        assert!(output.status.success() && output.stderr.is_empty() && !output.stdout.is_empty(), "{question:?}");
+        assert!(
+            output.status.success() && output.stderr.is_empty() && !output.stdout.is_empty(),
+            "{question:?}"
+        );
     }
 }

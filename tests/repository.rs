@@ -17,7 +17,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Folders whose subfolders the file map must name.
-const MAPPED: &[&str] = &["src", "tcg/src", "targets/x86/src", "hw/core/src", "hw/src", "firmware", "firmware/src", "tests"];
+const MAPPED: &[&str] =
+    &["src", "tcg/src", "targets/x86/src", "hw/core/src", "hw/src", "firmware", "firmware/src", "tests"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -51,7 +52,9 @@ fn file_map() -> BTreeSet<String> {
     let (_, map) = readme.split_once("## File map").expect("README.md has a section \"File map\"");
     let map = map.split("\n## ").next().unwrap();
     map.lines()
-        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.trim_end_matches('/').to_owned()))
+        .filter_map(|line| {
+            Some(line.strip_prefix("| `")?.split_once('`')?.0.trim_end_matches('/').to_owned())
+        })
         .collect()
 }
 

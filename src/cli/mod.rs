@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 use tessera_firmware::MachineKind;
+use tessera_x86::cpuid::{self, CpuidTable};
 
 use crate::backends::chardev::{CharSpec, DEFAULT_ESCAPE};
 use crate::debug::log;
@@ -47,8 +48,8 @@ pub struct Config {
     pub machine: MachineKind,
     /// Guest memory in bytes, a multiple of 4096.
     pub ram: u64,
-    /// The processor model and its features, as typed.
-    pub cpu: Option<String>,
+    /// The processor.
+    pub cpu: CpuidTable,
     /// The machine's UUID.
     pub uuid: Option<[u8; 16]>,
     /// The accelerator.
@@ -86,11 +87,8 @@ pub struct LogConfig {
     pub ranges: Vec<RangeInclusive<u64>>,
 }
 
-/// Reads the command line; `arguments` are without the program's name. `cpu_help` is the text for `-cpu help`.
-pub fn parse(
-    arguments: impl IntoIterator<Item = OsString>,
-    cpu_help: impl FnOnce() -> String,
-) -> Result<Invocation, UsageError> {
+/// Reads the command line; `arguments` are without the program's name.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, UsageError> {
     let command = options::Options::command();
     let tokens = tokenise(&command, arguments)?;
     let matches = command
@@ -100,7 +98,7 @@ pub fn parse(
         .map_err(|error| UsageError(one_sentence(&error.to_string())))?;
     let options = options::Options::from_arg_matches(&matches)
         .map_err(|error| UsageError(one_sentence(&error.to_string())))?;
-    if let Some(text) = text_asked_for(&options, command, cpu_help) {
+    if let Some(text) = text_asked_for(&options, command) {
         return Ok(Invocation::Print(text));
     }
     configure(options).map(|config| Invocation::Run(Box::new(config)))
@@ -155,11 +153,7 @@ fn one_sentence(message: &str) -> String {
     format!("{}; -help lists the options", first.strip_prefix("error: ").unwrap_or(first))
 }
 
-fn text_asked_for(
-    options: &options::Options,
-    mut command: clap::Command,
-    cpu_help: impl FnOnce() -> String,
-) -> Option<String> {
+fn text_asked_for(options: &options::Options, mut command: clap::Command) -> Option<String> {
     let asked = |value: &Option<String>| value.as_deref().is_some_and(values::asks_for_help);
     if options.help {
         // clap writes two dashes; QEMU's users expect one.
@@ -171,7 +165,7 @@ fn text_asked_for(
     } else if asked(&options.accel) {
         Some("Accelerators:\n  tcg  the translator (default)\n".into())
     } else if asked(&options.cpu) {
-        Some(cpu_help())
+        Some(cpuid::list())
     } else if options.device.iter().any(|device| values::asks_for_help(device)) {
         Some("Devices:\n  isa-debug-exit  iobase=PORT (0x501), iosize=N (2): a write of V ends with status 2V+1\n".into())
     } else if options.d.iter().any(|items| values::asks_for_help(items)) {
@@ -235,7 +229,7 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
         name: options.name.as_deref().map(values::name).transpose()?,
         machine: machine.as_ref().map_or(MachineKind::Pc, |machine| machine.kind),
         ram: options.m.as_deref().map_or(Ok(values::DEFAULT_RAM), values::memory)?,
-        cpu: options.cpu,
+        cpu: options.cpu.as_deref().map_or(Ok(CpuidTable::default()), cpu_model)?,
         uuid: options.uuid.as_deref().map(values::uuid).transpose()?,
         accel: accel.or(machine.and_then(|machine| machine.accel)).unwrap_or_default(),
         kernel,
@@ -249,6 +243,10 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
         no_shutdown: options.no_shutdown,
         log: LogConfig { items, file: path("-D", options.log_file)?, ranges },
     })
+}
+
+fn cpu_model(text: &str) -> Result<CpuidTable, UsageError> {
+    cpuid::parse(text).map_err(|error| UsageError(format!("-cpu {text}: {error}")))
 }
 
 fn path(option: &str, value: Option<OsString>) -> Result<Option<PathBuf>, UsageError> {
@@ -300,14 +298,14 @@ mod tests {
     use super::*;
 
     fn run(line: &str) -> Result<Config, UsageError> {
-        match parse(line.split_whitespace().map(OsString::from), String::new)? {
+        match parse(line.split_whitespace().map(OsString::from))? {
             Invocation::Run(config) => Ok(*config),
             Invocation::Print(text) => panic!("{line} prints {text}"),
         }
     }
 
     fn print(line: &str) -> String {
-        match parse(line.split_whitespace().map(OsString::from), || "models".into()) {
+        match parse(line.split_whitespace().map(OsString::from)) {
             Ok(Invocation::Print(text)) => text,
             other => panic!("{line} gives {other:?}"),
         }
@@ -380,7 +378,7 @@ mod tests {
         }
         assert!(print("-machine help").contains("q35"));
         assert!(print("-d help").contains("in_asm"));
-        assert_eq!(print("-cpu help"), "models");
+        assert!(print("-cpu help").contains("CPU models"));
         assert!(print("-accel ?").contains("tcg"));
         assert!(print("-device help").contains("isa-debug-exit"));
     }

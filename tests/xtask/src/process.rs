@@ -20,6 +20,8 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
 pub struct Mapping {
     /// The file behind it, `[heap]` and the like, or nothing.
     pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
     /// How much of it is resident, in bytes, counting a page shared by `n` mappings as `1/n`.
     pub resident: u64,
 }
@@ -32,10 +34,10 @@ pub fn mappings(pid: u32) -> Result<Vec<Mapping>> {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
         if let Some((low, high)) = first.split_once('-')
-            && [low, high].iter().all(|end| u64::from_str_radix(end, 16).is_ok())
+            && let (Ok(low), Ok(high)) = (u64::from_str_radix(low, 16), u64::from_str_radix(high, 16))
         {
             let name = words.skip(4).collect::<Vec<_>>().join(" ");
-            found.push(Mapping { name, resident: 0 });
+            found.push(Mapping { name, size: high - low, resident: 0 });
         } else if first == "Pss:"
             && let Some(mapping) = found.last_mut()
         {
@@ -58,6 +60,6 @@ mod tests {
             sum = sum.wrapping_add(1);
         }
         let mappings = mappings(pid).unwrap();
-        assert!(mappings.iter().any(|m| m.name == "[stack]" && m.resident > 0));
+        assert!(mappings.iter().any(|m| m.name == "[stack]" && m.resident > 0 && m.resident <= m.size));
     }
 }
