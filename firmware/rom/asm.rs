@@ -17,6 +17,9 @@ pub type Error = Box<dyn std::error::Error>;
 /// Result of emitting code.
 pub type R = Result<(), IcedError>;
 
+/// Addresses and names, sorted by address.
+pub type SymbolList = Vec<(u64, String)>;
+
 /// A function that emits one section.
 pub type Emit = fn(&mut Code, &Symbols) -> R;
 
@@ -138,7 +141,7 @@ impl Builder {
     }
 
     /// Assembles everything; `reset` emits the 16-bit code of the reset vector, 16 bytes before the end.
-    pub fn finish(self, reset: Emit) -> Result<(Vec<u8>, Vec<(u64, String)>), Error> {
+    pub fn finish(self, reset: Emit) -> Result<(Vec<u8>, SymbolList), Error> {
         let mut symbols = Symbols::default();
         for _ in 0..MAX_PASSES {
             symbols.missing.borrow_mut().clear();
@@ -147,7 +150,7 @@ impl Builder {
                 if let Some(name) = symbols.missing.borrow().first() {
                     return Err(format!("undefined symbol {name:?}").into());
                 }
-                let mut listed: Vec<(u64, String)> = found.into_iter().map(|(name, addr)| (addr, name)).collect();
+                let mut listed: SymbolList = found.into_iter().map(|(name, addr)| (addr, name)).collect();
                 listed.sort();
                 return Ok((rom, listed));
             }

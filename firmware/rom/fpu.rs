@@ -224,7 +224,9 @@ fn sse(c: &mut Code, s: &Symbols) -> R {
     c.mov(rax, cr0)?;
     c.or(eax, 8)?;
     c.mov(cr0, rax)?;
-    expect_exception(c, s, "#NM by an SSE instruction with CR0.TS", (7, 0), Saved::This, |c| c.xorps(xmm0, xmm0))?;
+    expect_exception(c, s, "#NM by an SSE instruction with CR0.TS", (7, 0), Saved::This, |c| {
+        c.xorps(xmm0, xmm0)
+    })?;
     c.clts()?;
     end(c, s)
 }

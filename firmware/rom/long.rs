@@ -167,11 +167,6 @@ fn exceptions(c: &mut Code, s: &Symbols) -> R {
     })?;
     c.mov(eax, 0x1000)?;
     expect_exception(c, s, "selector beyond the GDT", (13, 0x1000), this, |c| c.mov(ds, eax))?;
-    c.mov(rax, cr4)?;
-    c.and(eax, !0x20u32)?;
-    expect_exception(c, s, "CR4.PAE cleared in long mode", (13, 0), this, |c| c.mov(cr4, rax))?;
-    c.mov(rax, 1u64 << 63)?;
-    expect_exception(c, s, "reserved bit of CR0", (13, 0), this, |c| c.mov(cr0, rax))?;
     end(c, s)
 }
 

@@ -79,7 +79,14 @@ fn page(index: u64) -> u64 {
 }
 
 /// Expects #PF with the given error code and CR2.
-fn expect_pf(c: &mut Code, s: &Symbols, what: &str, error: u32, address: u64, access: fn(&mut Code) -> R) -> R {
+fn expect_pf(
+    c: &mut Code,
+    s: &Symbols,
+    what: &str,
+    error: u32,
+    address: u64,
+    access: fn(&mut Code) -> R,
+) -> R {
     c.mov(rbx, address)?;
     expect_exception(c, s, what, (14, error), Saved::This, access)?;
     expect_cr2(c, s, address)
@@ -119,7 +126,8 @@ pub fn emit(c: &mut Code, s: &Symbols) -> R {
 
 fn large_pages(c: &mut Code, s: &Symbols) -> R {
     begin(c, s, "long mode: four-level paging, 2 MiB pages")?;
-    c.mov(dword_ptr(SCRATCH + 0x10), 0x1111_0001)?;
+    c.mov(rbx, USER_WINDOW + u64::from(SCRATCH) + 0x10)?;
+    c.mov(dword_ptr(rbx), 0x1111_0001)?;
     expect_memory(c, s, "2 MiB page", USER_WINDOW + u64::from(SCRATCH) + 0x10, 0x1111_0001)?;
     expect_memory(c, s, "the high half", HIGH_HALF + u64::from(SCRATCH) + 0x10, 0x1111_0001)?;
     c.mov(rbx, page(0))?;
@@ -133,7 +141,7 @@ fn large_pages(c: &mut Code, s: &Symbols) -> R {
     for (what, at, expected) in [
         ("accessed and dirty of a written page", PT_TEST, ACCESSED | DIRTY),
         ("accessed and dirty of a read page", PT_TEST + 6 * 8, ACCESSED),
-        ("accessed and dirty of a read 2 MiB page", PD1 + 8, ACCESSED),
+        ("accessed and dirty of a written 2 MiB page", PD1 + 8, ACCESSED | DIRTY),
         ("accessed of a PML4 entry", PML4, ACCESSED),
     ] {
         c.mov(eax, dword_ptr(at))?;

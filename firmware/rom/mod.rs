@@ -31,7 +31,7 @@ mod speed_model;
 mod tables;
 mod user;
 
-use asm::{Builder, Error};
+use asm::{Builder, Error, SymbolList};
 
 /// What the build hands to the crate.
 pub struct Image {
@@ -39,8 +39,8 @@ pub struct Image {
     pub rom: Vec<u8>,
     /// The machine code of the speed loop alone.
     pub speed_loop: Vec<u8>,
-    /// Addresses and names, sorted by address.
-    pub symbols: Vec<(u64, String)>,
+    /// For whoever debugs the ROM.
+    pub symbols: SymbolList,
 }
 
 /// Assembles everything.

@@ -36,7 +36,14 @@ fn page(index: u32) -> u32 {
 }
 
 /// Expects #PF with the given error code and CR2.
-fn expect_pf(c: &mut Code, s: &Symbols, what: &str, error: u32, address: u32, access: fn(&mut Code, u32) -> R) -> R {
+fn expect_pf(
+    c: &mut Code,
+    s: &Symbols,
+    what: &str,
+    error: u32,
+    address: u32,
+    access: fn(&mut Code, u32) -> R,
+) -> R {
     expect_exception(c, s, what, (14, error), Saved::This, |c| access(c, address))?;
     expect_var(c, s, "CR2 of the last page fault", EXC_CR2, address)
 }
@@ -58,13 +65,21 @@ fn write(c: &mut Code, address: u32) -> R {
 
 fn set_cr0(c: &mut Code, bits: u32, on: bool) -> R {
     c.mov(eax, cr0)?;
-    if on { c.or(eax, bits)? } else { c.and(eax, !bits)? }
+    if on {
+        c.or(eax, bits)?
+    } else {
+        c.and(eax, !bits)?
+    }
     c.mov(cr0, eax)
 }
 
 fn set_cr4(c: &mut Code, bits: u32, on: bool) -> R {
     c.mov(eax, cr4)?;
-    if on { c.or(eax, bits)? } else { c.and(eax, !bits)? }
+    if on {
+        c.or(eax, bits)?
+    } else {
+        c.and(eax, !bits)?
+    }
     c.mov(cr4, eax)
 }
 
@@ -97,9 +112,13 @@ fn two_level(c: &mut Code, s: &Symbols) -> R {
     c.mov(dword_ptr(PD32 + (LARGE >> 22) * 4), P | W | PS)?;
     let entry = |index: u32| PT32_TEST + index * 4;
     // 0: writable, 1: read-only, 2: absent, 3: user, 4: user read-only, 5: writable, followed by an absent page
-    for (index, value) in
-        [(0, PAGE_A | P | W), (1, PAGE_A | P), (3, PAGE_B | P | W | U), (4, PAGE_B | P | U), (5, PAGE_A | P | W)]
-    {
+    for (index, value) in [
+        (0, PAGE_A | P | W),
+        (1, PAGE_A | P),
+        (3, PAGE_B | P | W | U),
+        (4, PAGE_B | P | U),
+        (5, PAGE_A | P | W),
+    ] {
         c.mov(dword_ptr(entry(index)), value)?;
     }
     c.mov(eax, PD32)?;

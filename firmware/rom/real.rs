@@ -119,10 +119,10 @@ fn arithmetic(c: &mut Code, s: &Symbols) -> R {
     c.movzx(edx, dx)?;
     expect32(c, s, "-7 / 2", eax, 0xFFFD)?;
     expect32(c, s, "-7 % 2", edx, 0xFFFF)?;
-    c.mov(ax, 0x79)?;
-    c.add(al, 0x35)?;
-    c.daa()?;
-    expect_carry(c, s, "79 + 35 in BCD", 0x14, 1)?;
+    c.mov(ax, 0x35)?;
+    c.sub(al, 0x47)?;
+    c.das()?;
+    expect_carry(c, s, "35 - 47 in BCD", 0x88, 1)?;
     c.mov(ax, 77)?;
     c.aam(10)?;
     c.movzx(eax, ax)?;
@@ -200,7 +200,13 @@ fn segments(c: &mut Code, s: &Symbols) -> R {
 }
 
 /// Expects exception `vector` of the one instruction `faulting` emits.
-fn expect_fault(c: &mut Code, s: &Symbols, what: &str, vector: u32, faulting: fn(&mut CodeAssembler) -> R) -> R {
+fn expect_fault(
+    c: &mut Code,
+    s: &Symbols,
+    what: &str,
+    vector: u32,
+    faulting: fn(&mut CodeAssembler) -> R,
+) -> R {
     let (at, after) = (c.fresh(), c.fresh());
     report::arm(c, s, &after)?;
     c.label(&at)?;

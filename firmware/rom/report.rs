@@ -81,7 +81,13 @@ pub fn expect_exception(c: &mut Code, s: &Symbols, what: &str, (vector, error): 
 }
 
 /// Expects vector, error code and saved code segment of the exception [`arm`] prepared for. Keeps registers and flags.
-pub fn expect_exception_from(c: &mut Code, s: &Symbols, what: &str, (vector, error): (u32, u32), segment: u16) -> R {
+pub fn expect_exception_from(
+    c: &mut Code,
+    s: &Symbols,
+    what: &str,
+    (vector, error): (u32, u32),
+    segment: u16,
+) -> R {
     call(c, s, "exception_from")?;
     arguments(c, &[s.text(what), vector, error, segment.into()])
 }
@@ -109,7 +115,13 @@ pub fn fail(c: &mut Code, s: &Symbols, what: &str) -> R {
 }
 
 /// Counts a failed expectation about two 64-bit registers. Clobbers both.
-pub fn fail_different(c: &mut Code, s: &Symbols, what: &str, got: AsmRegister64, expected: AsmRegister64) -> R {
+pub fn fail_different(
+    c: &mut Code,
+    s: &Symbols,
+    what: &str,
+    got: AsmRegister64,
+    expected: AsmRegister64,
+) -> R {
     c.mov(qword_ptr(GOT), got)?;
     c.mov(qword_ptr(EXPECTED), expected)?;
     c.mov(dword_ptr(WHAT), s.text(what))?;
@@ -261,12 +273,20 @@ fn print_decimal(c: &mut Code, s: &Symbols) -> R {
     c.label(&divide)?;
     c.xor(edx, edx)?;
     c.div(ebx)?;
-    if bits == 64 { c.push(rdx)? } else { c.push(edx)? }
+    if bits == 64 {
+        c.push(rdx)?
+    } else {
+        c.push(edx)?
+    }
     c.inc(ecx)?;
     c.test(eax, eax)?;
     c.jne(s.to(bits, &divide))?;
     c.label(&print)?;
-    if bits == 64 { c.pop(rax)? } else { c.pop(eax)? }
+    if bits == 64 {
+        c.pop(rax)?
+    } else {
+        c.pop(eax)?
+    }
     c.add(al, i32::from(b'0'))?;
     call(c, s, "putc")?;
     c.dec(ecx)?;
@@ -283,7 +303,11 @@ fn saved(c: &Code) -> u32 {
 /// Enters a routine with arguments behind its call: saves flags and registers, EBX = address of the arguments.
 fn enter(c: &mut Code) -> R {
     let saved = saved(c);
-    if c.bits() == 64 { c.pushfq()? } else { c.pushfd()? }
+    if c.bits() == 64 {
+        c.pushfq()?
+    } else {
+        c.pushfd()?
+    }
     save(c)?;
     match c.bits() {
         64 => c.mov(rbx, qword_ptr(rsp + saved)),
@@ -307,7 +331,11 @@ fn leave(c: &mut Code, count: u32) -> R {
         _ => c.add(word_ptr(esp + saved), count * 4)?,
     }
     restore(c)?;
-    if c.bits() == 64 { c.popfq()? } else { c.popfd()? }
+    if c.bits() == 64 {
+        c.popfq()?
+    } else {
+        c.popfd()?
+    }
     c.ret()
 }
 
@@ -392,7 +420,8 @@ fn record(c: &mut Code, s: &Symbols) -> R {
     let more = c.fresh();
     c.cmp(dword_ptr(CHECK_FAILS), 0)?;
     c.jne(s.to(bits, &more))?;
-    for (from, to) in [(WHAT, FIRST_WHAT), (FIELD, FIRST_FIELD), (GOT, FIRST_GOT), (EXPECTED, FIRST_EXPECTED)] {
+    for (from, to) in [(WHAT, FIRST_WHAT), (FIELD, FIRST_FIELD), (GOT, FIRST_GOT), (EXPECTED, FIRST_EXPECTED)]
+    {
         for half in [0, 4] {
             c.mov(eax, dword_ptr(from + half))?;
             c.mov(dword_ptr(to + half), eax)?;

@@ -60,10 +60,10 @@ fn idt32(s: &Symbols) -> Vec<u8> {
         let target = s.at(name);
         target & 0xFFFF | u64::from(CODE32) << 16 | access << 40 | (target >> 16 & 0xFFFF) << 48
     };
-    for vector in 0..32usize {
+    for (vector, entry) in entries.iter_mut().take(32).enumerate() {
         // INT3 and INTO are open to ring 3, as operating systems have it.
         let access = if matches!(vector, 3 | 4) { 0xEE } else { 0x8E };
-        entries[vector] = gate(&format!("32.vector{vector}"), access);
+        *entry = gate(&format!("32.vector{vector}"), access);
     }
     entries[usize::from(VEC_SYSCALL)] = gate("32.vector128", 0xEE);
     entries[usize::from(VEC_ABSENT)] = gate("32.vector0", 0x0E);
@@ -81,10 +81,10 @@ fn idt64(s: &Symbols) -> Vec<u8> {
             | (target >> 16 & 0xFFFF) << 48
             | (target >> 32) << 64
     };
-    for vector in 0..32usize {
+    for (vector, entry) in entries.iter_mut().take(32).enumerate() {
         let access = if vector == 3 { 0xEE } else { 0x8E };
         // #GP has a stack of its own.
-        entries[vector] = gate(&format!("64.vector{vector}"), access, u128::from(vector == 13));
+        *entry = gate(&format!("64.vector{vector}"), access, u128::from(vector == 13));
     }
     entries[usize::from(VEC_SYSCALL)] = gate("64.vector128", 0xEE, 0);
     for line in 0..16u8 {

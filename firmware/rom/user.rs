@@ -64,11 +64,7 @@ pub fn emit32(c: &mut Code, _: &Symbols) -> R {
     c.retf()?;
 
     // Accesses of the paging checks; each ends in a fault, or else in a system call.
-    for (name, access) in [
-        ("user.read", 0u32),
-        ("user.write", 1),
-        ("user.jump", 2),
-    ] {
+    for (name, access) in [("user.read", 0u32), ("user.write", 1), ("user.jump", 2)] {
         c.label(name)?;
         // The address is in EDI.
         match access {

@@ -30,3 +30,6 @@ pub fn rom() -> &'static [u8] {
 pub fn speed_loop() -> (&'static [u8], u64) {
     (SPEED_LOOP, speed_model::INSNS_PER_ITERATION)
 }
+
+#[cfg(test)]
+mod tests;
