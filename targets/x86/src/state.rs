@@ -248,7 +248,7 @@ pub struct X86Env {
     pub rip: u64,
     /// Arithmetic flags, packed (see `tessera_tcg::ir::flags`).
     pub flags: u32,
-    pad: u32,
+    pub(crate) pad: u32,
     /// +1 or -1 by EFLAGS.DF, as a 64-bit integer.
     pub df: u64,
     /// Bases of ES, CS, SS, DS, FS, GS: copies of `seg[_].base` that generated code reads.
@@ -304,6 +304,14 @@ pub struct X86Env {
     pub smm: bool,
     /// A shutdown (triple fault) occurred.
     pub shutdown: bool,
+    /// An application processor after INIT: waits for a start-up IPI.
+    pub wait_for_sipi: bool,
+    /// Bits for DR6 of a #DB that is due before the next instruction.
+    pub pending_debug: u64,
+    /// What an INS has read from its port and could not store yet, see [`crate::system::io`].
+    pub held_input: Option<u32>,
+    /// [`Platform::a20_mask`] as translations in the TLB have it.
+    pub a20_mask: u64,
 
     /// What CPUID says and which features the CPU has.
     pub cpuid: crate::cpuid::CpuidTable,

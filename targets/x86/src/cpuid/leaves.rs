@@ -114,12 +114,13 @@ impl CpuidTable {
                 [mask as u32, size(now.xcr0 & mask), size(mask), (mask >> 32) as u32]
             }
             1 => {
-                let compact = if self.has(Feature::XSAVEC) { xstate::compact_size(now.xcr0 & mask) } else { 0 };
+                let compact =
+                    if self.has(Feature::XSAVEC) { xstate::compact_size(now.xcr0 & mask) } else { 0 };
                 [self.features.word(Word::XsaveEax), compact, 0, 0]
             }
-            2..64 => xstate::enabled(mask)
-                .find(|c| c.index == sub)
-                .map_or([0; 4], |c| [c.size, c.offset, 0, 0]),
+            2..64 => {
+                xstate::enabled(mask).find(|c| c.index == sub).map_or([0; 4], |c| [c.size, c.offset, 0, 0])
+            }
             _ => [0; 4],
         }
     }

@@ -166,8 +166,7 @@ pub fn parse(text: &str) -> Result<CpuidTable, CpuError> {
     let mut parts = text.split(',');
     let name = parts.next().unwrap_or_default();
     let name = if name == "base" { "x86-64-v1" } else { name };
-    let model =
-        MODELS.iter().find(|m| m.name == name).ok_or_else(|| CpuError::Model(name.to_string()))?;
+    let model = MODELS.iter().find(|m| m.name == name).ok_or_else(|| CpuError::Model(name.to_string()))?;
     let implemented = implemented();
     let mut features = model.set();
     let mut wanted = Vec::new();
@@ -196,10 +195,7 @@ pub fn parse(text: &str) -> Result<CpuidTable, CpuError> {
     }
     let missing: Vec<&str> = features.missing_in(&implemented).map(Feature::name).collect();
     if !missing.is_empty() {
-        return Err(CpuError::ModelNotImplemented {
-            model: name.to_string(),
-            features: missing.join(", "),
-        });
+        return Err(CpuError::ModelNotImplemented { model: name.to_string(), features: missing.join(", ") });
     }
     let before = features;
     features.close();
@@ -287,10 +283,14 @@ mod tests {
     #[test]
     fn instructions_follow_features() {
         let t = parse("max").unwrap();
-        for code in [Code::Add_rm32_r32, Code::Popcnt_r64_rm64, Code::Endbr64, Code::Xsavec_mem, Code::Syscall] {
+        for code in
+            [Code::Add_rm32_r32, Code::Popcnt_r64_rm64, Code::Endbr64, Code::Xsavec_mem, Code::Syscall]
+        {
             assert!(t.allows(code), "{code:?}");
         }
-        for code in [Code::Vmcall, Code::Monitord, Code::EVEX_Vaddpd_zmm_k1z_zmm_zmmm512b64_er, Code::Xbegin_rel32] {
+        for code in
+            [Code::Vmcall, Code::Monitord, Code::EVEX_Vaddpd_zmm_k1z_zmm_zmmm512b64_er, Code::Xbegin_rel32]
+        {
             assert!(!t.allows(code), "{code:?}");
         }
         let t = parse("max,-popcnt,-xsave").unwrap();

@@ -164,19 +164,10 @@ pub static MODELS: &[Model] = &[
     Model {
         name: "qemu64",
         about: "x86-64 baseline with SSE3 and CMPXCHG16B, as QEMU's model of that name",
-        features: &[
-            BASE,
-            &[Feature::SSE3, Feature::CX16, Feature::LAHF_LM, Feature::X2APIC],
-            NO_FLAWS,
-        ],
+        features: &[BASE, &[Feature::SSE3, Feature::CX16, Feature::LAHF_LM, Feature::X2APIC], NO_FLAWS],
         phys_bits: 40,
     },
-    Model {
-        name: "x86-64-v1",
-        about: "x86-64 baseline",
-        features: &[BASE, SYSTEM, NO_FLAWS],
-        phys_bits: 40,
-    },
+    Model { name: "x86-64-v1", about: "x86-64 baseline", features: &[BASE, SYSTEM, NO_FLAWS], phys_bits: 40 },
     Model {
         name: "x86-64-v2",
         about: "x86-64 with SSE4.2 and POPCNT",

@@ -1,0 +1,117 @@
+//! Looking at events between blocks: interrupts, NMI, INIT, start-up IPIs, the halted state, interrupt shadows (SDM volume 3,
+//! sections 6.3, 6.8 and 8.4).
+//!
+//! How an interrupt gets in: whoever raises it sets `exit_request`, generated code leaves at its next poll, and
+//! [`poll_events`] delivers it. If it cannot be delivered then (IF clear, task priority), nobody asks again until the guest
+//! changes that; so everything that sets IF or lowers the priority calls [`check_interrupts`].
+//!
+//! Shadows: STI and loads of SS hold interrupts off for one more instruction. They set `interrupt_shadow`, which makes the
+//! next block a single instruction (`mode::SHADOW`); leaving that block ends the shadow.
+
+use std::sync::atomic::Ordering;
+
+use tessera_tcg::guest::Next;
+
+use super::exception::{deliver_interrupt, vector};
+use super::{debug, io};
+use crate::state::{RFlags, Segment, X86Env, leave, seg};
+
+/// Codes of [`Next::Exit`].
+pub mod exit {
+    /// The CPU waits for an interrupt (HLT) or a start-up IPI: run again when
+    /// [`Platform::event_pending`](crate::platform::Platform::event_pending).
+    pub const HALTED: u32 = 1;
+    /// A triple fault: the board resets the machine, or it ends.
+    pub const SHUTDOWN: u32 = 2;
+}
+
+/// Bootstrap processor flag of IA32_APIC_BASE.
+const APIC_BASE_BSP: u64 = 1 << 8;
+
+/// Makes generated code return to the execution loop at its next poll.
+#[inline]
+pub fn request_exit(env: &X86Env) {
+    env.header.exit_request.store(1, Ordering::Release);
+}
+
+/// To be called by what may make a waiting interrupt deliverable: setting IF, lowering the task priority.
+#[inline]
+pub fn check_interrupts(env: &X86Env) {
+    if env.eflags & RFlags::IF.bits() != 0 && env.platform.interrupt_pending() {
+        request_exit(env);
+    }
+}
+
+/// Handles a block's leaving with a code of [`leave`].
+pub fn handle_leave(env: &mut X86Env, code: u32) -> Next {
+    if code == leave::SHADOW {
+        return Next::ContinueOne;
+    }
+    if env.interrupt_shadow {
+        env.interrupt_shadow = false;
+        env.update_mode();
+    }
+    match code {
+        leave::SINGLE_STEP => debug::single_step(env),
+        leave::HALT => {
+            env.halted = true;
+            poll_events(env)
+        }
+        _ => poll_events(env),
+    }
+}
+
+/// Looks at what waits, in order of priority (SDM volume 3, table 6-2), and delivers at most one.
+pub fn poll_events(env: &mut X86Env) -> Next {
+    let quiet = !env.platform.event_pending();
+    if quiet && !env.halted && env.pending_debug == 0 && !env.shutdown && !env.wait_for_sipi {
+        return Next::Continue;
+    }
+    if env.shutdown {
+        return Next::Exit(exit::SHUTDOWN);
+    }
+    io::refresh_a20(env);
+    if env.platform.take_init() {
+        let bootstrap = env.platform.apic_base() & APIC_BASE_BSP != 0;
+        env.init();
+        env.wait_for_sipi = !bootstrap;
+    }
+    if env.wait_for_sipi {
+        match env.platform.take_sipi() {
+            Some(vector) => start_up(env, vector),
+            None => return Next::Exit(exit::HALTED),
+        }
+        return Next::Continue;
+    }
+    if let Some(next) = debug::deliver_pending(env) {
+        return next;
+    }
+    if env.interrupt_shadow {
+        return Next::ContinueOne;
+    }
+    if env.platform.take_smi() {
+        tracing::warn!(target: "unimp", "system-management interrupt ignored: there is no system-management mode");
+    }
+    if !env.nmi_blocked && env.platform.take_nmi() {
+        env.nmi_blocked = true;
+        env.halted = false;
+        return deliver_interrupt(env, vector::NMI as u8);
+    }
+    if env.eflags & RFlags::IF.bits() != 0
+        && env.platform.interrupt_pending()
+        && let Some(vector) = env.platform.acknowledge_interrupt()
+    {
+        env.halted = false;
+        return deliver_interrupt(env, vector);
+    }
+    if env.halted { Next::Exit(exit::HALTED) } else { Next::Continue }
+}
+
+/// Starts an application processor at `vector << 12` (SDM volume 3, section 8.4.3).
+fn start_up(env: &mut X86Env, vector: u8) {
+    env.wait_for_sipi = false;
+    let base = (vector as u64) << 12;
+    env.set_segment(seg::CS, Segment { base, limit: 0xffff, access: 0x9b, selector: (vector as u16) << 8 });
+    env.set_ip(0);
+    env.update_mode();
+}

@@ -1,0 +1,116 @@
+//! Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT (SDM volume 2; volume 3, section 5.8.7), and SWAPGS.
+//!
+//! The program counter is that of the next instruction when these are called.
+
+use super::exception::{gp, ud};
+use super::{Result, debug, long_mode, selectors};
+use crate::mmu::canonical;
+use crate::state::{Efer, RFlags, Segment, X86Env, reg, seg};
+
+/// A flat code segment as the fast calls load it: 64-bit or 32-bit.
+fn flat_code(selector: u16, dpl: u16, long: bool) -> Segment {
+    let size = if long { Segment::LONG } else { Segment::DB };
+    Segment { base: 0, limit: u32::MAX, access: 0x809b | dpl << 5 | size, selector }
+}
+
+fn flat_data(selector: u16, dpl: u16) -> Segment {
+    Segment { base: 0, limit: u32::MAX, access: 0xc093 | dpl << 5, selector }
+}
+
+/// Sets CS and SS, the CPL and where to go.
+fn enter(env: &mut X86Env, cs: u16, ss: u16, cpl: u8, long: bool, ip: u64) {
+    env.set_segment(seg::CS, flat_code(cs, cpl as u16, long));
+    env.set_segment(seg::SS, flat_data(ss, cpl as u16));
+    env.cpl = cpl;
+    env.set_ip(ip);
+    env.update_mode();
+}
+
+/// SYSCALL, which exists in 64-bit mode only (Intel).
+pub fn syscall(env: &mut X86Env) -> Result<()> {
+    if !env.code64() || !env.efer.contains(Efer::SCE) {
+        return Err(ud());
+    }
+    let flags = env.rflags();
+    env.gpr[reg::RCX] = env.rip;
+    env.gpr[11] = flags & !RFlags::RF.bits();
+    env.set_rflags(flags & !env.msr.fmask & !RFlags::RF.bits());
+    let selector = (env.msr.star >> 32) as u16 & !3;
+    let target = env.msr.lstar;
+    enter(env, selector, selector.wrapping_add(8), 0, true, target);
+    Ok(())
+}
+
+/// SYSRET with an operand size of 4 or 8 bytes.
+pub fn sysret(env: &mut X86Env, size: u32) -> Result<()> {
+    if !env.code64() || !env.efer.contains(Efer::SCE) {
+        return Err(ud());
+    }
+    let target = env.gpr[reg::RCX];
+    let long = size == 8;
+    if env.cpl != 0 || long && !canonical(env, target) {
+        return Err(gp(0));
+    }
+    env.set_rflags(env.gpr[11] & 0x3c_7fd7);
+    let base = (env.msr.star >> 48) as u16;
+    let cs = base.wrapping_add(if long { 16 } else { 0 }) | 3;
+    let ip = if long { target } else { target & 0xffff_ffff };
+    enter(env, cs, base.wrapping_add(8) | 3, 3, long, ip);
+    // A single-step trap comes before the first user instruction.
+    if env.eflags & RFlags::TF.bits() != 0 {
+        debug::pend(env, debug::BS);
+    }
+    if !debug::code_breakpoints(env) {
+        env.eflags &= !RFlags::RF.bits();
+    }
+    Ok(())
+}
+
+/// SYSENTER.
+pub fn sysenter(env: &mut X86Env) -> Result<()> {
+    let protected = env.cr0.contains(crate::state::Cr0::PE);
+    let cs = env.msr.sysenter_cs as u16 & !3;
+    if !protected || cs == 0 {
+        return Err(gp(0));
+    }
+    let long = long_mode(env);
+    let (sp, ip) = if long {
+        (env.msr.sysenter_esp, env.msr.sysenter_eip)
+    } else {
+        (env.msr.sysenter_esp & 0xffff_ffff, env.msr.sysenter_eip & 0xffff_ffff)
+    };
+    env.eflags &= !(RFlags::VM | RFlags::IF | RFlags::RF).bits();
+    env.gpr[reg::RSP] = sp;
+    enter(env, cs, cs.wrapping_add(8), 0, long, ip);
+    Ok(())
+}
+
+/// SYSEXIT with an operand size of 4 or 8 bytes.
+pub fn sysexit(env: &mut X86Env, size: u32) -> Result<()> {
+    let base = env.msr.sysenter_cs as u16 & !3;
+    if !selectors(env) || base == 0 || env.cpl != 0 {
+        return Err(gp(0));
+    }
+    let (mut sp, mut ip) = (env.gpr[reg::RCX], env.gpr[reg::RDX]);
+    let long = size == 8;
+    if long {
+        if !canonical(env, sp) || !canonical(env, ip) {
+            return Err(gp(0));
+        }
+    } else {
+        sp &= 0xffff_ffff;
+        ip &= 0xffff_ffff;
+    }
+    env.gpr[reg::RSP] = sp;
+    let offset = if long { 32 } else { 16 };
+    let cs = base.wrapping_add(offset);
+    enter(env, cs | 3, cs.wrapping_add(8) | 3, 3, long, ip);
+    Ok(())
+}
+
+/// SWAPGS: exchanges the base of GS with IA32_KERNEL_GS_BASE. The front end has seen to 64-bit mode and CPL 0.
+pub fn swapgs(env: &mut X86Env) {
+    let base = env.seg[seg::GS].base;
+    env.set_segment_base(seg::GS, env.msr.kernel_gs_base);
+    env.msr.kernel_gs_base = base;
+}

@@ -1,0 +1,313 @@
+//! FXSAVE, XSAVE and their inverses (SDM volume 1, sections 10.5 and 13.7 to 13.11).
+//!
+//! An area is built or parsed in a buffer of the host; guest memory is accessed in one piece. What an instruction does not
+//! define stays as it is: FXSAVE does not write it, the XSAVE family writes back what it has read.
+//!
+//! Choices: XSAVEOPT and XSAVEC use the init optimisation (a component in its initial configuration is not written), not
+//! the modified one. The front ends see to #UD and #NM; alignment is checked here.
+
+use tessera_tcg::softmmu;
+
+use super::control::write_pkru;
+use super::exception::gp;
+use super::{Result, data_mmu};
+use crate::cpuid::xstate::{self, COMPONENTS, component};
+use crate::guest::X86;
+use crate::helpers::sse::{MXCSR_EXISTING, mxcsr, set_mxcsr};
+use crate::state::{Fpu, X86Env};
+
+const X87: u64 = 1 << component::X87;
+const SSE: u64 = 1 << component::SSE;
+const AVX: u64 = 1 << component::AVX;
+const PKRU: u64 = 1 << component::PKRU;
+const COMPACT: u64 = 1 << 63;
+/// MXCSR after initialisation.
+const MXCSR_INIT: u32 = 0x1f80;
+
+/// Bytes of the largest area: legacy region, header, all components.
+const AREA: usize = 576 + 256 + 8;
+const HEADER: usize = 512;
+
+type Area = [u8; AREA];
+
+/// Which of the XSAVE family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Form {
+    /// XSAVE.
+    Plain,
+    /// XSAVEOPT.
+    Optimised,
+    /// XSAVEC.
+    Compact,
+}
+
+fn put(area: &mut [u8], at: usize, value: u64, len: usize) {
+    area[at..at + len].copy_from_slice(&value.to_le_bytes()[..len]);
+}
+
+fn get(area: &[u8], at: usize, len: usize) -> u64 {
+    let mut word = [0; 8];
+    word[..len].copy_from_slice(&area[at..at + len]);
+    u64::from_le_bytes(word)
+}
+
+/// Number of XMM registers that are saved: eight outside of 64-bit mode.
+fn xmm_count(env: &X86Env) -> usize {
+    if env.code64() { 16 } else { 8 }
+}
+
+/// x87 part of the legacy region; `wide` stores 64-bit pointers (REX.W).
+fn put_x87(fpu: &Fpu, area: &mut [u8], wide: bool) {
+    put(area, 0, fpu.control as u64, 2);
+    put(area, 2, fpu.status as u64, 2);
+    put(area, 4, fpu.valid as u64, 2);
+    put(area, 6, fpu.opcode as u64, 2);
+    if wide {
+        put(area, 8, fpu.ip, 8);
+        put(area, 16, fpu.dp, 8);
+    } else {
+        put(area, 8, fpu.ip & 0xffff_ffff | (fpu.cs as u64) << 32, 8);
+        put(area, 16, fpu.dp & 0xffff_ffff | (fpu.ds as u64) << 32, 8);
+    }
+    for n in 0..8 {
+        let from = &fpu.regs[(fpu.top() + n) & 7];
+        let at = 32 + 16 * n;
+        area[at..at + 10].copy_from_slice(&from[..10]);
+        area[at + 10..at + 16].fill(0);
+    }
+}
+
+fn get_x87(area: &[u8], wide: bool) -> Fpu {
+    let mut fpu = Fpu {
+        control: get(area, 0, 2) as u16 & 0x1f7f | 0x40,
+        status: get(area, 2, 2) as u16,
+        valid: get(area, 4, 1) as u8,
+        opcode: get(area, 6, 2) as u16 & 0x7ff,
+        ..Fpu::INITIAL
+    };
+    if wide {
+        fpu.ip = get(area, 8, 8);
+        fpu.dp = get(area, 16, 8);
+    } else {
+        fpu.ip = get(area, 8, 4);
+        fpu.cs = get(area, 12, 2) as u16;
+        fpu.dp = get(area, 16, 4);
+        fpu.ds = get(area, 20, 2) as u16;
+    }
+    for n in 0..8 {
+        let at = 32 + 16 * n;
+        fpu.regs[(fpu.top() + n) & 7][..10].copy_from_slice(&area[at..at + 10]);
+    }
+    fpu.summarise();
+    fpu
+}
+
+fn put_mxcsr(env: &mut X86Env, area: &mut [u8]) {
+    let word = mxcsr(env);
+    put(area, 24, word as u64, 4);
+    put(area, 28, MXCSR_EXISTING as u64, 4);
+}
+
+fn put_xmm(env: &X86Env, area: &mut [u8]) {
+    for n in 0..xmm_count(env) {
+        put(area, 160 + 16 * n, env.vec[n].0[0], 8);
+        put(area, 168 + 16 * n, env.vec[n].0[1], 8);
+    }
+}
+
+fn get_xmm(env: &mut X86Env, area: &[u8]) {
+    for n in 0..xmm_count(env) {
+        env.vec[n].0[0] = get(area, 160 + 16 * n, 8);
+        env.vec[n].0[1] = get(area, 168 + 16 * n, 8);
+    }
+}
+
+/// FXSAVE (with REX.W if `wide`) to a linear address.
+pub fn fxsave(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
+    if va & 15 != 0 {
+        return Err(gp(0));
+    }
+    let mut area = [0u8; 512];
+    put_x87(&env.fpu, &mut area, wide);
+    put_mxcsr(env, &mut area);
+    put_xmm(env, &mut area);
+    let len = 160 + 16 * xmm_count(env);
+    let mmu = data_mmu(env, env.cpl);
+    softmmu::store_bytes::<X86>(env, va, &area[..len], mmu)
+}
+
+/// FXRSTOR.
+pub fn fxrstor(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
+    if va & 15 != 0 {
+        return Err(gp(0));
+    }
+    let mut area = [0u8; 512];
+    let mmu = data_mmu(env, env.cpl);
+    softmmu::load_bytes::<X86>(env, va, &mut area, mmu)?;
+    let word = get(&area, 24, 4) as u32;
+    if word & !MXCSR_EXISTING != 0 {
+        return Err(gp(0));
+    }
+    env.fpu = get_x87(&area, wide);
+    get_xmm(env, &area);
+    set_mxcsr(env, word);
+    Ok(())
+}
+
+/// The state components that are not in their initial configuration (XINUSE).
+pub fn in_use(env: &X86Env) -> u64 {
+    let zero = |words: std::ops::Range<usize>| {
+        env.vec[..xmm_count(env)].iter().all(|v| v.0[words.clone()].iter().all(|&w| w == 0))
+    };
+    let mut mask = 0;
+    if env.fpu != Fpu::INITIAL {
+        mask |= X87;
+    }
+    if !zero(0..2) {
+        mask |= SSE;
+    }
+    if !zero(2..4) {
+        mask |= AVX;
+    }
+    if env.pkru != 0 {
+        mask |= PKRU;
+    }
+    mask
+}
+
+fn put_component(env: &X86Env, index: u32, out: &mut [u8]) {
+    match index {
+        component::AVX => {
+            for n in 0..xmm_count(env) {
+                put(out, 16 * n, env.vec[n].0[2], 8);
+                put(out, 16 * n + 8, env.vec[n].0[3], 8);
+            }
+        }
+        _ => put(out, 0, env.pkru as u64, 8),
+    }
+}
+
+fn get_component(env: &mut X86Env, index: u32, from: Option<&[u8]>) {
+    match index {
+        component::AVX => {
+            for n in 0..xmm_count(env) {
+                env.vec[n].0[2] = from.map_or(0, |f| get(f, 16 * n, 8));
+                env.vec[n].0[3] = from.map_or(0, |f| get(f, 16 * n + 8, 8));
+            }
+        }
+        _ => write_pkru(env, from.map_or(0, |f| get(f, 0, 4) as u32)),
+    }
+}
+
+/// XSAVE, XSAVEOPT or XSAVEC of the components in `mask` (EDX:EAX).
+pub fn xsave(env: &mut X86Env, va: u64, mask: u64, form: Form, wide: bool) -> Result<()> {
+    if va & 63 != 0 {
+        return Err(gp(0));
+    }
+    let mmu = data_mmu(env, env.cpl);
+    let rfbm = mask & env.xcr0;
+    let mut used = in_use(env);
+    let compact = form == Form::Compact;
+    if compact && mxcsr(env) != MXCSR_INIT {
+        used |= SSE;
+    }
+    // What is written: XSAVE writes initial configurations, too.
+    let saved = if form == Form::Plain { rfbm } else { rfbm & used };
+
+    // The whole area must be writable before any of it is written; what is not saved keeps its content.
+    let len = if compact { xstate::compact_size(rfbm) } else { xstate::standard_size(rfbm) } as usize;
+    let mut area: Area = [0; AREA];
+    let area = &mut area[..len];
+    softmmu::probe::<X86>(env, va, len as u64, tessera_tcg::guest::Access::Write, mmu)?;
+    softmmu::load_bytes::<X86>(env, va, area, mmu)?;
+
+    if saved & X87 != 0 {
+        put_x87(&env.fpu, area, wide);
+    }
+    let control = if compact { saved & SSE != 0 } else { rfbm & (SSE | AVX) != 0 };
+    if control {
+        put_mxcsr(env, area);
+    }
+    if saved & SSE != 0 {
+        put_xmm(env, area);
+    }
+    let mut at = xstate::EXTENDED;
+    for c in COMPONENTS.iter().filter(|c| rfbm >> c.index & 1 != 0) {
+        let start = if compact { at } else { c.offset } as usize;
+        at += c.size;
+        if saved >> c.index & 1 != 0 {
+            put_component(env, c.index, &mut area[start..start + c.size as usize]);
+        }
+    }
+    if compact {
+        put(area, HEADER, rfbm & used, 8);
+        put(area, HEADER + 8, rfbm | COMPACT, 8);
+    } else {
+        let old = get(area, HEADER, 8);
+        put(area, HEADER, old & !rfbm | used & rfbm, 8);
+    }
+    softmmu::store_bytes::<X86>(env, va, area, mmu)
+}
+
+/// XRSTOR of the components in `mask` (EDX:EAX).
+pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, wide: bool) -> Result<()> {
+    if va & 63 != 0 {
+        return Err(gp(0));
+    }
+    let mmu = data_mmu(env, env.cpl);
+    let rfbm = mask & env.xcr0;
+    let mut area: Area = [0; AREA];
+    softmmu::load_bytes::<X86>(env, va, &mut area[..HEADER + 64], mmu)?;
+    let (bv, comp) = (get(&area, HEADER, 8), get(&area, HEADER + 8, 8));
+    let compact = comp & COMPACT != 0;
+    let reserved_zero = if compact { 16..64 } else { 8..64 };
+    let layout = comp & !COMPACT;
+    let bad = if compact { layout & !env.xcr0 != 0 || bv & !layout != 0 } else { bv & !env.xcr0 != 0 };
+    // The compacted format exists with XSAVEC.
+    let unknown = compact && !env.cpuid.has(crate::cpuid::Feature::XSAVEC);
+    if bad || unknown || area[HEADER..][reserved_zero].iter().any(|&b| b != 0) {
+        return Err(gp(0));
+    }
+    let len = if compact { xstate::compact_size(layout) } else { xstate::standard_size(rfbm) } as usize;
+    let fixed = HEADER + 64;
+    if len > fixed {
+        softmmu::load_bytes::<X86>(env, va.wrapping_add(fixed as u64), &mut area[fixed..len], mmu)?;
+    }
+    let control = get(&area, 24, 4) as u32;
+    let load_control = if compact { rfbm & bv & SSE != 0 } else { rfbm & (SSE | AVX) != 0 };
+    if load_control && control & !MXCSR_EXISTING != 0 {
+        return Err(gp(0));
+    }
+
+    if rfbm & X87 != 0 {
+        env.fpu = if bv & X87 != 0 { get_x87(&area, wide) } else { Fpu::INITIAL };
+    }
+    if rfbm & SSE != 0 {
+        if bv & SSE != 0 {
+            get_xmm(env, &area);
+        } else {
+            for n in 0..xmm_count(env) {
+                env.vec[n].0[0] = 0;
+                env.vec[n].0[1] = 0;
+            }
+        }
+    }
+    let mut at = xstate::EXTENDED;
+    for c in COMPONENTS {
+        let present = layout >> c.index & 1 != 0;
+        let start = if compact { at } else { c.offset } as usize;
+        if compact && present {
+            at += c.size;
+        }
+        if rfbm >> c.index & 1 != 0 {
+            let from = (bv >> c.index & 1 != 0).then(|| &area[start..start + c.size as usize]);
+            get_component(env, c.index, from);
+        }
+    }
+    if load_control {
+        set_mxcsr(env, control);
+    } else if compact && rfbm & SSE != 0 {
+        set_mxcsr(env, MXCSR_INIT);
+    }
+    Ok(())
+}
