@@ -59,7 +59,7 @@ pub mod int_string;
 pub mod sse;
 pub mod system;
 pub mod x87;
-mod x87_host;
+pub mod x87_host;
 pub mod x87_image;
 pub mod x87_state;
 

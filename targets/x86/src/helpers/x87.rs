@@ -1,3 +1,763 @@
 //! Helpers of the x87 instructions.
+//!
+//! A helper does one instruction: it reports a pending exception, finds its operands on the register stack, computes on
+//! the host's unit (`x87_host`), and commits result, tags, flags and condition codes. Those that store to memory do so
+//! before they commit, so that a page fault leaves the state as it was.
+//!
+//! Errors without CR0.NE: FERR# is asserted as soon as an unmasked exception is flagged, and execution goes on as if IGNNE#
+//! were asserted; a real CPU would wait at the next x87 instruction for the interrupt that FERR# leads to.
+//!
+//! Condition codes that the manual leaves undefined keep their value. The opcode register is not recorded, and the data
+//! pointer is recorded always, as CPUs without FDP_EXCPTN_ONLY do.
 
-helpers! { super::X87_BASE; }
+use tessera_tcg::guest::Effects;
+use tessera_tcg::ir::flags;
+use tessera_tcg::softmmu;
+
+use super::x87_host::{self as host, Binary, Format, Popping, Pushing, Unary};
+use super::x87_image::{self as image, Layout};
+use super::x87_state::{Class, F80, INDEFINITE, ZERO, classify, f80, parts, status};
+use super::{exception, fault};
+use crate::guest::X86;
+use crate::state::{Cr0, Fpu, X86Env};
+
+helpers! { super::X87_BASE;
+    /// `()`: reports a pending exception.
+    WAIT = x87_wait(0), Effects::FAULTS;
+    /// `(code)`: arithmetic on registers; see [`arith_code`].
+    ARITH = x87_arith(1), Effects::FAULTS;
+    /// `(code, memory)`: arithmetic on ST(0) and memory.
+    ARITH_MEMORY = x87_arith_memory(2), Effects::FAULTS;
+    /// `(code, memory)`: comparison with a register or memory, see [`compare_code`]; packed flags.
+    COMPARE = x87_compare(2), Effects::FAULTS;
+    /// `(source, low, high)`: pushes a number from memory; see [`Source`].
+    LOAD = x87_load(3), Effects::FAULTS;
+    /// `(i)`: pushes ST(i).
+    LOAD_REGISTER = x87_load_register(1), Effects::FAULTS;
+    /// `(n)`: pushes a constant.
+    LOAD_CONSTANT = x87_load_constant(1), Effects::FAULTS;
+    /// `(destination, address, mmu)`: stores ST(0) to memory; see [`store_code`].
+    STORE = x87_store(3), Effects::FAULTS;
+    /// `(i, pop)`: copies ST(0) to ST(i).
+    STORE_REGISTER = x87_store_register(2), Effects::FAULTS;
+    /// `(operation)`: an operation on the top of the stack; see [`Misc`].
+    MISC = x87_misc(1), Effects::FAULTS;
+    /// `(i)`: exchanges ST(0) and ST(i).
+    EXCHANGE = x87_exchange(1), Effects::FAULTS;
+    /// `(i, pop)`: makes ST(i) empty.
+    FREE = x87_free(2), Effects::FAULTS;
+    /// `(i, condition)`: copies ST(i) to ST(0) if the condition is not zero.
+    MOVE_IF = x87_move_if(2), Effects::FAULTS;
+    /// `()`: FNINIT.
+    INIT = x87_init(0), Effects::STATE;
+    /// `()`: FNCLEX.
+    CLEAR = x87_clear(0), Effects::STATE;
+    /// `(word)`: FLDCW.
+    LOAD_CONTROL = x87_load_control(1), Effects::FAULTS;
+    /// `(layout, address, mmu)`: FNSTENV or FNSAVE; see [`layout_code`].
+    STORE_STATE = x87_store_state(3), Effects::FAULTS;
+    /// `(layout, address, mmu)`: FLDENV or FRSTOR.
+    LOAD_STATE = x87_load_state(3), Effects::FAULTS;
+}
+
+const MF: u16 = 16;
+
+// ----- codes that translations pass -----
+
+/// What [`LOAD`] takes from memory and [`ARITH_MEMORY`] and [`COMPARE`] compute with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Source {
+    F32,
+    F64,
+    I16,
+    I32,
+    I64,
+    F80,
+    Bcd,
+    /// A register.
+    Register,
+}
+
+const SOURCES: [Source; 8] = [
+    Source::F32,
+    Source::F64,
+    Source::I16,
+    Source::I32,
+    Source::I64,
+    Source::F80,
+    Source::Bcd,
+    Source::Register,
+];
+
+/// Argument of [`ARITH`] and [`ARITH_MEMORY`]: for registers, whether ST(i) is the destination, and whether to pop.
+pub fn arith_code(op: Binary, source: Source, i: usize, to_i: bool, pop: bool) -> u64 {
+    op as u64 | (source as u64) << 4 | (i as u64 & 7) << 8 | (to_i as u64) << 12 | (pop as u64) << 13
+}
+
+/// Argument of [`COMPARE`]: source, register, how often to pop, quiet, and whether the result goes to the condition codes
+/// (else it is only returned).
+pub fn compare_code(source: Source, i: usize, pops: u8, quiet: bool, condition: bool) -> u64 {
+    source as u64
+        | (i as u64 & 7) << 4
+        | (pops as u64 & 3) << 8
+        | (quiet as u64) << 10
+        | (condition as u64) << 11
+}
+
+/// Destination argument of [`STORE`]; `None` is the 80-bit format.
+pub fn store_code(format: Option<Format>, pop: bool) -> u64 {
+    format.map_or(15, |f| f as u64) | (pop as u64) << 4
+}
+
+/// Layout argument of [`STORE_STATE`] and [`LOAD_STATE`]; `registers` for FNSAVE and FRSTOR.
+pub fn layout_code(layout: Layout, registers: bool) -> u64 {
+    layout.wide as u64 | (layout.protected as u64) << 1 | (registers as u64) << 2
+}
+
+/// Operations of [`MISC`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Misc {
+    ChangeSign,
+    Absolute,
+    Test,
+    Examine,
+    IncrementTop,
+    DecrementTop,
+    Sqrt,
+    Round,
+    PowerMinus1,
+    Sine,
+    Cosine,
+    Scale,
+    Remainder,
+    RemainderNearest,
+    ArcTangent,
+    YLog2X,
+    YLog2XPlus1,
+    Tangent,
+    SineCosine,
+    Extract,
+}
+
+const MISC_ALL: [Misc; 20] = [
+    Misc::ChangeSign,
+    Misc::Absolute,
+    Misc::Test,
+    Misc::Examine,
+    Misc::IncrementTop,
+    Misc::DecrementTop,
+    Misc::Sqrt,
+    Misc::Round,
+    Misc::PowerMinus1,
+    Misc::Sine,
+    Misc::Cosine,
+    Misc::Scale,
+    Misc::Remainder,
+    Misc::RemainderNearest,
+    Misc::ArcTangent,
+    Misc::YLog2X,
+    Misc::YLog2XPlus1,
+    Misc::Tangent,
+    Misc::SineCosine,
+    Misc::Extract,
+];
+
+const BINARIES: [Binary; 6] =
+    [Binary::Add, Binary::Mul, Binary::Sub, Binary::SubReverse, Binary::Div, Binary::DivReverse];
+
+const FORMATS: [Format; 9] = [
+    Format::F32,
+    Format::F64,
+    Format::I16,
+    Format::I32,
+    Format::I64,
+    Format::TruncatedI16,
+    Format::TruncatedI32,
+    Format::TruncatedI64,
+    Format::Bcd,
+];
+
+// ----- exceptions -----
+
+/// Raises #MF if an exception is pending and CR0.NE says so. True if it did: the helper returns at once.
+fn pending(env: &mut X86Env) -> bool {
+    if env.fpu.status & status::ES == 0 || !env.cr0.contains(Cr0::NE) {
+        return false;
+    }
+    fault(env, exception(MF, None));
+    true
+}
+
+/// To be called after an instruction that may have changed ES: drives FERR#.
+fn report(env: &mut X86Env, before: u16) {
+    let asserted = |s: u16| s & status::ES != 0;
+    let after = env.fpu.status;
+    if asserted(before) != asserted(after) && !env.cr0.contains(Cr0::NE) {
+        env.platform.ferr(asserted(after));
+    }
+}
+
+/// Does an instruction on the unit: after a pending exception is reported, `f` runs and FERR# is driven.
+fn instruction<T: Default>(env: &mut X86Env, f: impl FnOnce(&mut Fpu) -> T) -> T {
+    if pending(env) {
+        return T::default();
+    }
+    let before = env.fpu.status;
+    let r = f(&mut env.fpu);
+    if env.fpu.status != before {
+        report(env, before);
+    }
+    r
+}
+
+/// Commits flags and C1 of a host operation. Whether the result counts: false if an unmasked exception keeps the
+/// operation from having an effect (invalid, denormal operand, division by zero).
+fn commit(fpu: &mut Fpu, sw: u16) -> bool {
+    fpu.set_condition(status::C1, sw);
+    fpu.flag(sw & status::EXCEPTIONS);
+    !fpu.unmasked(sw & (status::IE | status::DE | status::ZE))
+}
+
+extern "C" fn x87_wait(env: &mut X86Env) -> u64 {
+    pending(env);
+    0
+}
+
+// ----- numbers from memory -----
+
+/// Widens an IEEE 754 number of `fraction` fraction bits: the number and its exceptions (SNaN, denormal).
+fn widen(bits: u64, fraction: u32, exponent_bits: u32) -> (F80, u16) {
+    let sign = ((bits >> (fraction + exponent_bits)) as u16 & 1) << 15;
+    let max = (1u32 << exponent_bits) - 1;
+    let exponent = (bits >> fraction) as u32 & max;
+    let mantissa = (bits & ((1 << fraction) - 1)) << (63 - fraction);
+    let bias = 0x3fff - (max >> 1);
+    match exponent {
+        0 if mantissa == 0 => (f80(sign, 0), 0),
+        0 => {
+            // The value is mantissa * 2^-63 * 2^(1 - bias), to be normalised.
+            let shift = mantissa.leading_zeros();
+            (f80(sign | (bias + 1 - shift) as u16, mantissa << shift), status::DE)
+        }
+        e if e == max && mantissa == 0 => (f80(sign | 0x7fff, 1 << 63), 0),
+        e if e == max => {
+            let quiet = 1 << 62;
+            let invalid = if mantissa & quiet == 0 { status::IE } else { 0 };
+            (f80(sign | 0x7fff, mantissa | quiet | 1 << 63), invalid)
+        }
+        e => (f80(sign | (e + bias) as u16, mantissa | 1 << 63), 0),
+    }
+}
+
+fn from_integer(v: i64) -> F80 {
+    if v == 0 {
+        return ZERO;
+    }
+    let sign = if v < 0 { 0x8000 } else { 0 };
+    let magnitude = v.unsigned_abs();
+    let shift = magnitude.leading_zeros();
+    f80(sign | (0x3fff + 63 - shift) as u16, magnitude << shift)
+}
+
+/// A number from memory and the exceptions of reading it.
+fn number(source: Source, low: u64, high: u64) -> (F80, u16) {
+    match source {
+        Source::F32 => widen(low & 0xffff_ffff, 23, 8),
+        Source::F64 => widen(low, 52, 11),
+        Source::I16 => (from_integer(low as i16 as i64), 0),
+        Source::I32 => (from_integer(low as i32 as i64), 0),
+        Source::I64 => (from_integer(low as i64), 0),
+        Source::F80 | Source::Register => (f80(high as u16, low), 0),
+        Source::Bcd => (host::from_bcd(&f80(high as u16, low)), 0),
+    }
+}
+
+/// A memory operand of an operation. Unlike a load, the operation sees the signalling NaN itself, so it is kept
+/// signalling; a denormal counts as a denormal operand, which the widened number no longer is.
+fn memory_operand(source: Source, value: u64) -> (F80, u16) {
+    let (mut v, e) = number(source, value, 0);
+    if e & status::IE != 0 {
+        v[7] &= !0x40;
+    }
+    (v, e & status::DE)
+}
+
+// ----- loads -----
+
+/// Pushes `v` whose reading has raised `exceptions`.
+fn push(fpu: &mut Fpu, v: F80, exceptions: u16) {
+    if !fpu.is_empty(7) {
+        if fpu.stack_fault(true) {
+            fpu.push(INDEFINITE);
+        }
+        return;
+    }
+    fpu.set_condition(status::C1, 0);
+    fpu.flag(exceptions);
+    if !fpu.unmasked(exceptions) {
+        fpu.push(v);
+    }
+}
+
+extern "C" fn x87_load(env: &mut X86Env, source: u64, low: u64, high: u64) -> u64 {
+    instruction(env, |fpu| {
+        let (v, e) = number(SOURCES[source as usize & 7], low, high);
+        push(fpu, v, e);
+    });
+    0
+}
+
+extern "C" fn x87_load_register(env: &mut X86Env, i: u64) -> u64 {
+    instruction(env, |fpu| {
+        let i = i as usize & 7;
+        if fpu.is_empty(i) && fpu.is_empty(7) {
+            if fpu.stack_fault(false) {
+                fpu.push(INDEFINITE);
+            }
+            return;
+        }
+        push(fpu, *fpu.st(i), 0);
+    });
+    0
+}
+
+extern "C" fn x87_load_constant(env: &mut X86Env, n: u64) -> u64 {
+    instruction(env, |fpu| {
+        let v = host::constant(n as u8, fpu.control);
+        push(fpu, v, 0);
+    });
+    0
+}
+
+// ----- arithmetic -----
+
+/// Whether any of these registers is empty.
+fn any_empty(fpu: &Fpu, registers: &[usize]) -> bool {
+    registers.iter().any(|&i| fpu.is_empty(i))
+}
+
+extern "C" fn x87_arith(env: &mut X86Env, code: u64) -> u64 {
+    instruction(env, |fpu| {
+        let op = BINARIES[code as usize % 8 % BINARIES.len()];
+        let i = code as usize >> 8 & 7;
+        let (to_i, pop) = (code >> 12 & 1 != 0, code >> 13 & 1 != 0);
+        let (to, other) = if to_i { (i, 0) } else { (0, i) };
+        if any_empty(fpu, &[0, i]) {
+            if fpu.stack_fault(false) {
+                fpu.set_st(to, INDEFINITE);
+                if pop {
+                    fpu.pop();
+                }
+            }
+            return;
+        }
+        let (r, sw) = host::binary(op, fpu.control, fpu.st(to), fpu.st(other));
+        if commit(fpu, sw) {
+            fpu.set_st(to, r);
+            if pop {
+                fpu.pop();
+            }
+        }
+    });
+    0
+}
+
+extern "C" fn x87_arith_memory(env: &mut X86Env, code: u64, value: u64) -> u64 {
+    instruction(env, |fpu| {
+        let op = BINARIES[code as usize % 8 % BINARIES.len()];
+        if fpu.is_empty(0) {
+            if fpu.stack_fault(false) {
+                fpu.set_st(0, INDEFINITE);
+            }
+            return;
+        }
+        let (b, denormal) = memory_operand(SOURCES[code as usize >> 4 & 7], value);
+        let (r, sw) = host::binary(op, fpu.control, fpu.st(0), &b);
+        if commit(fpu, with_denormal(sw, denormal, &[fpu.st(0)])) {
+            fpu.set_st(0, r);
+        }
+    });
+    0
+}
+
+/// Adds the denormal-operand exception of a widened memory operand, unless one of higher priority (a NaN operand, an
+/// invalid operation) keeps it from being raised.
+fn with_denormal(sw: u16, denormal: u16, others: &[&F80]) -> u16 {
+    let nan = others.iter().any(|v| classify(v) == Class::Nan);
+    if nan || sw & status::IE != 0 { sw } else { sw | denormal }
+}
+
+extern "C" fn x87_compare(env: &mut X86Env, code: u64, value: u64) -> u64 {
+    instruction(env, |fpu| {
+        let source = SOURCES[code as usize & 7];
+        let i = code as usize >> 4 & 7;
+        let pops = code >> 8 & 3;
+        let (quiet, condition) = (code >> 10 & 1 != 0, code >> 11 & 1 != 0);
+        let register = source == Source::Register;
+        let (codes, done) = if fpu.is_empty(0) || register && fpu.is_empty(i) {
+            let masked = fpu.stack_fault(false);
+            (status::C0 | status::C2 | status::C3, masked)
+        } else {
+            let (b, denormal) = if register { (*fpu.st(i), 0) } else { memory_operand(source, value) };
+            let sw = host::compare(quiet, fpu.control, fpu.st(0), &b);
+            let sw = with_denormal(sw, denormal, &[fpu.st(0)]);
+            let done = commit(fpu, sw);
+            fpu.set_condition(status::C1, 0);
+            (sw, done)
+        };
+        if condition {
+            fpu.set_condition(status::C0 | status::C2 | status::C3, codes);
+        }
+        if done {
+            for _ in 0..pops {
+                fpu.pop();
+            }
+        }
+        let flag = |code: u16, f: u32| if codes & code != 0 { f as u64 } else { 0 };
+        flag(status::C0, flags::C) | flag(status::C2, flags::P) | flag(status::C3, flags::Z)
+    })
+}
+
+// ----- stores -----
+
+extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> u64 {
+    if pending(env) {
+        return 0;
+    }
+    let pop = code >> 4 & 1 != 0;
+    let format = FORMATS.get(code as usize & 15).copied();
+    let mut fpu = env.fpu;
+    let (bytes, len) = match format {
+        _ if fpu.is_empty(0) => {
+            let masked = fpu.stack_fault(false);
+            let bytes = match format {
+                Some(f) => host::convert(f, 0x37f, &INDEFINITE).0,
+                None => INDEFINITE,
+            };
+            (masked.then_some(bytes), format.map_or(10, Format::bytes))
+        }
+        Some(format) => {
+            let (bytes, sw) = host::convert(format, fpu.control, fpu.st(0));
+            fpu.set_condition(status::C1, sw);
+            fpu.flag(sw & status::EXCEPTIONS);
+            // An inexact result is stored whether or not that is masked; any other unmasked exception prevents it.
+            let stored = !fpu.unmasked(sw & status::EXCEPTIONS & !status::PE);
+            (stored.then_some(bytes), format.bytes())
+        }
+        None => {
+            fpu.set_condition(status::C1, 0);
+            (Some(*fpu.st(0)), 10)
+        }
+    };
+    if let Some(bytes) = bytes {
+        if let Err(e) = softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8) {
+            return fault(env, e);
+        }
+        if pop {
+            fpu.pop();
+        }
+    }
+    let before = env.fpu.status;
+    env.fpu = fpu;
+    report(env, before);
+    0
+}
+
+extern "C" fn x87_store_register(env: &mut X86Env, i: u64, pop: u64) -> u64 {
+    instruction(env, |fpu| {
+        let v = if fpu.is_empty(0) {
+            if !fpu.stack_fault(false) {
+                return;
+            }
+            INDEFINITE
+        } else {
+            fpu.set_condition(status::C1, 0);
+            *fpu.st(0)
+        };
+        fpu.set_st(i as usize & 7, v);
+        if pop != 0 {
+            fpu.pop();
+        }
+    });
+    0
+}
+
+// ----- the rest on the stack -----
+
+extern "C" fn x87_exchange(env: &mut X86Env, i: u64) -> u64 {
+    instruction(env, |fpu| {
+        let i = i as usize & 7;
+        if any_empty(fpu, &[0, i]) {
+            if !fpu.stack_fault(false) {
+                return;
+            }
+            for n in [0, i] {
+                if fpu.is_empty(n) {
+                    fpu.set_st(n, INDEFINITE);
+                }
+            }
+        } else {
+            fpu.set_condition(status::C1, 0);
+        }
+        let (a, b) = (*fpu.st(0), *fpu.st(i));
+        fpu.set_st(0, b);
+        fpu.set_st(i, a);
+    });
+    0
+}
+
+extern "C" fn x87_free(env: &mut X86Env, i: u64, pop: u64) -> u64 {
+    instruction(env, |fpu| {
+        fpu.free(i as usize & 7);
+        if pop != 0 {
+            fpu.pop();
+        }
+    });
+    0
+}
+
+extern "C" fn x87_move_if(env: &mut X86Env, i: u64, condition: u64) -> u64 {
+    instruction(env, |fpu| {
+        let i = i as usize & 7;
+        if any_empty(fpu, &[0, i]) {
+            if fpu.stack_fault(false) {
+                fpu.set_st(0, INDEFINITE);
+            }
+            return;
+        }
+        fpu.set_condition(status::C1, 0);
+        if condition != 0 {
+            let v = *fpu.st(i);
+            fpu.set_st(0, v);
+        }
+    });
+    0
+}
+
+extern "C" fn x87_misc(env: &mut X86Env, op: u64) -> u64 {
+    let Some(&op) = MISC_ALL.get(op as usize) else { return 0 };
+    instruction(env, |fpu| misc(fpu, op));
+    0
+}
+
+fn misc(fpu: &mut Fpu, op: Misc) {
+    match op {
+        Misc::IncrementTop => {
+            fpu.set_condition(status::C1, 0);
+            fpu.set_top(fpu.top() + 1);
+        }
+        Misc::DecrementTop => {
+            fpu.set_condition(status::C1, 0);
+            fpu.set_top(fpu.top() + 7);
+        }
+        Misc::Examine => examine(fpu),
+        Misc::ChangeSign | Misc::Absolute => {
+            let v = if fpu.is_empty(0) {
+                if !fpu.stack_fault(false) {
+                    return;
+                }
+                INDEFINITE
+            } else {
+                fpu.set_condition(status::C1, 0);
+                let mut v = *fpu.st(0);
+                v[9] = if op == Misc::Absolute { v[9] & 0x7f } else { v[9] ^ 0x80 };
+                v
+            };
+            fpu.set_st(0, v);
+        }
+        Misc::Test => test(fpu),
+        Misc::Sqrt => unary(fpu, Unary::Sqrt, 0),
+        Misc::Round => unary(fpu, Unary::Round, 0),
+        Misc::PowerMinus1 => unary(fpu, Unary::PowerMinus1, 0),
+        Misc::Sine => unary(fpu, Unary::Sine, status::C2),
+        Misc::Cosine => unary(fpu, Unary::Cosine, status::C2),
+        Misc::Scale => binary(fpu, Binary::Scale, 0),
+        Misc::Remainder => binary(fpu, Binary::Remainder, status::CONDITION),
+        Misc::RemainderNearest => binary(fpu, Binary::RemainderNearest, status::CONDITION),
+        Misc::ArcTangent => popping(fpu, Popping::ArcTangent),
+        Misc::YLog2X => popping(fpu, Popping::YLog2X),
+        Misc::YLog2XPlus1 => popping(fpu, Popping::YLog2XPlus1),
+        Misc::Tangent => pushing(fpu, Pushing::Tangent),
+        Misc::SineCosine => pushing(fpu, Pushing::SineCosine),
+        Misc::Extract => pushing(fpu, Pushing::Extract),
+    }
+}
+
+/// FXAM (SDM volume 2, FXAM, table 3-41).
+fn examine(fpu: &mut Fpu) {
+    let sign = if parts(fpu.st(0)).0 >> 15 != 0 { status::C1 } else { 0 };
+    let class = if fpu.is_empty(0) {
+        status::C3 | status::C0
+    } else {
+        match classify(fpu.st(0)) {
+            Class::Unsupported => 0,
+            Class::Nan => status::C0,
+            Class::Normal => status::C2,
+            Class::Infinity => status::C2 | status::C0,
+            Class::Zero => status::C3,
+            Class::Denormal => status::C3 | status::C2,
+        }
+    };
+    fpu.set_condition(status::CONDITION, class | sign);
+}
+
+/// FTST: compares with zero.
+fn test(fpu: &mut Fpu) {
+    let all = status::C0 | status::C2 | status::C3;
+    if fpu.is_empty(0) {
+        fpu.stack_fault(false);
+        fpu.set_condition(all, all);
+        return;
+    }
+    let sw = host::compare(false, fpu.control, fpu.st(0), &ZERO);
+    commit(fpu, sw);
+    fpu.set_condition(status::CONDITION, sw & all);
+}
+
+fn unary(fpu: &mut Fpu, op: Unary, condition: u16) {
+    if fpu.is_empty(0) {
+        if fpu.stack_fault(false) {
+            fpu.set_st(0, INDEFINITE);
+        }
+        return;
+    }
+    let (r, sw) = host::unary(op, fpu.control, fpu.st(0));
+    fpu.set_condition(condition, sw);
+    if commit(fpu, sw) {
+        fpu.set_st(0, r);
+    }
+}
+
+fn binary(fpu: &mut Fpu, op: Binary, condition: u16) {
+    if any_empty(fpu, &[0, 1]) {
+        if fpu.stack_fault(false) {
+            fpu.set_st(0, INDEFINITE);
+        }
+        return;
+    }
+    let (r, sw) = host::binary(op, fpu.control, fpu.st(0), fpu.st(1));
+    let done = commit(fpu, sw);
+    fpu.set_condition(condition, sw);
+    if done {
+        fpu.set_st(0, r);
+    }
+}
+
+fn popping(fpu: &mut Fpu, op: Popping) {
+    if any_empty(fpu, &[0, 1]) {
+        if fpu.stack_fault(false) {
+            fpu.set_st(1, INDEFINITE);
+            fpu.pop();
+        }
+        return;
+    }
+    let (r, sw) = host::popping(op, fpu.control, fpu.st(0), fpu.st(1));
+    commit(fpu, sw);
+    if let Some(r) = r {
+        fpu.set_st(1, r);
+        fpu.pop();
+    }
+}
+
+fn pushing(fpu: &mut Fpu, op: Pushing) {
+    let underflow = fpu.is_empty(0);
+    if underflow || !fpu.is_empty(7) {
+        if fpu.stack_fault(!underflow) {
+            fpu.set_st(0, INDEFINITE);
+            fpu.push(INDEFINITE);
+        }
+        return;
+    }
+    let (r0, r1, sw) = host::pushing(op, fpu.control, fpu.st(0));
+    if op != Pushing::Extract {
+        fpu.set_condition(status::C2, sw);
+    }
+    commit(fpu, sw);
+    match r1 {
+        Some(r1) => {
+            fpu.set_st(0, r1);
+            fpu.push(r0);
+        }
+        None => fpu.set_st(0, r0),
+    }
+}
+
+// ----- control -----
+
+extern "C" fn x87_init(env: &mut X86Env) -> u64 {
+    let before = env.fpu.status;
+    env.fpu.initialise();
+    report(env, before);
+    0
+}
+
+extern "C" fn x87_clear(env: &mut X86Env) -> u64 {
+    let before = env.fpu.status;
+    env.fpu.status &= !(status::EXCEPTIONS | status::SF | status::ES | status::BUSY);
+    report(env, before);
+    0
+}
+
+extern "C" fn x87_load_control(env: &mut X86Env, word: u64) -> u64 {
+    instruction(env, |fpu| {
+        // Bit 6 is always set; bits that do not exist read as zero.
+        fpu.control = word as u16 & 0x1f3f | 0x40;
+        fpu.summarise();
+    });
+    0
+}
+
+fn layout(code: u64) -> Layout {
+    Layout { wide: code & 1 != 0, protected: code & 2 != 0 }
+}
+
+extern "C" fn x87_store_state(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> u64 {
+    let layout = layout(code);
+    let registers = code & 4 != 0;
+    let mut bytes = [0; 108];
+    image::store_environment(&env.fpu, layout, &mut bytes);
+    if registers {
+        image::store_registers(&env.fpu, &mut bytes[layout.bytes()..]);
+    }
+    let len = if registers { layout.saved_bytes() } else { layout.bytes() };
+    if let Err(e) = softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8) {
+        return fault(env, e);
+    }
+    let before = env.fpu.status;
+    if registers {
+        env.fpu.initialise();
+    } else {
+        env.fpu.control |= status::EXCEPTIONS;
+        env.fpu.summarise();
+    }
+    report(env, before);
+    0
+}
+
+extern "C" fn x87_load_state(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> u64 {
+    if pending(env) {
+        return 0;
+    }
+    let layout = layout(code);
+    let registers = code & 4 != 0;
+    let mut bytes = [0; 108];
+    let len = if registers { layout.saved_bytes() } else { layout.bytes() };
+    if let Err(e) = softmmu::load_bytes::<X86>(env, address, &mut bytes[..len], mmu as u8) {
+        return fault(env, e);
+    }
+    let before = env.fpu.status;
+    image::load_environment(&mut env.fpu, layout, &bytes);
+    if registers {
+        image::load_registers(&mut env.fpu, &bytes[layout.bytes()..]);
+    }
+    report(env, before);
+    0
+}
+
+#[cfg(test)]
+#[path = "x87_tests.rs"]
+mod tests;

@@ -172,6 +172,9 @@ impl<'a> Translator<'a> {
             let last = self.b.iconst(self.next.wrapping_sub(1).wrapping_sub(self.cs_base) & 0xffff_ffff);
             self.b.call(helpers::int::CHECK_CODE, &[last]);
         }
+        if !self.env.cpuid.allows(i.code()) && !matches!(i.mnemonic(), Mnemonic::Lzcnt | Mnemonic::Tzcnt) {
+            return self.undefined();
+        }
         table[i.code() as usize](self, i);
     }
 

@@ -1,6 +1,421 @@
-//! The x87 family.
+//! x87 instructions: each is one helper call.
+//!
+//! A memory source is loaded by the IR and handed to the helper; a memory destination is stored to by the helper, which must
+//! know whether the store succeeds before it pops. After the helper has succeeded, the instruction pointer (and
+//! the data pointer) that FSTENV shows are recorded; control instructions do not record them (SDM volume 1, section
+//! 8.1.8).
 
-use super::Row;
+use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
+use tessera_tcg::ir::{BinOp, Cond, Ext, HelperId, Inst, Value, Width};
+
+use super::operand::segment_number;
+use super::{Row, Translator, vector};
+use crate::helpers::x87::{self as helper, Misc, Source, arith_code, compare_code, layout_code, store_code};
+use crate::helpers::x87_host::{Binary, Format};
+use crate::helpers::x87_image::Layout;
+use crate::state::{Fpu, Segment, X86Env, mode, reg, seg};
 
 /// Rows of this family.
-pub(super) const ROWS: &[Row] = &[];
+pub(super) const ROWS: &[Row] = &[
+    Row::All(Mnemonic::Wait, wait),
+    Row::All(Mnemonic::Fadd, |t, i| arith(t, i, Binary::Add, false)),
+    Row::All(Mnemonic::Faddp, |t, i| arith(t, i, Binary::Add, true)),
+    Row::All(Mnemonic::Fiadd, |t, i| arith(t, i, Binary::Add, false)),
+    Row::All(Mnemonic::Fmul, |t, i| arith(t, i, Binary::Mul, false)),
+    Row::All(Mnemonic::Fmulp, |t, i| arith(t, i, Binary::Mul, true)),
+    Row::All(Mnemonic::Fimul, |t, i| arith(t, i, Binary::Mul, false)),
+    Row::All(Mnemonic::Fsub, |t, i| arith(t, i, Binary::Sub, false)),
+    Row::All(Mnemonic::Fsubp, |t, i| arith(t, i, Binary::Sub, true)),
+    Row::All(Mnemonic::Fisub, |t, i| arith(t, i, Binary::Sub, false)),
+    Row::All(Mnemonic::Fsubr, |t, i| arith(t, i, Binary::SubReverse, false)),
+    Row::All(Mnemonic::Fsubrp, |t, i| arith(t, i, Binary::SubReverse, true)),
+    Row::All(Mnemonic::Fisubr, |t, i| arith(t, i, Binary::SubReverse, false)),
+    Row::All(Mnemonic::Fdiv, |t, i| arith(t, i, Binary::Div, false)),
+    Row::All(Mnemonic::Fdivp, |t, i| arith(t, i, Binary::Div, true)),
+    Row::All(Mnemonic::Fidiv, |t, i| arith(t, i, Binary::Div, false)),
+    Row::All(Mnemonic::Fdivr, |t, i| arith(t, i, Binary::DivReverse, false)),
+    Row::All(Mnemonic::Fdivrp, |t, i| arith(t, i, Binary::DivReverse, true)),
+    Row::All(Mnemonic::Fidivr, |t, i| arith(t, i, Binary::DivReverse, false)),
+    Row::All(Mnemonic::Fcom, |t, i| compare(t, i, 0, false)),
+    Row::All(Mnemonic::Fcomp, |t, i| compare(t, i, 1, false)),
+    Row::All(Mnemonic::Fcompp, |t, i| compare(t, i, 2, false)),
+    Row::All(Mnemonic::Ficom, |t, i| compare(t, i, 0, false)),
+    Row::All(Mnemonic::Ficomp, |t, i| compare(t, i, 1, false)),
+    Row::All(Mnemonic::Fucom, |t, i| compare(t, i, 0, true)),
+    Row::All(Mnemonic::Fucomp, |t, i| compare(t, i, 1, true)),
+    Row::All(Mnemonic::Fucompp, |t, i| compare(t, i, 2, true)),
+    Row::All(Mnemonic::Fcomi, |t, i| compare_to_flags(t, i, 0, false)),
+    Row::All(Mnemonic::Fcomip, |t, i| compare_to_flags(t, i, 1, false)),
+    Row::All(Mnemonic::Fucomi, |t, i| compare_to_flags(t, i, 0, true)),
+    Row::All(Mnemonic::Fucomip, |t, i| compare_to_flags(t, i, 1, true)),
+    Row::All(Mnemonic::Fld, load),
+    Row::All(Mnemonic::Fild, load),
+    Row::All(Mnemonic::Fbld, load),
+    Row::All(Mnemonic::Fld1, |t, i| constant(t, i, 0)),
+    Row::All(Mnemonic::Fldl2t, |t, i| constant(t, i, 1)),
+    Row::All(Mnemonic::Fldl2e, |t, i| constant(t, i, 2)),
+    Row::All(Mnemonic::Fldpi, |t, i| constant(t, i, 3)),
+    Row::All(Mnemonic::Fldlg2, |t, i| constant(t, i, 4)),
+    Row::All(Mnemonic::Fldln2, |t, i| constant(t, i, 5)),
+    Row::All(Mnemonic::Fldz, |t, i| constant(t, i, 6)),
+    Row::All(Mnemonic::Fst, |t, i| store(t, i, false, false)),
+    Row::All(Mnemonic::Fstp, |t, i| store(t, i, true, false)),
+    Row::All(Mnemonic::Fstpnce, |t, i| store(t, i, true, false)),
+    Row::All(Mnemonic::Fist, |t, i| store(t, i, false, false)),
+    Row::All(Mnemonic::Fistp, |t, i| store(t, i, true, false)),
+    Row::All(Mnemonic::Fisttp, |t, i| store(t, i, true, true)),
+    Row::All(Mnemonic::Fbstp, |t, i| store(t, i, true, false)),
+    Row::All(Mnemonic::Fxch, exchange),
+    Row::All(Mnemonic::Ffree, |t, i| free(t, i, false)),
+    Row::All(Mnemonic::Ffreep, |t, i| free(t, i, true)),
+    Row::All(Mnemonic::Fnop, nop),
+    Row::All(Mnemonic::Fchs, |t, i| misc(t, i, Misc::ChangeSign)),
+    Row::All(Mnemonic::Fabs, |t, i| misc(t, i, Misc::Absolute)),
+    Row::All(Mnemonic::Ftst, |t, i| misc(t, i, Misc::Test)),
+    Row::All(Mnemonic::Fxam, |t, i| misc(t, i, Misc::Examine)),
+    Row::All(Mnemonic::Fincstp, |t, i| misc(t, i, Misc::IncrementTop)),
+    Row::All(Mnemonic::Fdecstp, |t, i| misc(t, i, Misc::DecrementTop)),
+    Row::All(Mnemonic::Fsqrt, |t, i| misc(t, i, Misc::Sqrt)),
+    Row::All(Mnemonic::Frndint, |t, i| misc(t, i, Misc::Round)),
+    Row::All(Mnemonic::F2xm1, |t, i| misc(t, i, Misc::PowerMinus1)),
+    Row::All(Mnemonic::Fsin, |t, i| misc(t, i, Misc::Sine)),
+    Row::All(Mnemonic::Fcos, |t, i| misc(t, i, Misc::Cosine)),
+    Row::All(Mnemonic::Fscale, |t, i| misc(t, i, Misc::Scale)),
+    Row::All(Mnemonic::Fprem, |t, i| misc(t, i, Misc::Remainder)),
+    Row::All(Mnemonic::Fprem1, |t, i| misc(t, i, Misc::RemainderNearest)),
+    Row::All(Mnemonic::Fpatan, |t, i| misc(t, i, Misc::ArcTangent)),
+    Row::All(Mnemonic::Fyl2x, |t, i| misc(t, i, Misc::YLog2X)),
+    Row::All(Mnemonic::Fyl2xp1, |t, i| misc(t, i, Misc::YLog2XPlus1)),
+    Row::All(Mnemonic::Fptan, |t, i| misc(t, i, Misc::Tangent)),
+    Row::All(Mnemonic::Fsincos, |t, i| misc(t, i, Misc::SineCosine)),
+    Row::All(Mnemonic::Fxtract, |t, i| misc(t, i, Misc::Extract)),
+    Row::All(Mnemonic::Fcmovb, |t, i| move_if(t, i, Cond::B)),
+    Row::All(Mnemonic::Fcmove, |t, i| move_if(t, i, Cond::E)),
+    Row::All(Mnemonic::Fcmovbe, |t, i| move_if(t, i, Cond::BE)),
+    Row::All(Mnemonic::Fcmovu, |t, i| move_if(t, i, Cond::P)),
+    Row::All(Mnemonic::Fcmovnb, |t, i| move_if(t, i, Cond::AE)),
+    Row::All(Mnemonic::Fcmovne, |t, i| move_if(t, i, Cond::NE)),
+    Row::All(Mnemonic::Fcmovnbe, |t, i| move_if(t, i, Cond::A)),
+    Row::All(Mnemonic::Fcmovnu, |t, i| move_if(t, i, Cond::NP)),
+    Row::All(Mnemonic::Fninit, |t, _| control(t, helper::INIT)),
+    Row::All(Mnemonic::Fnclex, |t, _| control(t, helper::CLEAR)),
+    // Of the 8087 and the 287: no operations since (SDM volume 2, appendix on x87 opcodes).
+    Row::All(Mnemonic::Fneni, |t, _| ignored(t)),
+    Row::All(Mnemonic::Fndisi, |t, _| ignored(t)),
+    Row::All(Mnemonic::Fnsetpm, |t, _| ignored(t)),
+    Row::All(Mnemonic::Fldcw, fldcw),
+    Row::All(Mnemonic::Fnstcw, |t, i| store_word(t, i, CONTROL)),
+    Row::All(Mnemonic::Fnstsw, |t, i| store_word(t, i, STATUS)),
+    Row::All(Mnemonic::Fnstenv, |t, i| state(t, i, helper::STORE_STATE, true)),
+    Row::All(Mnemonic::Fnsave, |t, i| state(t, i, helper::STORE_STATE, true)),
+    Row::All(Mnemonic::Fldenv, |t, i| state(t, i, helper::LOAD_STATE, false)),
+    Row::All(Mnemonic::Frstor, |t, i| state(t, i, helper::LOAD_STATE, false)),
+];
+
+const FPU: u32 = std::mem::offset_of!(X86Env, fpu) as u32;
+const CONTROL: u32 = FPU + std::mem::offset_of!(Fpu, control) as u32;
+const STATUS: u32 = FPU + std::mem::offset_of!(Fpu, status) as u32;
+const IP: u32 = FPU + std::mem::offset_of!(Fpu, ip) as u32;
+const CS: u32 = FPU + std::mem::offset_of!(Fpu, cs) as u32;
+const DP: u32 = FPU + std::mem::offset_of!(Fpu, dp) as u32;
+const DS: u32 = FPU + std::mem::offset_of!(Fpu, ds) as u32;
+
+fn selector(n: usize) -> u32 {
+    let segment = std::mem::offset_of!(X86Env, seg) + n * size_of::<Segment>();
+    (segment + std::mem::offset_of!(Segment, selector)) as u32
+}
+
+/// The memory operand of an instruction.
+struct Operand {
+    segment: usize,
+    offset: Value,
+    linear: Value,
+}
+
+impl Translator<'_> {
+    /// Whether x87 instructions are available; if not, #NM is raised and the block ended.
+    fn x87_available(&mut self) -> bool {
+        if self.mode & (mode::FPU_EM | mode::FPU_TS) == 0 {
+            return true;
+        }
+        self.raise(vector::NM, None);
+        false
+    }
+
+    fn x87_operand(&mut self, i: &Instruction, bytes: u32, write: bool) -> Operand {
+        let segment = segment_number(i.memory_segment());
+        let offset = self.offset(i);
+        let linear = self.linear(segment, offset, bytes, write);
+        Operand { segment, offset, linear }
+    }
+
+    /// Records where the instruction and its operand are. After everything that can fault.
+    fn x87_record(&mut self, operand: Option<&Operand>) {
+        let ip = self.b.iconst(self.wrap(self.pc.wrapping_sub(self.cs_base)));
+        self.b.push(Inst::EnvStore { width: Width::W64, offset: IP, v: ip });
+        if let Some(operand) = operand {
+            self.b.push(Inst::EnvStore { width: Width::W64, offset: DP, v: operand.offset });
+        }
+        if self.code64() {
+            return;
+        }
+        let mut copy = |from: usize, to: u32| {
+            let v = self.b.push(Inst::EnvLoad { width: Width::W16, offset: selector(from) });
+            self.b.push(Inst::EnvStore { width: Width::W16, offset: to, v });
+        };
+        copy(seg::CS, CS);
+        if let Some(operand) = operand {
+            copy(operand.segment, DS);
+        }
+    }
+
+    fn constants(&mut self, values: [u64; 2]) -> [Value; 2] {
+        values.map(|v| self.b.iconst(v))
+    }
+}
+
+/// Number of the register operand that is not the implied ST(0).
+fn register(i: &Instruction) -> usize {
+    (0..i.op_count())
+        .filter(|&n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_st())
+        .map(|n| i.op_register(n).number())
+        .max()
+        .unwrap_or(1)
+}
+
+fn source(i: &Instruction) -> Source {
+    match i.memory_size() {
+        MemorySize::Float32 => Source::F32,
+        MemorySize::Float64 => Source::F64,
+        MemorySize::Float80 => Source::F80,
+        MemorySize::Int16 => Source::I16,
+        MemorySize::Int32 => Source::I32,
+        MemorySize::Int64 => Source::I64,
+        _ => Source::Bcd,
+    }
+}
+
+/// Loads a memory source of up to 64 bits.
+fn load_source(t: &mut Translator<'_>, i: &Instruction) -> (Value, Operand) {
+    let bytes = i.memory_size().size() as u32;
+    let operand = t.x87_operand(i, bytes, false);
+    let v = t.load(super::operand::width_of(bytes as usize), operand.linear);
+    (v, operand)
+}
+
+fn is_memory(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+}
+
+fn wait(t: &mut Translator<'_>, _: &Instruction) {
+    if t.is(mode::FPU_MP | mode::FPU_TS) {
+        return t.raise(vector::NM, None);
+    }
+    t.call(helper::WAIT, &[]);
+}
+
+fn arith(t: &mut Translator<'_>, i: &Instruction, op: Binary, pop: bool) {
+    if !t.x87_available() {
+        return;
+    }
+    if is_memory(i) {
+        let (v, operand) = load_source(t, i);
+        let code = t.b.iconst(arith_code(op, source(i), 0, false, false));
+        t.call(helper::ARITH_MEMORY, &[code, v]);
+        t.x87_record(Some(&operand));
+        return;
+    }
+    let to_i = i.op0_register() != Register::ST0;
+    let code = t.b.iconst(arith_code(op, Source::Register, register(i), to_i, pop));
+    t.call(helper::ARITH, &[code]);
+    t.x87_record(None);
+}
+
+fn compare_call(
+    t: &mut Translator<'_>,
+    i: &Instruction,
+    pops: u8,
+    quiet: bool,
+    condition: bool,
+) -> Option<Value> {
+    if !t.x87_available() {
+        return None;
+    }
+    let (source, v, operand) = if is_memory(i) {
+        let (v, operand) = load_source(t, i);
+        (source(i), v, Some(operand))
+    } else {
+        (Source::Register, t.b.iconst(0), None)
+    };
+    let code = t.b.iconst(compare_code(source, register(i), pops, quiet, condition));
+    let r = t.call(helper::COMPARE, &[code, v]);
+    t.x87_record(operand.as_ref());
+    Some(r)
+}
+
+fn compare(t: &mut Translator<'_>, i: &Instruction, pops: u8, quiet: bool) {
+    compare_call(t, i, pops, quiet, true);
+}
+
+fn compare_to_flags(t: &mut Translator<'_>, i: &Instruction, pops: u8, quiet: bool) {
+    if let Some(packed) = compare_call(t, i, pops, quiet, false) {
+        t.set_packed_flags(packed);
+    }
+}
+
+fn load(t: &mut Translator<'_>, i: &Instruction) {
+    if !t.x87_available() {
+        return;
+    }
+    if !is_memory(i) {
+        let n = t.b.iconst(i.op_register(i.op_count() - 1).number() as u64);
+        t.call(helper::LOAD_REGISTER, &[n]);
+        t.x87_record(None);
+        return;
+    }
+    let source = source(i);
+    let code = t.b.iconst(source as u64);
+    let (low, high, operand) = if matches!(source, Source::F80 | Source::Bcd) {
+        let operand = t.x87_operand(i, 10, false);
+        let upper = t.b.bin_imm(BinOp::Add, Width::W64, operand.linear, 8);
+        let mem = t.mem();
+        let low = t.b.load(Width::W64, Ext::Zero, operand.linear, mem);
+        let high = t.b.load(Width::W16, Ext::Zero, upper, mem);
+        (low, high, operand)
+    } else {
+        let (v, operand) = load_source(t, i);
+        (v, t.b.iconst(0), operand)
+    };
+    t.call(helper::LOAD, &[code, low, high]);
+    t.x87_record(Some(&operand));
+}
+
+fn constant(t: &mut Translator<'_>, _: &Instruction, n: u64) {
+    if !t.x87_available() {
+        return;
+    }
+    let n = t.b.iconst(n);
+    t.call(helper::LOAD_CONSTANT, &[n]);
+    t.x87_record(None);
+}
+
+fn store(t: &mut Translator<'_>, i: &Instruction, pop: bool, truncate: bool) {
+    if !t.x87_available() {
+        return;
+    }
+    if !is_memory(i) {
+        let [n, pop] = t.constants([i.op0_register().number() as u64, pop as u64]);
+        t.call(helper::STORE_REGISTER, &[n, pop]);
+        t.x87_record(None);
+        return;
+    }
+    let format = match (source(i), truncate) {
+        (Source::F32, _) => Some(Format::F32),
+        (Source::F64, _) => Some(Format::F64),
+        (Source::I16, false) => Some(Format::I16),
+        (Source::I32, false) => Some(Format::I32),
+        (Source::I64, false) => Some(Format::I64),
+        (Source::I16, true) => Some(Format::TruncatedI16),
+        (Source::I32, true) => Some(Format::TruncatedI32),
+        (Source::I64, true) => Some(Format::TruncatedI64),
+        (Source::F80, _) => None,
+        _ => Some(Format::Bcd),
+    };
+    let operand = t.x87_operand(i, format.map_or(10, Format::bytes) as u32, true);
+    let [code, mmu] = t.constants([store_code(format, pop), t.mmu as u64]);
+    t.call(helper::STORE, &[code, operand.linear, mmu]);
+    t.x87_record(Some(&operand));
+}
+
+fn exchange(t: &mut Translator<'_>, i: &Instruction) {
+    if !t.x87_available() {
+        return;
+    }
+    let n = t.b.iconst(register(i) as u64);
+    t.call(helper::EXCHANGE, &[n]);
+    t.x87_record(None);
+}
+
+fn free(t: &mut Translator<'_>, i: &Instruction, pop: bool) {
+    if !t.x87_available() {
+        return;
+    }
+    let [n, pop] = t.constants([i.op0_register().number() as u64, pop as u64]);
+    t.call(helper::FREE, &[n, pop]);
+    t.x87_record(None);
+}
+
+fn nop(t: &mut Translator<'_>, _: &Instruction) {
+    if !t.x87_available() {
+        return;
+    }
+    t.call(helper::WAIT, &[]);
+    t.x87_record(None);
+}
+
+fn misc(t: &mut Translator<'_>, _: &Instruction, op: Misc) {
+    if !t.x87_available() {
+        return;
+    }
+    let op = t.b.iconst(op as u64);
+    t.call(helper::MISC, &[op]);
+    t.x87_record(None);
+}
+
+fn move_if(t: &mut Translator<'_>, i: &Instruction, cond: Cond) {
+    if !t.x87_available() {
+        return;
+    }
+    let f = t.flags();
+    let condition = t.b.set_cond(cond, f);
+    let n = t.b.iconst(register(i) as u64);
+    t.call(helper::MOVE_IF, &[n, condition]);
+    t.x87_record(None);
+}
+
+fn control(t: &mut Translator<'_>, helper: HelperId) {
+    if t.x87_available() {
+        t.call(helper, &[]);
+    }
+}
+
+fn ignored(t: &mut Translator<'_>) {
+    t.x87_available();
+}
+
+fn fldcw(t: &mut Translator<'_>, i: &Instruction) {
+    if !t.x87_available() {
+        return;
+    }
+    let (v, _) = load_source(t, i);
+    t.call(helper::LOAD_CONTROL, &[v]);
+}
+
+/// FNSTCW and FNSTSW: neither waits.
+fn store_word(t: &mut Translator<'_>, i: &Instruction, offset: u32) {
+    if !t.x87_available() {
+        return;
+    }
+    let v = t.b.push(Inst::EnvLoad { width: Width::W16, offset });
+    if is_memory(i) {
+        t.write(i, 0, v);
+    } else {
+        t.set_gpr(reg::RAX, Width::W16, v);
+    }
+}
+
+fn state(t: &mut Translator<'_>, i: &Instruction, helper: HelperId, write: bool) {
+    if !t.x87_available() {
+        return;
+    }
+    let size = i.memory_size();
+    let layout = Layout {
+        wide: matches!(size, MemorySize::FpuEnv28 | MemorySize::FpuState108),
+        protected: t.protected(),
+    };
+    let registers = matches!(size, MemorySize::FpuState94 | MemorySize::FpuState108);
+    let bytes = if registers { layout.saved_bytes() } else { layout.bytes() };
+    let addr = t.address(i, bytes as u32, write);
+    let [code, mmu] = t.constants([layout_code(layout, registers), t.mmu as u64]);
+    t.call(helper, &[code, addr, mmu]);
+}
