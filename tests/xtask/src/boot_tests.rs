@@ -92,7 +92,11 @@ pub struct BootTest {
 pub fn all() -> Vec<BootTest> {
     let test =
         |name: &str, run: fn(&Rig) -> Result<Outcome>| BootTest { name: name.into(), run: Box::new(run) };
-    let mut tests = vec![test("firmware/self-test", self_test)];
+    let mut tests = vec![
+        test("firmware/self-test", self_test),
+        test("demo/shell", demo_is_a_shell),
+        test("demo/no-packages", demo_without_packages),
+    ];
     for guest in GUESTS {
         let run = match guest.userland {
             Userland::Busybox => boots_to_shell,
@@ -247,6 +251,45 @@ fn self_test(rig: &Rig) -> Result<Outcome> {
     let speed = speed.with_context(|| format!("no speed figure{}", console.tail()))?;
     console.check_restored()?;
     Ok(Outcome::Passed(format!("{checks} checks; {}", speed.trim())))
+}
+
+/// The demo as a user starts it.
+fn demo(rig: &Rig) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("demo").arg("--emulator").arg(&rig.emulator);
+    Ok(command)
+}
+
+fn demo_is_a_shell(rig: &Rig) -> Result<Outcome> {
+    let _files = files_or_skip!(rig, cloud()?);
+    for end in ["poweroff -f\n", "\x01x"] {
+        let (mut console, _) = to_shell(demo(rig)?)?;
+        ask(&mut console, "echo $((6 * 7))", "42")?;
+        console.send(end)?;
+        check_end(&mut console, 0)?;
+    }
+    Ok(Outcome::Passed("ended by poweroff -f, and by Ctrl-A x".into()))
+}
+
+/// Where there is no apt and nothing was obtained before, the demo says so and runs the embedded guest.
+fn demo_without_packages(rig: &Rig) -> Result<Outcome> {
+    if !rig.is_tessera {
+        return Ok(Outcome::Skipped("only Tessera has an embedded guest".into()));
+    }
+    let empty = rig.target.join(format!("guests/nothing-{}", std::process::id()));
+    std::fs::create_dir_all(&empty)?;
+    let mut command = demo(rig)?;
+    command.env("PATH", &empty).env("CARGO_TARGET_DIR", &empty);
+    let outcome = Console::spawn(command).and_then(|mut console| {
+        let status = console.wait(ANSWER)?;
+        ensure!(status.success(), "ended with {status}{}", console.tail());
+        let text = console.text();
+        let said = text.contains("packages cannot be had here") && text.contains("checks passed");
+        ensure!(said, "it does not say what is missing, or runs no guest{}", console.tail());
+        console.check_restored()
+    });
+    std::fs::remove_dir_all(&empty)?;
+    outcome.map(|()| Outcome::Passed(String::new()))
 }
 
 fn idle_costs_little(rig: &Rig) -> Result<Outcome> {
