@@ -29,6 +29,8 @@ pub enum Loc {
     Const(u64),
     /// The environment, at this byte offset.
     Env(u32),
+    /// A vector whose low 128 bits are in the environment, at this byte offset; zero above.
+    EnvLow(u32),
     /// Flags to be computed: index into [`Compiled::recipes`].
     Flags(u32),
 }
@@ -200,6 +202,32 @@ pub struct GuestInfo {
     pub helpers: &'static [crate::guest::HelperDesc],
     /// Byte offset of the guest's MXCSR-like floating-point control word, if host floating point runs under it.
     pub fp_control: Option<u32>,
+}
+
+impl GuestInfo {
+    /// The globals that must be in the environment when a helper runs: those that it reads, those that it may or may
+    /// not write, and those that share storage with them.
+    pub fn helper_sees(&self, effects: &crate::guest::Effects) -> crate::ir::GlobalSet {
+        self.with_overlaps(effects.reads.or(effects.writes))
+    }
+
+    /// The globals whose environment places a helper may change.
+    pub fn helper_changes(&self, effects: &crate::guest::Effects) -> crate::ir::GlobalSet {
+        self.with_overlaps(effects.writes)
+    }
+
+    fn with_overlaps(&self, set: crate::ir::GlobalSet) -> crate::ir::GlobalSet {
+        let mut all = crate::ir::GlobalSet(set.0 & (u64::MAX >> (64 - self.globals.len())));
+        if all.0 == 0 {
+            return all;
+        }
+        for g in all.iter() {
+            if let Some(o) = self.globals[g.0 as usize].overlaps {
+                all.insert(o);
+            }
+        }
+        all
+    }
 }
 
 /// Fixed code at the start of the code cache.

@@ -29,11 +29,12 @@ pub struct Block {
 }
 
 impl Block {
-    /// The constant that `v` is, if its definition is [`Inst::Const`].
+    /// The constant that `v` is, if its definition is [`Inst::Const`]. Values that a backend numbers beyond the
+    /// block's instructions are none.
     #[inline]
     pub fn constant(&self, v: Value) -> Option<u64> {
-        match self.insts[v.index()] {
-            Inst::Const(c) => Some(c),
+        match self.insts.get(v.index()) {
+            Some(Inst::Const(c)) => Some(*c),
             _ => None,
         }
     }

@@ -44,16 +44,17 @@ pub enum FlagOp {
     /// Of `a - 1`, C from `old`; `b` is ignored (pass `a`).
     Dec,
     /// Of `a << (b mod 32, or mod 64 in 64 bits)`. Count 0: `old`. C: last bit shifted out (for counts above the
-    /// width in 8 and 16 bits: 0); V: C xor result's top bit (as for a count of one); A: clear.
+    /// width in 8 and 16 bits: 0); V: xor of `a`'s two top bits (the manual's rule for a count of one, which silicon
+    /// follows for all counts); A: clear.
     Shl,
-    /// Of the logical `a >> b`. V: top bit of `a` for a count of one, clear otherwise; A: clear.
+    /// Of the logical `a >> b`. V: top bit of `a`; A: clear.
     Shr,
     /// Of the arithmetic `a >> b`. V: clear; A: clear.
     Sar,
-    /// Of the left rotation: C: low bit of the result; V: C xor top bit of the result; others from `old`.
+    /// Of the left rotation: C: low bit of the result; V: xor of `a`'s two top bits; others from `old`.
     /// Count (mod 32 or 64) zero: `old`.
     Rol,
-    /// Of the right rotation: C: top bit of the result; V: xor of the two top bits; others from `old`.
+    /// Of the right rotation: C: top bit of the result; V: xor of `a`'s top and low bits; others from `old`.
     Ror,
     /// Of the unsigned product `a * b`: C and V when the high half is not zero; N, P of the low half;
     /// Z clear (what silicon does with the flags that its manual leaves undefined); A clear.
@@ -98,6 +99,7 @@ pub fn holds(cond: Cond, packed: u32) -> bool {
 pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
     let mask = w.mask();
     let top = w.bits() - 1;
+    let packed = a as u32;
     let (a, b) = (a & mask, b & mask);
     let old = old & ALL;
     let szp = |r: u64| {
@@ -161,7 +163,7 @@ pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
             if carry {
                 f |= C;
             }
-            if carry != (r >> top & 1 != 0) {
+            if (a ^ a << 1) >> top & 1 != 0 {
                 f |= V;
             }
             f
@@ -172,8 +174,7 @@ pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
             if a >> (count - 1) & 1 != 0 {
                 f |= C;
             }
-            // Silicon leaves the xor of the result's two top bits, which is the manual's rule for a count of one.
-            if (r ^ r << 1) >> top & 1 != 0 {
+            if a >> top & 1 != 0 {
                 f |= V;
             }
             f
@@ -193,7 +194,7 @@ pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
             if r & 1 != 0 {
                 f |= C;
             }
-            if (r ^ r >> top) & 1 != 0 {
+            if (a ^ a << 1) >> top & 1 != 0 {
                 f |= V;
             }
             f
@@ -204,7 +205,7 @@ pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
             if r >> top & 1 != 0 {
                 f |= C;
             }
-            if (r >> top ^ r >> (top - 1)) & 1 != 0 {
+            if (a ^ a >> top) & 1 != 0 {
                 f |= V;
             }
             f
@@ -220,7 +221,7 @@ pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
             let f = szp(wide as u64 & mask) & !Z;
             if wide != low { f | C | V } else { f }
         }
-        FlagOp::Unpack => a as u32 & ALL,
+        FlagOp::Unpack => packed & ALL,
     }
 }
 

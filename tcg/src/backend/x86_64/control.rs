@@ -326,22 +326,30 @@ impl Emitter<'_> {
     pub fn call(&mut self, helper: HelperId, args: CallArgs) {
         let desc = self.guest.helpers[helper.0 as usize];
         let effects = desc.effects;
-        let globals = self.guest.globals.len();
         let at = self.at as u32;
-        // Values that only the environment holds, where the helper will change it, move away.
-        for g in 0..globals {
-            if effects.writes.0 >> g & 1 != 0 {
-                self.release_env(g);
+        // Arguments come first, before places in the environment change hands.
+        for v in args.iter().flatten() {
+            let v = self.b.live.resolve(*v);
+            if self.b.reg[v] == NONE && self.constant(v).is_none() {
+                self.use_int(Value(v as u32));
             }
         }
-        for g in 0..globals {
-            if effects.reads.0 >> g & 1 == 0 {
-                continue;
-            }
+        // Values that only the environment holds, where the helper will change it, move away.
+        let changes = self.guest.helper_changes(&effects);
+        self.env_unsafe = changes.0;
+        for g in changes.iter() {
+            self.release_env_after(g.0 as usize);
+        }
+        for g in self.guest.helper_sees(&effects).iter() {
+            let g = g.0 as usize;
             if self.pin_reg[g] == PIN_OFF {
                 if self.guest.globals[g].ty == Ty::Flags && self.dirty >> g & 1 != 0 {
-                    // Flags read from the environment earlier and still wanted move away before it is overwritten.
+                    // Flags read from the environment earlier and wanted later move away before it is overwritten;
+                    // the new flags may still be computed from them here.
+                    self.release_env_after(g);
+                    self.flush_global(g);
                     self.release_env(g);
+                    continue;
                 }
                 self.flush_global(g);
                 continue;
@@ -354,17 +362,11 @@ impl Emitter<'_> {
             let m = env_mem(self.guest.globals[g].offset);
             let reg = self.value_in(v as usize, r::RAX);
             self.asm().store(Width::W64, m, reg);
-            if self.constant(v as usize).is_none() {
+            if self.constant(v as usize).is_none() && !self.overwritten(g, v) {
                 self.own_env(g, v);
             }
         }
         // Whoever survives the call must not be in a register that it destroys.
-        for v in args.iter().flatten() {
-            let v = self.b.live.resolve(*v);
-            if self.b.reg[v] == NONE && self.constant(v).is_none() {
-                self.use_int(Value(v as u32));
-            }
-        }
         let mut kept = [NONE; 5];
         for (k, v) in kept.iter_mut().zip(args.iter().flatten()) {
             *k = self.b.reg[self.b.live.resolve(*v)];
@@ -422,7 +424,8 @@ impl Emitter<'_> {
             self.jump_to(Target::Abs(thunk));
             self.in_cold = false;
         }
-        self.reload_written(effects.writes);
+        self.env_unsafe = 0;
+        self.reload_written(changes);
         if self.b.live.last_use[self.at] > at {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
@@ -431,12 +434,17 @@ impl Emitter<'_> {
 
     /// Takes over the globals that a helper has written.
     fn reload_written(&mut self, writes: GlobalSet) {
-        for g in 0..self.guest.globals.len() {
-            if writes.0 >> g & 1 == 0 {
-                continue;
-            }
+        for g in writes.iter() {
+            let g = g.0 as usize;
             self.current[g] = NO_VALUE;
             self.dirty &= !(1 << g);
+            let old = std::mem::replace(&mut self.env_owner[g], NO_VALUE);
+            if old != NO_VALUE && self.b.mem[old as usize] == MemLoc::Env(g as u8) {
+                self.b.mem[old as usize] = MemLoc::None;
+            }
+        }
+        for g in writes.iter() {
+            let g = g.0 as usize;
             let pin = self.pin_reg[g];
             if pin != PIN_OFF {
                 let v = self.owner[pin as usize];

@@ -100,6 +100,8 @@ pub struct Emitter<'a> {
     pub current: [u32; 64],
     pub env_owner: [u32; 64],
     pub dirty: u64,
+    /// Globals whose environment places the helper being called writes.
+    pub env_unsafe: u64,
     pub locked: u32,
     pub vec_locked: u32,
     /// Instruction being emitted.
@@ -173,6 +175,7 @@ impl<'a> Emitter<'a> {
             current: [NO_VALUE; 64],
             env_owner: [NO_VALUE; 64],
             dirty: 0,
+            env_unsafe: 0,
             locked: 0,
             vec_locked: 0,
             at: 0,
@@ -319,6 +322,7 @@ impl<'a> Emitter<'a> {
         if let Some(g) = self.global_of(v)
             && self.guest.globals[g].bytes != 16
             && self.env_claimable(g)
+            && !self.overwritten(g, v)
         {
             self.store_global(g, v);
             return;
@@ -334,6 +338,11 @@ impl<'a> Emitter<'a> {
         }
         self.asm().buf.push(0x58); // pop rax
         self.b.mem[v as usize] = MemLoc::Spill(slot);
+    }
+
+    /// Whether the instruction being emitted overwrites the environment's place of `g` although `v` outlives it.
+    pub fn overwritten(&self, g: usize, v: u32) -> bool {
+        self.env_unsafe >> g & 1 != 0 && self.last_use(v) > self.at as u32
     }
 
     /// Whether nothing alive depends on the environment's copy of global `g`.
@@ -382,13 +391,14 @@ impl<'a> Emitter<'a> {
             return;
         }
         self.b.mem[o as usize] = MemLoc::None;
-        if self.last_use(o) <= self.at as u32 || self.b.reg[o as usize] != NONE {
+        if self.last_use(o) < self.at as u32 || self.b.reg[o as usize] != NONE {
             return;
         }
         let offset = self.global_offset(g);
         if self.guest.globals[g].ty == Ty::Vec {
             let slot = self.take_slots(o, 4);
-            emit_vec_load(&mut self.asm().buf, VecSize::B32, 15, env_vec_mem(offset));
+            let size = if self.guest.globals[g].bytes == 32 { VecSize::B32 } else { VecSize::B16 };
+            emit_vec_load(&mut self.asm().buf, size, 15, env_vec_mem(offset));
             self.asm().load(Width::W64, r::RAX, runtime_mem());
             emit_vec_store(&mut self.asm().buf, VecSize::B32, 15, VecMem::base(r::RAX, spill_disp(slot)));
             self.b.mem[o as usize] = MemLoc::Spill(slot);
@@ -398,6 +408,15 @@ impl<'a> Emitter<'a> {
             self.asm().load(Width::W64, r::RAX, runtime_mem());
             self.asm().store(Width::W64, Mem::Base(r::RAX, spill_disp(slot)), r::RCX);
             self.b.mem[o as usize] = MemLoc::Spill(slot);
+        }
+    }
+
+    /// Like [`Emitter::release_env`] before a helper call that writes `g`: values that do not outlive the call stay,
+    /// for the helper and its fault's state to read.
+    pub fn release_env_after(&mut self, g: usize) {
+        let o = self.env_owner[g];
+        if o != NO_VALUE && self.last_use(o) > self.at as u32 {
+            self.release_env(g);
         }
     }
 
@@ -633,6 +652,9 @@ impl<'a> Emitter<'a> {
             _ => {}
         }
         match self.b.mem[v] {
+            MemLoc::Env(g) if self.guest.globals[g as usize].bytes == 16 => {
+                Loc::EnvLow(self.global_offset(g as usize))
+            }
             MemLoc::Env(g) => Loc::Env(self.global_offset(g as usize)),
             MemLoc::Spill(slot) => Loc::Spill(slot),
             // The only vector that is nowhere is zero, and its location is a constant.
@@ -650,7 +672,7 @@ impl<'a> Emitter<'a> {
         let a = if from_result { self.b.live.companion[v] as usize } else { self.b.live.resolve(a) };
         let a = self.loc(a);
         let b = if op.reads_b() { self.resolved_loc(b) } else { a };
-        let needed = super::liveness::flag_inputs(self.block, op, w, self.flag_b(v), u32::MAX).old != 0;
+        let needed = super::liveness::flag_inputs(self.block, op, w, self.flag_b(v), self.b.live.flag_demand[v]).old != 0;
         let old = match old {
             Some(old) if needed => Some(self.resolved_loc(old)),
             _ => None,
@@ -699,6 +721,7 @@ impl<'a> Emitter<'a> {
         let v = self.at as u32;
         if let Some(o) = self.guest.globals[gi].overlaps {
             self.flush_global(o.0 as usize);
+            self.flush_global(gi);
         }
         self.current[gi] = v;
         self.own_env(gi, v);
@@ -712,7 +735,11 @@ impl<'a> Emitter<'a> {
         let v = self.current[g] as usize;
         self.write_home(g, v);
         self.dirty &= !(1 << g);
-        if self.ty(v) != Ty::Flags && !self.rematerialisable(v) && self.guest.globals[g].bytes != 16 {
+        if self.ty(v) != Ty::Flags
+            && !self.rematerialisable(v)
+            && self.guest.globals[g].bytes != 16
+            && !self.overwritten(g, v as u32)
+        {
             self.own_env(g, v as u32);
         }
     }
@@ -756,6 +783,12 @@ impl<'a> Emitter<'a> {
             self.dirty &= !(1 << oi);
             self.release_env(oi);
             self.current[oi] = NO_VALUE;
+        }
+        if self.env_owner[gi] == v && self.b.mem[v as usize] == MemLoc::Env(gi as u8) {
+            // The home holds this very value already.
+            self.current[gi] = v;
+            self.dirty &= !(1 << gi);
+            return;
         }
         if self.guest.globals[gi].ty != Ty::Flags {
             self.release_env(gi);

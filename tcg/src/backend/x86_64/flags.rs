@@ -7,7 +7,7 @@
 use super::emitter::{Emitter, MemLoc, env_mem};
 use super::encode::{Alu, Shift, r};
 use super::liveness::{NO_VALUE, flag_inputs};
-use crate::ir::{Cond, FlagOp, Inst, Value, Width};
+use crate::ir::{Cond, FlagOp, Inst, Value, Width, flags};
 
 impl Emitter<'_> {
     /// Makes `cond` of flags value `f` (resolved) testable; returns the host condition to test.
@@ -79,6 +79,8 @@ impl Emitter<'_> {
         {
             let a = self.b.live.resolve(a);
             self.read_value(r::RAX, a);
+            self.asm().alu_ri(Alu::And, Width::W32, r::RAX, flags::ALL as i32);
+            self.clobber_flags();
         } else {
             self.flags_to_host(f);
             self.pack_host();
@@ -183,9 +185,16 @@ impl Emitter<'_> {
                 };
                 if let Some(c) = self.constant(b) {
                     let count = c as u8 & if w == Width::W64 { 63 } else { 31 };
+                    let rotate = matches!(op, FlagOp::Rol | FlagOp::Ror);
                     if count != 0 {
                         self.read_value(r::RAX, a);
-                        self.asm().shift_ri(shift, w, r::RAX, count);
+                        if rotate && count != 1 {
+                            // Immediate rotates leave the overflow flag undefined in a way of their own.
+                            self.asm().mov_ri(r::RCX, count as u64);
+                            self.asm().shift_rcl(shift, w, r::RAX);
+                        } else {
+                            self.asm().shift_ri(shift, w, r::RAX, count);
+                        }
                     }
                 } else {
                     self.read_value(r::RCX, b);
@@ -209,6 +218,7 @@ impl Emitter<'_> {
             }
             FlagOp::Unpack => {
                 self.read_value(r::RAX, a);
+                self.asm().alu_ri(Alu::And, Width::W8, r::RAX, flags::V as i32);
                 self.unpack();
             }
         }

@@ -259,7 +259,12 @@ impl Emitter<'_> {
                     UnOp::Ctz => 0xbc,
                     _ => 0xb8,
                 };
-                self.asm().bitcount(opcode, w, dst, ra);
+                if w == Width::W8 {
+                    self.asm().movzx(w, r::RAX, ra);
+                    self.asm().bitcount(opcode, native, dst, r::RAX);
+                } else {
+                    self.asm().bitcount(opcode, w, dst, ra);
+                }
                 self.clobber_flags();
                 if w == Width::W16 {
                     self.asm().movzx(w, dst, dst);

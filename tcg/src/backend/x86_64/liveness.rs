@@ -9,7 +9,7 @@
 //! value, too; these have numbers from `insts.len()` upwards.
 
 use crate::backend::GuestInfo;
-use crate::ir::{BinOp, Block, Cond, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, Width, flags};
+use crate::ir::{BinOp, Block, Cond, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width, flags};
 
 /// No value.
 pub const NO_VALUE: u32 = u32::MAX;
@@ -89,6 +89,17 @@ pub fn flag_inputs(block: &Block, op: FlagOp, w: Width, b: Value, demand: u32) -
     FlagInputs { old }
 }
 
+/// Whether a vector value's upper 128 bits are known to be zero.
+fn low_half_only(block: &Block, guest: &GuestInfo, v: usize) -> bool {
+    match block.insts[v] {
+        Inst::VecZero | Inst::VecFromInt { .. } | Inst::VecIns { .. } => true,
+        Inst::LoadVec { size, .. } => size != VecSize::B32,
+        Inst::Vec { len, .. } | Inst::Vec3 { len, .. } => len == VecLen::V128,
+        Inst::Get(g) => guest.globals[g.0 as usize].bytes == 16,
+        _ => false,
+    }
+}
+
 impl Liveness {
     /// Analyses a block.
     pub fn run(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
@@ -122,11 +133,13 @@ impl Liveness {
         self.backward(block, guest, pin_reg);
     }
 
-    /// The value that `v` stands for.
+    /// The value that `v` stands for; pseudo-values stand for themselves.
     #[inline]
     pub fn resolve(&self, v: Value) -> usize {
-        let a = self.alias[v.index()];
-        if a == NO_VALUE { v.index() } else { a as usize }
+        match self.alias.get(v.index()) {
+            Some(&a) if a != NO_VALUE => a as usize,
+            _ => v.index(),
+        }
     }
 
     fn forward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
@@ -143,14 +156,17 @@ impl Liveness {
                     }
                 }
                 Inst::Set(g, v) => {
-                    self.current[g.0 as usize] = self.resolve(v) as u32;
+                    let value = self.resolve(v);
+                    // What is cut off by the store may not come back by a `Get`: that one reads memory.
+                    let cut = guest.globals[g.0 as usize].bytes == 16 && !low_half_only(block, guest, value);
+                    self.current[g.0 as usize] = if cut { NO_VALUE } else { value as u32 };
                     if let Some(o) = guest.globals[g.0 as usize].overlaps {
                         self.current[o.0 as usize] = NO_VALUE;
                     }
                 }
                 Inst::Call { helper, .. } => {
-                    let writes = guest.helpers[helper.0 as usize].effects.writes;
-                    for g in writes.iter().take_while(|g| (g.0 as usize) < guest.globals.len()) {
+                    let writes = guest.helper_changes(&guest.helpers[helper.0 as usize].effects);
+                    for g in writes.iter() {
                         let gi = g.0 as usize;
                         self.current[gi] = NO_VALUE;
                         if pin_reg[gi] != 255 {
@@ -217,7 +233,7 @@ impl Liveness {
                 }
                 Inst::Call { helper, args } => {
                     let effects = guest.helpers[helper.0 as usize].effects;
-                    for g in effects.writes.iter().take_while(|g| (g.0 as usize) < globals) {
+                    for g in guest.helper_changes(&effects).iter() {
                         let gi = g.0 as usize;
                         if pin_reg[gi] != 255 {
                             // The pseudo-value made here is live as long as the global is observed.
@@ -236,7 +252,7 @@ impl Liveness {
                     if effects.faults {
                         self.observe(i, globals, GlobalSet::ALL);
                     } else {
-                        self.observe(i, globals, effects.reads.or(effects.writes));
+                        self.observe(i, globals, guest.helper_sees(&effects));
                     }
                     for v in args.iter().flatten() {
                         self.use_at(self.resolve(*v), at, 64);
@@ -259,16 +275,21 @@ impl Liveness {
                         }
                     }
                     self.observed_until[gi] = NEVER;
-                    if let Some(o) = guest.globals[gi].overlaps
-                        && guest.globals[o.0 as usize].bytes <= guest.globals[gi].bytes
-                    {
-                        self.observed_until[o.0 as usize] = NEVER;
+                    if let Some(o) = guest.globals[gi].overlaps {
+                        if guest.globals[o.0 as usize].bytes <= guest.globals[gi].bytes {
+                            self.observed_until[o.0 as usize] = NEVER;
+                        } else {
+                            // Setting the low half sends the whole to memory first.
+                            self.observe(i, globals, GlobalSet::of(o));
+                        }
                     }
                 }
                 Inst::Get(g) => {
                     // Reading one view of overlapping storage goes through memory, which needs the other view there.
-                    if let Some(o) = guest.globals[g.0 as usize].overlaps {
-                        self.observe(i, globals, GlobalSet::of(o));
+                    if let Some(o) = guest.globals[g.0 as usize].overlaps
+                        && self.alias[i] == NO_VALUE
+                    {
+                        self.observe(i, globals, GlobalSet::of(o).or(GlobalSet::of(g)));
                     }
                 }
                 _ if inst.is_memory() => self.observe(i, globals, GlobalSet::ALL),

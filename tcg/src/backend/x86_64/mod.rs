@@ -19,6 +19,8 @@ mod int;
 mod liveness;
 mod mem;
 mod thunks;
+#[cfg(test)]
+mod tests;
 pub mod vec;
 mod vector;
 

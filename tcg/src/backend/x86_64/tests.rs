@@ -1,0 +1,327 @@
+//! Generated code does what the interpreter does, on random blocks, with and without the TLB's help.
+
+use std::alloc::Layout;
+use std::cell::Cell;
+use std::ptr;
+
+use super::X86_64;
+use crate::backend::{AccessKind, Compiled, HostBackend, Loc, Outcome, RuntimeFns, StatePoint};
+use crate::env::{JumpEntry, Runtime};
+use crate::guest::Exception;
+use crate::interp::{self, End, Machine};
+use crate::ir::{Block, Ext, GlobalId, RmwOp, Ty, Width};
+use crate::softmmu::{MMU_MODES, TLB_ENTRIES, TlbEntry};
+use crate::testing::{GLOBALS, Observed, TestEnv, TestMachine, TestMemory, generate, global, guest};
+
+/// What the runtime functions work on while a block runs.
+struct Context {
+    compiled: *const Compiled,
+    machine: *mut TestMachine,
+    pinned: *const [(GlobalId, u8)],
+    exception: Option<Exception>,
+}
+
+thread_local! {
+    static CONTEXT: Cell<*mut Context> = const { Cell::new(ptr::null_mut()) };
+}
+
+/// Everything needed to run blocks: a mapping for code, the backend, a runtime.
+struct Harness {
+    backend: X86_64,
+    code: memmap2::MmapMut,
+    enter: u32,
+    body: usize,
+    runtime: *mut Runtime,
+    tlb: Vec<Vec<TlbEntry>>,
+}
+
+impl Harness {
+    fn new() -> Harness {
+        let mut backend = X86_64::new(guest()).expect("the host runs the backend");
+        let mut code = memmap2::MmapMut::map_anon(1 << 20).expect("memory");
+        let fns = RuntimeFns { slow_access: slow_access as usize, helper_fault: helper_fault as usize };
+        let thunks = backend.thunks(code.as_ptr() as u64, fns);
+        code[..thunks.code.len()].copy_from_slice(&thunks.code);
+        let layout = Layout::new::<Runtime>();
+        // SAFETY: the layout is not zero-sized. Only plain fields are used, through the pointer; it is never dropped.
+        let runtime = unsafe { std::alloc::alloc_zeroed(layout).cast::<Runtime>() };
+        let tlb = vec![vec![TlbEntry::EMPTY; TLB_ENTRIES]; MMU_MODES];
+        Harness { backend, body: thunks.code.len().next_multiple_of(64), enter: thunks.enter, code, runtime, tlb }
+    }
+
+    /// Compiles and runs a block on the machine.
+    fn run(mut self, block: &Block, machine: &mut TestMachine, fill_tlb: bool) -> (Harness, End, Compiled) {
+        let mut compiled = Compiled::default();
+        let base = self.code.as_ptr() as u64 + self.body as u64;
+        self.backend.compile(block, base, 77, &mut compiled);
+        self.code[self.body..self.body + compiled.code.len()].copy_from_slice(&compiled.code);
+        for (mmu, table) in self.tlb.iter_mut().enumerate() {
+            table.fill(TlbEntry::EMPTY);
+            for page in 0..TestMemory::PAGES {
+                let va = TestMemory::BASE + page * 4096;
+                let (read, write) = TestMemory::permissions(page, mmu as u8);
+                let entry = &mut table[(va >> 12) as usize % TLB_ENTRIES];
+                if fill_tlb && read {
+                    entry.read = va;
+                    entry.write = if write { va } else { entry.write };
+                    let host = machine.memory.bytes.as_mut_ptr() as u64 + page * 4096;
+                    entry.addend = host.wrapping_sub(va);
+                }
+            }
+            machine.env.header.tlb[mmu] = table.as_mut_ptr();
+        }
+        machine.env.header.runtime = self.runtime;
+        // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
+        unsafe { (*self.runtime).jump_cache.fill(JumpEntry::EMPTY) };
+        let code = self.code.make_exec().expect("executable memory");
+        let mut context = Context {
+            compiled: &compiled,
+            machine,
+            pinned: self.backend.pinned(),
+            exception: None,
+        };
+        CONTEXT.set(&mut context);
+        let entry = base + compiled.body as u64;
+        // SAFETY: the thunk was made by the backend for this address, and has this signature.
+        let outcome = unsafe {
+            let enter: extern "C" fn(*mut TestEnv, u64) -> u64 =
+                std::mem::transmute(code.as_ptr().add(self.enter as usize));
+            enter(&mut *machine.env, entry)
+        };
+        CONTEXT.set(ptr::null_mut());
+        self.code = code.make_mut().expect("writable memory");
+        let end = match Outcome::decode(outcome) {
+            Outcome::Exit { tb, exit } => {
+                assert_eq!(tb, 77);
+                End::Exit(crate::ir::ExitId(exit))
+            }
+            Outcome::Lookup => match block.insts.last() {
+                Some(crate::ir::Inst::GotoIndirect) if !exits_unchained_to(block, machine.env.pc) => End::Indirect,
+                _ => unchained(block, machine.env.pc),
+            },
+            Outcome::Leave(code) => End::Leave(code),
+            Outcome::Exception => End::Fault(context.exception.expect("an exception was raised")),
+            Outcome::Poll => panic!("nobody asked for a poll"),
+        };
+        (self, end, compiled)
+    }
+}
+
+fn exits_unchained_to(block: &Block, pc: u64) -> bool {
+    block.exits.iter().any(|e| !e.chain && e.pc == pc)
+}
+
+/// An exit without chaining goes through the jump cache and ends in a lookup.
+fn unchained(block: &Block, pc: u64) -> End {
+    let exit = block.exits.iter().position(|e| !e.chain && e.pc == pc).expect("some exit was taken");
+    End::Exit(crate::ir::ExitId(exit as u16))
+}
+
+fn context<'a>() -> &'a mut Context {
+    // SAFETY: set by `Harness::run` around the only code that gets here.
+    unsafe { &mut *CONTEXT.get() }
+}
+
+/// Reads a location as a vector.
+fn read(env: &TestEnv, c: &Compiled, loc: Loc) -> [u64; 4] {
+    // SAFETY: `Harness::run` has set the runtime.
+    let rt = unsafe { &*env.header.runtime };
+    match loc {
+        Loc::Int(r) => [rt.saved_int[r as usize], 0, 0, 0],
+        Loc::Vec(r) => rt.saved_vec[r as usize],
+        Loc::Spill(s) => std::array::from_fn(|i| rt.spill.get(s as usize + i).copied().unwrap_or(0)),
+        Loc::Const(v) => [v, 0, 0, 0],
+        Loc::Env(offset) => {
+            let mut bytes = [0; 32];
+            let mut copy = env.duplicate();
+            let from = &copy.bytes()[offset as usize..];
+            let len = from.len().min(32);
+            bytes[..len].copy_from_slice(&from[..len]);
+            interp::words(bytes)
+        }
+        Loc::EnvLow(offset) => {
+            let v = read(env, c, Loc::Env(offset));
+            [v[0], v[1], 0, 0]
+        }
+        Loc::Flags(i) => {
+            let r = c.recipes[i as usize];
+            let old = r.old.map_or(0, |o| read(env, c, o)[0] as u32);
+            [r.eval(read(env, c, r.a)[0], read(env, c, r.b)[0], old) as u64, 0, 0, 0]
+        }
+    }
+}
+
+fn restore(cx: &mut Context, point: StatePoint) {
+    // SAFETY: the pointers were set by `Harness::run`, whose borrows they stand for.
+    let (c, m, pinned) = unsafe { (&*cx.compiled, &mut *cx.machine, &*cx.pinned) };
+    let moved = &c.moved[point.moved_start as usize..][..point.moved_len as usize];
+    let values: Vec<_> = moved.iter().map(|(g, loc)| (*g, read(&m.env, c, *loc))).collect();
+    for (g, r) in pinned {
+        let v = read(&m.env, c, Loc::Int(*r));
+        interp::set_global(m.env.bytes(), &GLOBALS[g.0 as usize], v);
+    }
+    // 256-bit views first: the 128-bit view is the newer one where both are away.
+    for wide in [true, false] {
+        for (g, v) in &values {
+            let desc = &GLOBALS[g.0 as usize];
+            if (desc.ty == Ty::Vec && desc.bytes == 32) == wide {
+                let v = if desc.ty == Ty::Flags { [v[0] & 0xffff, 0, 0, 0] } else { *v };
+                interp::set_global(m.env.bytes(), desc, v);
+            }
+        }
+    }
+    m.env.pc = point.pc;
+}
+
+extern "C" fn helper_fault(_: *mut TestEnv, tb: u32, point: u32) {
+    assert_eq!(tb, 77);
+    let cx = context();
+    // SAFETY: as in `restore`.
+    let (c, m) = unsafe { (&*cx.compiled, &mut *cx.machine) };
+    m.env.header.helper_fault = 0;
+    cx.exception = Some(m.env.exception());
+    restore(cx, c.points[point as usize]);
+}
+
+extern "C" fn slow_access(_: *mut TestEnv, tb: u32, point: u32) -> u64 {
+    assert_eq!(tb, 77);
+    let cx = context();
+    // SAFETY: as in `restore`.
+    let (c, m) = unsafe { (&*cx.compiled, &mut *cx.machine) };
+    let point = c.points[point as usize];
+    match access(m, c, point) {
+        Ok(()) => 0,
+        Err(e) => {
+            cx.exception = Some(e);
+            restore(cx, point);
+            1
+        }
+    }
+}
+
+fn access(m: &mut TestMachine, c: &Compiled, point: StatePoint) -> Result<(), Exception> {
+    let access = point.access.expect("the point is an access");
+    let va = read(&m.env, c, access.addr)[0];
+    // SAFETY: `Harness::run` has set the runtime.
+    let rt = unsafe { &mut *m.env.header.runtime };
+    let mmu = access.mmu;
+    let mut load = |m: &mut TestMachine, len: usize, for_write: bool| -> Result<[u8; 32], Exception> {
+        let mut buf = [0; 32];
+        m.load(va, &mut buf[..len], mmu, for_write)?;
+        Ok(buf)
+    };
+    let int = |buf: [u8; 32], w: Width| interp::words(buf)[0] & w.mask();
+    match access.kind {
+        AccessKind::Load { width, ext, dst, for_write } => {
+            let v = int(load(m, width.bytes() as usize, for_write)?, width);
+            rt.saved_int[dst as usize] = match ext {
+                Ext::Zero => v,
+                Ext::Sign32 => width.sign_extend(v) & 0xffff_ffff,
+                Ext::Sign64 => width.sign_extend(v),
+            };
+        }
+        AccessKind::Store { width, v } => {
+            let v = interp::bytes(read(&m.env, c, v));
+            m.store(va, &v[..width.bytes() as usize], mmu)?;
+        }
+        AccessKind::LoadVec { size, dst } => {
+            rt.saved_vec[dst as usize] = interp::words(load(m, size.bytes() as usize, false)?);
+        }
+        AccessKind::StoreVec { size, v } => {
+            let v = interp::bytes(read(&m.env, c, v));
+            m.store(va, &v[..size.bytes() as usize], mmu)?;
+        }
+        AccessKind::AtomicRmw { op, width, v, dst } => {
+            let old = int(load(m, width.bytes() as usize, true)?, width);
+            let v = read(&m.env, c, v)[0];
+            let new = match op {
+                RmwOp::Add => old.wrapping_add(v),
+                RmwOp::Sub => old.wrapping_sub(v),
+                RmwOp::And => old & v,
+                RmwOp::Or => old | v,
+                RmwOp::Xor => old ^ v,
+                RmwOp::Xchg => v,
+            };
+            m.store(va, &new.to_le_bytes()[..width.bytes() as usize], mmu)?;
+            rt.saved_int[dst as usize] = old;
+        }
+        AccessKind::AtomicCas { width, expect, new, dst } => {
+            let old = int(load(m, width.bytes() as usize, true)?, width);
+            if old == read(&m.env, c, expect)[0] & width.mask() {
+                let new = read(&m.env, c, new)[0];
+                m.store(va, &new.to_le_bytes()[..width.bytes() as usize], mmu)?;
+            }
+            rt.saved_int[dst as usize] = old;
+        }
+    }
+    Ok(())
+}
+
+fn by_interpreter(block: &Block, seed: u64) -> Observed {
+    let mut m = TestMachine::new(seed);
+    let end = interp::run(block, &guest(), &mut m);
+    m.observe(block, end)
+}
+
+/// Names the block when compiling it panics.
+struct Report<'a>(&'a Block, u64);
+
+impl Drop for Report<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("seed {}: {:?} {:?}", self.1, self.0.insts, self.0.exits);
+        }
+    }
+}
+
+/// Runs one block by both; the first difference in words, if any.
+fn compare(h: Harness, block: &Block, seed: u64, fill_tlb: bool) -> (Harness, Option<String>) {
+    let _guard = Report(block, seed);
+    let expected = by_interpreter(block, seed);
+    let mut m = TestMachine::new(seed);
+    let (h, end, compiled) = h.run(block, &mut m, fill_tlb);
+    let found = m.observe(block, end);
+    let same = Observed { pc: 0, ..expected.clone() } == Observed { pc: 0, ..found.clone() }
+        && (matches!(end, End::Leave(_)) || expected.pc == found.pc);
+    let message = (!same).then(|| {
+        let code: String = compiled.code.iter().map(|b| format!("{b:02x}")).collect();
+        format!(
+            "seed {seed}, TLB filled: {fill_tlb}\n{}\nexpected {expected:x?}\nfound    {found:x?}\nhost code {code}",
+            format!("{:?} {:?}", block.insts, block.exits)
+        )
+    });
+    (h, message)
+}
+
+#[test]
+fn random_blocks_agree_with_the_interpreter() {
+    let mut h = Harness::new();
+    let count: u64 = std::env::var("TESSERA_BLOCKS").ok().and_then(|v| v.parse().ok()).unwrap_or(3000);
+    for seed in 0..count {
+        let words = generate::words(seed, 2 + (seed % 60) as usize);
+        let block = generate::block(&words);
+        let fill = seed & 1 != 0;
+        let (back, difference) = compare(h, &block, seed, fill);
+        h = back;
+        if difference.is_some() {
+            // The shortest block that still differs: leave out words while that lasts.
+            let mut words = words;
+            let mut i = 0;
+            let mut message = difference;
+            while i < words.len() {
+                let mut fewer = words.clone();
+                fewer.remove(i);
+                let (back, difference) = compare(h, &generate::block(&fewer), seed, fill);
+                h = back;
+                if difference.is_some() {
+                    words = fewer;
+                    message = difference;
+                } else {
+                    i += 1;
+                }
+            }
+            panic!("{}", message.expect("the block differs"));
+        }
+    }
+    assert!(global::PC.0 > 0 && h.body > 0);
+}
