@@ -1,13 +1,14 @@
 //! Helpers of the integer instructions: exceptions, segment and alignment checks, division, rotation through carry,
 //! flags of double shifts, decimal adjustment, wide compare-and-exchange.
 
-use tessera_tcg::guest::{Effects, Exception};
+use tessera_tcg::guest::Effects;
 use tessera_tcg::ir::flags;
 use tessera_tcg::softmmu;
 
 use super::{exception, fault, touches};
 use crate::guest::X86;
-use crate::state::{Cr0, RFlags, Segment, X86Env, global, reg, seg};
+use crate::state::{X86Env, global, reg, seg};
+use crate::system::segment;
 
 helpers! { super::INT_BASE;
     /// `(vector, error)`: raises; an `error` of all ones means that there is no error code.
@@ -79,7 +80,6 @@ helpers! { super::INT_BASE;
 
 const DE: u16 = 0;
 const BR: u16 = 5;
-const SS: u16 = 12;
 const GP: u16 = 13;
 const AC: u16 = 17;
 
@@ -88,37 +88,10 @@ extern "C" fn raise_exception(env: &mut X86Env, vector: u64, error: u64) -> u64 
     fault(env, exception(vector as u16, error))
 }
 
-/// Whether `size` bytes at `offset` lie within the segment's limit, by its direction of growth.
-fn within_limit(s: &Segment, offset: u64, size: u64) -> bool {
-    let last = offset + (size - 1);
-    let data = s.access & 0x18 == 0x10;
-    if data && s.access & 4 != 0 {
-        let top = if s.access & Segment::DB != 0 { 0xffff_ffff } else { 0xffff };
-        offset > s.limit as u64 && last <= top
-    } else {
-        last <= s.limit as u64
-    }
-}
-
-/// The exception that an access through segment register `n` raises by the hidden part of the register, if any.
-pub fn segment_fault(env: &X86Env, n: usize, offset: u64, size: u64, write: bool) -> Option<Exception> {
-    let s = &env.seg[n];
-    let vector = if n == seg::SS { SS } else { GP };
-    let protected = env.cr0.contains(Cr0::PE) && env.eflags & RFlags::VM.bits() == 0;
-    if protected {
-        let code = s.access & 8 != 0;
-        let allowed = if write { !code && s.access & 2 != 0 } else { !code || s.access & 2 != 0 };
-        if s.access & Segment::PRESENT == 0 || !allowed {
-            return Some(exception(vector, Some(0)));
-        }
-    }
-    (!within_limit(s, offset, size.max(1))).then(|| exception(vector, Some(0)))
-}
-
 extern "C" fn check_segment(env: &mut X86Env, segment: u64, offset: u64, size: u64, write: u64) -> u64 {
-    match segment_fault(env, segment as usize & 7, offset & 0xffff_ffff, size, write != 0) {
-        Some(e) => fault(env, e),
-        None => 0,
+    match segment::check_segment(env, segment as usize & 7, offset, size.max(1), write != 0) {
+        Ok(linear) => linear,
+        Err(e) => fault(env, e),
     }
 }
 
@@ -530,14 +503,6 @@ mod tests {
         assert_eq!(double_shift(0x8000_0008, 0x0000_000f, 4, 32, true), (0xf800_0000, true));
         assert_eq!(double_shift(0x1234, 0xabcd, 4, 16, false), (0x234a, true));
         assert_eq!(double_shift(0x1234, 0xabcd, 4, 16, true), (0xd123, false));
-    }
-
-    #[test]
-    fn expand_down_segments() {
-        let s = Segment { base: 0, limit: 0xfff, access: 0x96, selector: 8 };
-        assert!(!within_limit(&s, 0xfff, 1));
-        assert!(within_limit(&s, 0x1000, 4));
-        assert!(!within_limit(&s, 0xfffe, 4), "the top is 64 KiB for B clear");
     }
 
     #[test]

@@ -17,10 +17,10 @@ use tessera_tcg::ir::{FlagOp, Width, flags};
 use tessera_tcg::memory::PAGE_MASK;
 use tessera_tcg::softmmu::{self, TLB_ENTRIES};
 
-use super::int::segment_fault;
 use super::{exception, fault, touches};
 use crate::guest::X86;
 use crate::state::{X86Env, global, reg, seg};
+use crate::system::segment;
 
 const RAX: tessera_tcg::ir::GlobalId = global::gpr(reg::RAX);
 const RCX: tessera_tcg::ir::GlobalId = global::gpr(reg::RCX);
@@ -118,10 +118,8 @@ impl StringOp {
     fn address(self, env: &X86Env, segment: u8, offset: u64, write: bool) -> Result<u64, Exception> {
         let n = segment as usize;
         let bytes = self.width.bytes() as u64;
-        if self.segmented
-            && let Some(e) = segment_fault(env, n, offset, bytes, write)
-        {
-            return Err(e);
+        if self.segmented {
+            segment::check_segment(env, n, offset, bytes, write)?;
         }
         let linear = self.unchecked(env, segment, offset);
         if self.align && linear & (bytes - 1) != 0 {

@@ -124,8 +124,11 @@ fn scan(t: &mut Translator<'_>, i: &Instruction, reverse: bool) {
     t.set_flags(f);
 }
 
-/// TZCNT, LZCNT.
+/// TZCNT, LZCNT; BSF and BSR on a CPU that ignores their prefix.
 fn count(t: &mut Translator<'_>, i: &Instruction, op: UnOp) {
+    if !t.env.cpuid.allows(i.code()) {
+        return scan(t, i, op == UnOp::Clz);
+    }
     let w = t.width(i, 0);
     let src = t.read(i, 1);
     let r = t.b.un(op, w, src);
