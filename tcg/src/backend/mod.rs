@@ -11,7 +11,7 @@
 //! - A *point* is a place where generated code calls [`RuntimeFns::slow_access`] or a helper that may fault. Its
 //!   [`StatePoint`] says where every global is, so nothing is stored for the sake of a fault that does not come.
 
-use crate::ir::{Block, Ext, FlagOp, flags, GlobalDesc, GlobalId, RmwOp, VecSize, Width};
+use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecSize, Width, flags};
 
 pub mod x86_64;
 
@@ -67,6 +67,7 @@ impl FlagRecipe {
 }
 
 /// A guest memory access that the slow path completes.
+#[allow(missing_docs)] // Each variant's text explains its fields.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum AccessKind {
     /// Result to host integer register `dst`.
@@ -138,6 +139,7 @@ pub struct Compiled {
 }
 
 /// How generated code came back: what [`HostBackend::ENTER`]'s function returns.
+#[allow(missing_docs)] // Each variant's text explains its fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// By exit `exit` of block `tb`, whose jump is not linked (yet, or never). The program counter global is set.

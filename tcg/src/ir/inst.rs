@@ -115,6 +115,7 @@ pub type CallArgs = [Option<Value>; 5];
 /// calls of helpers that may fault or that read globals, and exits. At an observer, every global must be
 /// recoverable as of the last [`Inst::Set`] before it. Hence the rule for front ends: within a guest instruction,
 /// everything that can fault comes before the first `Set`.
+#[allow(missing_docs)] // Each variant's text explains its fields.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Inst {
     /// Nothing; what optimisation leaves of a removed instruction.

@@ -46,9 +46,8 @@ impl Emitter<'_> {
             let mut pending = None;
             for i in 0..moves.len {
                 let Some((dst, src)) = moves.list[i] else { continue };
-                let blocked = (0..moves.len).any(|j| {
-                    j != i && matches!(moves.list[j], Some((_, Source::Reg(s))) if s == dst)
-                });
+                let blocked = (0..moves.len)
+                    .any(|j| j != i && matches!(moves.list[j], Some((_, Source::Reg(s))) if s == dst));
                 if blocked {
                     pending = Some(i);
                     continue;
@@ -236,7 +235,8 @@ impl Emitter<'_> {
         let away = self.away();
         let flags_global = (0..self.guest.globals.len())
             .find(|&g| self.guest.globals[g].ty == Ty::Flags && (self.dirty & !n.dead.0) >> g & 1 != 0);
-        let flags_agree = flags_global.is_none_or(|g| self.current[g] == f as u32 && self.b.mem[f] == MemLoc::None);
+        let flags_agree =
+            flags_global.is_none_or(|g| self.current[g] == f as u32 && self.b.mem[f] == MemLoc::None);
         if t.chain && away & t.dead.0 == away & n.dead.0 && flags_agree {
             // One flush serves both ways, and the moves leave the condition alone.
             let host = if flags_global.is_some() {
@@ -468,7 +468,6 @@ impl Emitter<'_> {
             self.owner[reg as usize] = NO_VALUE;
         }
     }
-
 }
 
 /// RAX = guest address: leaves the address of its jump cache entry in RCX and the host's flags "equal" on a hit; RAX is

@@ -668,11 +668,13 @@ impl<'a> Emitter<'a> {
         let Inst::Flags { op, w, a, b, old } = self.block.insts[v] else {
             unreachable!("a flags value is computed or in the environment")
         };
-        let from_result = self.b.live.from_result(self.block, v);
+        let from_result = self.b.live.uses_result(self.block, v);
         let a = if from_result { self.b.live.companion[v] as usize } else { self.b.live.resolve(a) };
         let a = self.loc(a);
         let b = if op.reads_b() { self.resolved_loc(b) } else { a };
-        let needed = super::liveness::flag_inputs(self.block, op, w, self.flag_b(v), self.b.live.flag_demand[v]).old != 0;
+        let needed =
+            super::liveness::flag_inputs(self.block, op, w, self.flag_b(v), self.b.live.flag_demand[v]).old
+                != 0;
         let old = match old {
             Some(old) if needed => Some(self.resolved_loc(old)),
             _ => None,

@@ -120,7 +120,7 @@ impl Emitter<'_> {
         let b = b_value.index();
         let old = old.map(|o| self.b.live.resolve(o));
         let old_bits = flag_inputs(self.block, op, w, b_value, self.b.live.flag_demand[f]).old;
-        let from_result = self.b.live.from_result(self.block, f);
+        let from_result = self.b.live.uses_result(self.block, f);
         let result = self.b.live.companion[f] as usize;
         match op {
             FlagOp::Sub if from_result => {

@@ -9,7 +9,9 @@
 //! value, too; these have numbers from `insts.len()` upwards.
 
 use crate::backend::GuestInfo;
-use crate::ir::{BinOp, Block, Cond, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width, flags};
+use crate::ir::{
+    BinOp, Block, Cond, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width, flags,
+};
 
 /// No value.
 pub const NO_VALUE: u32 = u32::MAX;
@@ -354,7 +356,7 @@ impl Liveness {
                 }
                 let demand = self.flag_demand[i];
                 let w = if op == FlagOp::Unpack { Width::W16 } else { w };
-                let a = if self.from_result(block, i) { Value(self.companion[i]) } else { a };
+                let a = if self.uses_result(block, i) { Value(self.companion[i]) } else { a };
                 self.use_at(self.resolve(a), until, bits(w));
                 if op.reads_b() {
                     self.use_at(self.resolve(b), until, bits(w));
@@ -393,7 +395,7 @@ impl Liveness {
 
     /// Whether flags value `j` is recomputed from the result of its companion instead of the first operand: the
     /// result tends to stay alive anyway, as a global's new value.
-    pub fn from_result(&self, block: &Block, j: usize) -> bool {
+    pub fn uses_result(&self, block: &Block, j: usize) -> bool {
         self.companion[j] != NO_VALUE
             && matches!(
                 block.insts[j],

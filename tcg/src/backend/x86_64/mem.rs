@@ -34,7 +34,8 @@ impl Emitter<'_> {
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> usize {
         const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
         const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
-        let tag = if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
+        let tag =
+            if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
         let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mem.mmu as u32;
         let asm = self.asm();
         asm.mov_rr(r::RAX, addr);

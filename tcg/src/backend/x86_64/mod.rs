@@ -18,9 +18,9 @@ mod flags;
 mod int;
 mod liveness;
 mod mem;
-mod thunks;
 #[cfg(test)]
 mod tests;
+mod thunks;
 pub mod vec;
 mod vector;
 
@@ -103,8 +103,7 @@ impl HostBackend for X86_64 {
         out.points.clear();
         out.moved.clear();
         out.recipes.clear();
-        let mut e =
-            Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
+        let mut e = Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
         emit_block(&mut e);
         place(&mut self.buffers, base, out);
     }

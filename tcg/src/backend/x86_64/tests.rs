@@ -39,14 +39,24 @@ impl Harness {
     fn new() -> Harness {
         let mut backend = X86_64::new(guest()).expect("the host runs the backend");
         let mut code = memmap2::MmapMut::map_anon(1 << 20).expect("memory");
-        let fns = RuntimeFns { slow_access: slow_access as usize, helper_fault: helper_fault as usize };
+        let fns = RuntimeFns {
+            slow_access: slow_access as *const () as usize,
+            helper_fault: helper_fault as *const () as usize,
+        };
         let thunks = backend.thunks(code.as_ptr() as u64, fns);
         code[..thunks.code.len()].copy_from_slice(&thunks.code);
         let layout = Layout::new::<Runtime>();
         // SAFETY: the layout is not zero-sized. Only plain fields are used, through the pointer; it is never dropped.
         let runtime = unsafe { std::alloc::alloc_zeroed(layout).cast::<Runtime>() };
         let tlb = vec![vec![TlbEntry::EMPTY; TLB_ENTRIES]; MMU_MODES];
-        Harness { backend, body: thunks.code.len().next_multiple_of(64), enter: thunks.enter, code, runtime, tlb }
+        Harness {
+            backend,
+            body: thunks.code.len().next_multiple_of(64),
+            enter: thunks.enter,
+            code,
+            runtime,
+            tlb,
+        }
     }
 
     /// Compiles and runs a block on the machine.
@@ -74,12 +84,8 @@ impl Harness {
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
         unsafe { (*self.runtime).jump_cache.fill(JumpEntry::EMPTY) };
         let code = self.code.make_exec().expect("executable memory");
-        let mut context = Context {
-            compiled: &compiled,
-            machine,
-            pinned: self.backend.pinned(),
-            exception: None,
-        };
+        let mut context =
+            Context { compiled: &compiled, machine, pinned: self.backend.pinned(), exception: None };
         CONTEXT.set(&mut context);
         let entry = base + compiled.body as u64;
         // SAFETY: the thunk was made by the backend for this address, and has this signature.
@@ -96,7 +102,9 @@ impl Harness {
                 End::Exit(crate::ir::ExitId(exit))
             }
             Outcome::Lookup => match block.insts.last() {
-                Some(crate::ir::Inst::GotoIndirect) if !exits_unchained_to(block, machine.env.pc) => End::Indirect,
+                Some(crate::ir::Inst::GotoIndirect) if !exits_unchained_to(block, machine.env.pc) => {
+                    End::Indirect
+                }
                 _ => unchained(block, machine.env.pc),
             },
             Outcome::Leave(code) => End::Leave(code),
@@ -205,7 +213,7 @@ fn access(m: &mut TestMachine, c: &Compiled, point: StatePoint) -> Result<(), Ex
     // SAFETY: `Harness::run` has set the runtime.
     let rt = unsafe { &mut *m.env.header.runtime };
     let mmu = access.mmu;
-    let mut load = |m: &mut TestMachine, len: usize, for_write: bool| -> Result<[u8; 32], Exception> {
+    let load = |m: &mut TestMachine, len: usize, for_write: bool| -> Result<[u8; 32], Exception> {
         let mut buf = [0; 32];
         m.load(va, &mut buf[..len], mmu, for_write)?;
         Ok(buf)

@@ -3,9 +3,9 @@
 //! The stack pointer is 16-byte aligned in generated code. The frame below the saved registers has two words: the
 //! host's and the guest's floating-point control.
 
+use super::control::{emit_lookup, emit_lookup_hit};
 use super::emitter::{ThunkAddrs, env_mem, runtime_mem};
 use super::encode::{Asm, Mem, r};
-use super::control::{emit_lookup, emit_lookup_hit};
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
 use super::{ENV_BIAS, PIN_OFF};
 use crate::backend::{GuestInfo, Outcome, RuntimeFns, Thunks};

@@ -2,7 +2,7 @@
 
 use super::emitter::{Emitter, NONE};
 use super::encode::r;
-use super::vec::{emit_vec, emit_vec3, emit_vec_from_int, emit_vec_ins, emit_vec_test, emit_vec_to_int};
+use super::vec::{emit_vec, emit_vec_from_int, emit_vec_ins, emit_vec_test, emit_vec_to_int, emit_vec3};
 use crate::ir::{Value, Vec3Op, VecInsOp, VecLen, VecOp, VecTestOp, Width};
 
 impl Emitter<'_> {
