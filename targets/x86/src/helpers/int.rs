@@ -221,11 +221,13 @@ extern "C" fn rc_result(_: &mut X86Env, value: u64, count: u64, packed: u64, wid
 }
 
 extern "C" fn rc_flags(_: &mut X86Env, value: u64, count: u64, packed: u64, width: u64) -> u64 {
-    if count == 0 {
+    let bits = ((width & 0x7f) as u32).clamp(8, 64);
+    // A full turn counts as none.
+    if count % (bits as u64 + 1) == 0 {
         return packed;
     }
     let (result, carry) = rc(value, count, packed, width);
-    let top = ((width & 0x7f) as u32).clamp(8, 64) - 1;
+    let top = bits - 1;
     let overflow = if width & RIGHT != 0 {
         // The two top bits of the result.
         (result >> top ^ result >> (top - 1)) & 1 != 0
@@ -355,8 +357,7 @@ extern "C" fn decimal(_: &mut X86Env, ax: u64, packed: u64, op: u64) -> u64 {
         }
         decimal_op::AAA | decimal_op::AAS => {
             let by = if op & 0xff == decimal_op::AAA { 0x106u16 } else { 0x106u16.wrapping_neg() };
-            let (adjusted, f) =
-                if low_adjust { (ax.wrapping_add(by), flags::A | flags::C) } else { (ax, 0) };
+            let (adjusted, f) = if low_adjust { (ax.wrapping_add(by), flags::A | flags::C) } else { (ax, 0) };
             let result = adjusted & 0xff0f;
             (result, f | sign_zero_parity(result as u8 as u64, 8))
         }

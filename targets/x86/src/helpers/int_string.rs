@@ -234,10 +234,7 @@ impl Run {
                 Err(e) if self.done == 0 => return fault(env, e),
                 Err(_) => break,
             }
-            if self.op.one
-                || self.done >= MAX_BYTES
-                || env.header.exit_request.load(Ordering::Relaxed) != 0
-            {
+            if self.op.one || self.done >= MAX_BYTES || env.header.exit_request.load(Ordering::Relaxed) != 0 {
                 break;
             }
         }

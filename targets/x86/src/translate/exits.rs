@@ -101,8 +101,7 @@ impl Translator<'_> {
 
     /// Runs this instruction again from its start if the condition holds. Not after a `Set`.
     pub fn retry_if(&mut self, cond: Cond, f: Value) {
-        let exit =
-            self.b.exit(Exit { pc: self.pc, poll: true, chain: !self.single, dead: GlobalSet::NONE });
+        let exit = self.b.exit(Exit { pc: self.pc, poll: true, chain: !self.single, dead: GlobalSet::NONE });
         self.b.push(Inst::ExitIf { cond, f, exit });
     }
 

@@ -7,7 +7,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use tessera_tcg::ir::{BinOp, Cond, FlagOp, Inst, RmwOp, UnOp, Value, Width};
 
-use super::operand::Place;
+use super::operand::{Place, register_number};
 use super::{Row, Translator};
 use crate::helpers;
 use crate::state::{global, reg};
@@ -50,7 +50,9 @@ fn locked(i: &Instruction, place: Place) -> Option<Value> {
 }
 
 fn same_register(i: &Instruction) -> bool {
-    i.op0_kind() == OpKind::Register && i.op1_kind() == OpKind::Register && i.op0_register() == i.op1_register()
+    i.op0_kind() == OpKind::Register
+        && i.op1_kind() == OpKind::Register
+        && i.op0_register() == i.op1_register()
 }
 
 impl Translator<'_> {
@@ -276,9 +278,19 @@ fn cmpxchg(t: &mut Translator<'_>, i: &Instruction) {
         (Place::Reg(r), None) => {
             old = t.load_place(place, w);
             f = t.b.flags(FlagOp::Sub, w, acc, old);
-            let kept = t.b.select(Cond::E, f, new, old);
-            set_accumulator_unless_equal(t, w, f, old);
-            t.set_reg(r, kept);
+            if w == Width::W32 {
+                // A register that differs is not written at all: it keeps its upper half.
+                let number = register_number(r);
+                let new = t.zx(w, new);
+                let full = t.gpr(number);
+                let kept = t.b.select(Cond::E, f, new, full);
+                set_accumulator_unless_equal(t, w, f, old);
+                t.b.set(global::gpr(number), kept);
+            } else {
+                let kept = t.b.select(Cond::E, f, new, old);
+                set_accumulator_unless_equal(t, w, f, old);
+                t.set_reg(r, kept);
+            }
         }
     }
     t.set_flags(f);

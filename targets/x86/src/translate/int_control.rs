@@ -130,8 +130,8 @@ fn counter_width(i: &Instruction) -> Width {
     match i.code() {
         Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX | Loopne_rel8_16_CX
         | Loopne_rel8_32_CX => Width::W16,
-        Loop_rel8_16_RCX | Loop_rel8_64_RCX | Loope_rel8_16_RCX | Loope_rel8_64_RCX
-        | Loopne_rel8_16_RCX | Loopne_rel8_64_RCX => Width::W64,
+        Loop_rel8_16_RCX | Loop_rel8_64_RCX | Loope_rel8_16_RCX | Loope_rel8_64_RCX | Loopne_rel8_16_RCX
+        | Loopne_rel8_64_RCX => Width::W64,
         _ => Width::W32,
     }
 }

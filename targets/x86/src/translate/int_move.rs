@@ -13,7 +13,6 @@ use crate::state::{Segment, X86Env, global};
 /// Rows of this family.
 pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Mov, mov),
-    Row::All(Mnemonic::Movnti, mov),
     Row::All(Mnemonic::Movdiri, mov),
     Row::All(Mnemonic::Movzx, |t, i| extend(t, i, false)),
     Row::All(Mnemonic::Movsx, |t, i| extend(t, i, true)),
@@ -91,13 +90,12 @@ pub(super) fn condition(i: &Instruction) -> Cond {
 
 /// Selector of a segment register, zero-extended.
 pub(super) fn selector(t: &mut Translator<'_>, r: Register) -> Value {
-    let offset = offset_of!(X86Env, seg)
-        + segment_number(r) * size_of::<Segment>()
-        + offset_of!(Segment, selector);
+    let offset =
+        offset_of!(X86Env, seg) + segment_number(r) * size_of::<Segment>() + offset_of!(Segment, selector);
     t.b.push(Inst::EnvLoad { width: Width::W16, offset: offset as u32 })
 }
 
-/// MOV between general registers, memory and immediates, and from segment registers; MOVNTI.
+/// MOV between general registers, memory and immediates, and from segment registers.
 fn mov(t: &mut Translator<'_>, i: &Instruction) {
     if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() {
         let v = selector(t, i.op1_register());
@@ -254,4 +252,3 @@ fn random(t: &mut Translator<'_>, i: &Instruction) {
     let packed = t.b.iconst(flags::C as u64);
     t.set_packed_flags(packed);
 }
-

@@ -43,6 +43,10 @@ mod sse_int;
 mod sse_move;
 mod system;
 mod x87;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod oracle;
+#[cfg(test)]
+mod test_platform;
 
 /// Where instructions are looked up; a later family overrides an earlier one.
 const FAMILIES: &[&[Row]] = &[

@@ -1,0 +1,416 @@
+//! The silicon as oracle: random integer instructions run natively and through front end and IR interpreter, from the same
+//! registers, flags and memory; what they leave must agree.
+//!
+//! Instructions are made as random bytes (prefixes, opcode, ModRM, immediates) and kept if the decoder finds one of the
+//! mnemonics under test whose operands stay off RSP and within a buffer that RDI points into. Flags that the manual
+//! leaves undefined (as iced lists them) are not compared.
+//!
+//! The number of cases is `TESSERA_ORACLE_CASES` (default 30000), the seed `TESSERA_ORACLE_SEED`.
+
+use std::alloc::Layout;
+use std::collections::BTreeMap;
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits};
+use tessera_tcg::backend::GuestInfo;
+use tessera_tcg::env::Runtime;
+use tessera_tcg::guest::{CodeFetch, Exception, Guest, TranslateLimits};
+use tessera_tcg::interp::{self, End, Machine};
+use tessera_tcg::ir::{Block, Builder, HelperId};
+
+use crate::guest::X86;
+use crate::helpers::HELPERS;
+use crate::state::{self, X86Env, pack_flags, reg, unpack_flags};
+
+const BUFFER: usize = 64 << 10;
+/// Arithmetic flags in EFLAGS.
+const FLAGS: u64 = 0x8d5;
+const CODE_AT: u64 = 0x40_0000;
+
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// Mostly values at the edges.
+    fn value(&mut self) -> u64 {
+        let v = self.next();
+        match self.below(10) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => 1 << (v & 63),
+            3 => (1u64 << (v & 63)).wrapping_sub(1),
+            4 => v & 0xff,
+            5 => v & 0xffff_ffff,
+            6 => (v as i8) as u64,
+            7 => v & 0x7f7f_7f7f_8080_8080,
+            _ => v,
+        }
+    }
+}
+
+/// Registers (RSP is not touched) and flags.
+#[repr(C)]
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Regs {
+    flags: u64,
+    gpr: [u64; 16],
+}
+
+/// Runs code natively on registers.
+struct Native {
+    state: Box<[u64; 64]>,
+    stack: Box<[u64; 4096]>,
+}
+
+impl Native {
+    fn new() -> Native {
+        Native { state: Box::new([0; 64]), stack: Box::new([0; 4096]) }
+    }
+
+    fn run(&mut self, code: &[u8], regs: &mut Regs) {
+        // state: flags and 15 registers in (popped), the host's RSP in 40, flags and 15 registers out (pushed) below 38.
+        let order: Vec<usize> = (0..16).filter(|&n| n != reg::RSP).collect();
+        self.state[0] = regs.flags | 0x202;
+        for (k, &n) in order.iter().enumerate() {
+            self.state[1 + k] = regs.gpr[n];
+        }
+        let base = self.state.as_mut_ptr() as u64;
+        let mut c = vec![0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, 0x9c];
+        let mov_rax = |c: &mut Vec<u8>, v: u64| {
+            c.extend([0x48, 0xb8]);
+            c.extend(v.to_le_bytes());
+        };
+        let mov_rsp = |c: &mut Vec<u8>, v: u64| {
+            c.extend([0x48, 0xbc]);
+            c.extend(v.to_le_bytes());
+        };
+        mov_rax(&mut c, base + 8 * 40);
+        c.extend([0x48, 0x89, 0x20]); // mov [rax], rsp
+        mov_rsp(&mut c, base);
+        c.push(0x9d); // popfq
+        for &n in &order {
+            if n >= 8 {
+                c.push(0x41);
+            }
+            c.push(0x58 + (n as u8 & 7));
+        }
+        mov_rsp(&mut c, self.stack.as_ptr() as u64 + 8 * 2048);
+        c.extend(code);
+        mov_rsp(&mut c, base + 8 * 38);
+        for &n in order.iter().rev() {
+            if n >= 8 {
+                c.push(0x41);
+            }
+            c.push(0x50 + (n as u8 & 7));
+        }
+        c.push(0x9c); // pushfq
+        mov_rax(&mut c, base + 8 * 40);
+        c.extend([0x48, 0x8b, 0x20]); // mov rsp, [rax]
+        c.extend([0x9d, 0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3]);
+        let mut map = memmap2::MmapMut::map_anon(c.len()).unwrap();
+        map[..c.len()].copy_from_slice(&c);
+        let map = map.make_exec().unwrap();
+        // SAFETY: the code saves and restores what the C ABI wants preserved, and the instruction under test was chosen to
+        // touch only registers and the buffers.
+        unsafe { std::mem::transmute::<*const u8, extern "C" fn()>(map.as_ptr())() };
+        regs.flags = self.state[22] & FLAGS;
+        for (k, &n) in order.iter().enumerate() {
+            regs.gpr[n] = self.state[23 + k];
+        }
+    }
+}
+
+/// Guest memory is one buffer, at the host address that native code uses.
+struct Model<'a> {
+    env: &'a mut X86Env,
+    base: u64,
+    memory: Vec<u8>,
+}
+
+impl Model<'_> {
+    fn at(&self, va: u64, len: usize) -> Result<usize, Exception> {
+        let at = va.wrapping_sub(self.base) as usize;
+        if at.checked_add(len).is_some_and(|end| end <= self.memory.len()) {
+            return Ok(at);
+        }
+        Err(Exception { vector: 14, error: Some(0), address: va })
+    }
+}
+
+impl Machine for Model<'_> {
+    fn env(&mut self) -> &mut [u8] {
+        let env: *mut X86Env = self.env;
+        // SAFETY: the bytes of a live struct; the interpreter changes only those of globals, which are integers.
+        unsafe { std::slice::from_raw_parts_mut(env.cast(), size_of::<X86Env>()) }
+    }
+
+    fn load(&mut self, va: u64, buf: &mut [u8], _: u8, _: bool) -> Result<(), Exception> {
+        let at = self.at(va, buf.len())?;
+        buf.copy_from_slice(&self.memory[at..at + buf.len()]);
+        Ok(())
+    }
+
+    fn store(&mut self, va: u64, bytes: &[u8], _: u8) -> Result<(), Exception> {
+        let at = self.at(va, bytes.len())?;
+        self.memory[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn call(&mut self, helper: HelperId, a: [u64; 5]) -> Result<u64, Exception> {
+        type Helper = extern "C" fn(&mut X86Env, u64, u64, u64, u64, u64) -> u64;
+        let func = (HELPERS[helper.0 as usize].func)();
+        // SAFETY: a helper has this type with up to five arguments; surplus ones are ignored in the C ABI.
+        let func = unsafe { std::mem::transmute::<*const (), Helper>(func) };
+        let r = func(self.env, a[0], a[1], a[2], a[3], a[4]);
+        if std::mem::take(&mut self.env.header.helper_fault) != 0 {
+            // SAFETY: the runtime was allocated by the test.
+            let e = unsafe { (*self.env.header.runtime).exception.take() };
+            return Err(e.expect("a fault has an exception"));
+        }
+        Ok(r)
+    }
+}
+
+struct Bytes<'a>(&'a [u8]);
+
+impl CodeFetch for Bytes<'_> {
+    fn fetch(&mut self, pc: u64) -> Result<&[u8], Exception> {
+        assert_eq!(pc, CODE_AT);
+        Ok(self.0)
+    }
+}
+
+fn environment() -> Box<X86Env> {
+    let cpuid = crate::cpuid::parse("max").unwrap();
+    let mut env = X86Env::new(Box::new(super::test_platform::NoPlatform), cpuid);
+    env.mode = state::mode::CODE64 | state::mode::LONG | state::mode::PROTECTED | state::mode::OSFXSR;
+    // SAFETY: only the exception of this runtime is used, for which zero bytes are a place to write to; it is leaked.
+    env.header.runtime = unsafe { std::alloc::alloc_zeroed(Layout::new::<Runtime>()).cast() };
+    env
+}
+
+pub(super) fn guest_info() -> GuestInfo {
+    GuestInfo {
+        globals: X86::globals(),
+        pc: X86::pc_global(),
+        helpers: X86::helpers(),
+        fp_control: X86::fp_control(),
+    }
+}
+
+fn translate(env: &X86Env, bytes: &[u8]) -> Block {
+    let mut b = Builder::default();
+    let key = tessera_tcg::guest::BlockKey { pc: CODE_AT, mode: env.mode };
+    let limits = TranslateLimits { max_insns: 1, single_step: false };
+    X86::translate(env, key, limits, &mut Bytes(bytes), &mut b).expect("bytes are there");
+    b.finish()
+}
+
+/// Mnemonics under test: computing in registers and memory, without control flow, faults but #DE, or system state.
+const TESTED: &[Mnemonic] = {
+    use Mnemonic::*;
+    &[
+        Add, Sub, And, Or, Xor, Adc, Sbb, Adcx, Adox, Cmp, Test, Inc, Dec, Neg, Not, Xadd, Cmpxchg, Shl, Sal,
+        Shr, Sar, Rol, Ror, Rcl, Rcr, Shld, Shrd, Shlx, Shrx, Sarx, Rorx, Mul, Imul, Mulx, Div, Idiv, Cbw,
+        Cwde, Cdqe, Cwd, Cdq, Cqo, Bt, Bts, Btr, Btc, Bsf, Bsr, Tzcnt, Lzcnt, Popcnt, Andn, Blsi, Blsr,
+        Blsmsk, Bextr, Bzhi, Pdep, Pext, Crc32, Mov, Movzx, Movsx, Movsxd, Movbe, Lea, Xchg, Bswap, Cmovo,
+        Cmovno, Cmovb, Cmovae, Cmove, Cmovne, Cmovbe, Cmova, Cmovs, Cmovns, Cmovp, Cmovnp, Cmovl, Cmovge,
+        Cmovle, Cmovg, Seto, Setno, Setb, Setae, Sete, Setne, Setbe, Seta, Sets, Setns, Setp, Setnp, Setl,
+        Setge, Setle, Setg, Lahf, Sahf, Clc, Stc, Cmc,
+    ]
+};
+
+fn random_bytes(rng: &mut Rng, out: &mut Vec<u8>) {
+    out.clear();
+    if rng.below(4) == 0 {
+        out.push(0x66);
+    }
+    match rng.below(12) {
+        0 => out.push(0xf2),
+        1 => out.push(0xf3),
+        2 => out.push(0xf0),
+        _ => {}
+    }
+    let vex = rng.below(8) == 0;
+    if vex {
+        // Three-byte VEX, maps 2 and 3, 128 bits.
+        let map = 2 + rng.below(2) as u8;
+        out.clear();
+        out.extend([
+            0xc4,
+            0xe0 & rng.next() as u8 | 0x40 | map,
+            rng.next() as u8 & 0xfb,
+            rng.next() as u8 | 0xf0,
+        ]);
+    } else {
+        if rng.below(2) == 0 {
+            out.push(0x40 | rng.next() as u8 & 15);
+        }
+        match rng.below(4) {
+            0 => out.extend([0x0f, rng.next() as u8]),
+            1 => out.extend([0x0f, 0x38, 0xf0 | rng.next() as u8 & 15]),
+            _ => out.push(rng.next() as u8),
+        }
+    }
+    // Registers only, or [RDI + disp8].
+    let modrm = rng.next() as u8;
+    out.push(if rng.below(2) == 0 { 0xc0 | modrm } else { 0x47 | modrm & 0x38 });
+    for _ in 0..9 {
+        let v = rng.next();
+        out.push(if rng.below(3) == 0 { v as u8 & 63 } else { v as u8 });
+    }
+}
+
+fn is_testable(i: &Instruction) -> bool {
+    let stack = |r: Register| r.full_register() == Register::RSP;
+    if i.is_invalid() || !TESTED.contains(&i.mnemonic()) {
+        return false;
+    }
+    if stack(i.memory_base()) || i.is_ip_rel_memory_operand() {
+        return false;
+    }
+    for n in 0..i.op_count() {
+        match i.op_kind(n) {
+            OpKind::Register => {
+                let r = i.op_register(n);
+                if stack(r) || !r.is_gpr() {
+                    return false;
+                }
+            }
+            OpKind::Memory => {
+                let ok = i.memory_base() == Register::RDI
+                    && i.memory_index() == Register::None
+                    && i.memory_displacement64() as i64 as i8 as i64 == i.memory_displacement64() as i64
+                    && !matches!(i.memory_segment(), Register::FS | Register::GS);
+                if !ok && i.mnemonic() != Mnemonic::Lea {
+                    return false;
+                }
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
+#[test]
+fn silicon_agrees() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse().ok());
+    let cases: u64 = number("TESSERA_ORACLE_CASES").unwrap_or(30_000);
+    let seed: u64 = number("TESSERA_ORACLE_SEED").unwrap_or(1);
+    if !(std::is_x86_feature_detected!("bmi2")
+        && std::is_x86_feature_detected!("movbe")
+        && std::is_x86_feature_detected!("adx")
+        && std::is_x86_feature_detected!("lzcnt"))
+    {
+        println!("skipped: this host lacks BMI2, ADX, LZCNT or MOVBE");
+        return;
+    }
+    let mut rng = Rng(seed);
+    let mut native = Native::new();
+    let mut env = environment();
+    let guest = guest_info();
+    let mut buffer = vec![0u8; BUFFER];
+    let mut bytes = Vec::new();
+    let mut tested: BTreeMap<String, u32> = BTreeMap::new();
+    let mut undefined: BTreeMap<String, u64> = BTreeMap::new();
+    let mut done = 0;
+    while done < cases {
+        random_bytes(&mut rng, &mut bytes);
+        let mut decoder = Decoder::with_ip(64, &bytes, CODE_AT, DecoderOptions::NONE);
+        let i = decoder.decode();
+        if !is_testable(&i) {
+            continue;
+        }
+        let code = &bytes[..i.len()];
+        for b in &mut buffer[BUFFER / 2 - 256..BUFFER / 2 + 256] {
+            *b = rng.value() as u8;
+        }
+        let mut regs = Regs { flags: rng.next() & FLAGS, gpr: std::array::from_fn(|_| rng.value()) };
+        regs.gpr[reg::RDI] = buffer.as_ptr() as u64 + BUFFER as u64 / 2;
+        if i.op0_kind() == OpKind::Memory
+            && matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+            && i.op1_kind() == OpKind::Register
+        {
+            if i.op1_register().full_register() == Register::RDI {
+                continue;
+            }
+            // Offsets within the buffer, of either sign.
+            let n = super::operand::register_number(i.op1_register());
+            regs.gpr[n] = ((rng.next() & 0xfff) as i64 - 0x800) as u64;
+        }
+
+        // Through the translator.
+        env.gpr = regs.gpr;
+        env.flags = pack_flags(regs.flags);
+        let block = translate(&env, code);
+        let mut model = Model { env: &mut env, base: buffer.as_ptr() as u64, memory: buffer.clone() };
+        let end = interp::run(&block, &guest, &mut model);
+        let memory = std::mem::take(&mut model.memory);
+        let show = || {
+            let (text, _) = X86::disassemble(
+                tessera_tcg::guest::BlockKey { pc: CODE_AT, mode: state::mode::CODE64 },
+                CODE_AT,
+                code,
+            );
+            let ir: Vec<_> =
+                block.insts.iter().enumerate().map(|(n, inst)| format!("v{n} = {inst:?}")).collect();
+            format!("{text} ({code:02x?}, {:?}), seed {seed}\nfrom {regs:x?}\n{}", i.code(), ir.join("\n"))
+        };
+        if let End::Fault(e) = end {
+            // Natively this would be SIGFPE.
+            let division = matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
+            assert!(division && e.vector == 0, "{e:?} of {}", show());
+            continue;
+        }
+        let pc = match end {
+            End::Exit(x) => block.exits[x.0 as usize].pc,
+            End::Indirect => env.rip,
+            end => panic!("{end:?} of {}", show()),
+        };
+        assert_eq!(pc, CODE_AT + i.len() as u64, "{}", show());
+
+        // On the silicon.
+        let mut expect = regs.clone();
+        native.run(code, &mut expect);
+        let ours = unpack_flags(env.flags);
+        let loose = {
+            let u = i.rflags_undefined();
+            let bit = |of: u32, flag: u64| if u & of != 0 { flag } else { 0 };
+            bit(RflagsBits::OF, 1 << 11)
+                | bit(RflagsBits::SF, 1 << 7)
+                | bit(RflagsBits::ZF, 1 << 6)
+                | bit(RflagsBits::AF, 1 << 4)
+                | bit(RflagsBits::CF, 1)
+                | bit(RflagsBits::PF, 1 << 2)
+        };
+        // Shifts with a count that is not known here: the manual's exceptions for counts of zero, one and more.
+        let differ = (ours ^ expect.flags) & FLAGS;
+        if differ & loose != 0 {
+            *undefined.entry(format!("{:?}", i.mnemonic())).or_default() |= differ & loose;
+        }
+        assert_eq!(differ & !loose, 0, "flags: ours {ours:#x}, silicon {:#x}: {}", expect.flags, show());
+        let mut got = env.gpr;
+        got[reg::RSP] = regs.gpr[reg::RSP];
+        let undefined_result = matches!(i.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr) && ours & 0x40 != 0;
+        if !undefined_result {
+            assert!(got == expect.gpr, "registers: ours {got:x?}, silicon {:x?}: {}", expect.gpr, show());
+        }
+        assert!(memory == buffer, "memory: {}", show());
+        *tested.entry(format!("{:?}", i.mnemonic())).or_default() += 1;
+        done += 1;
+    }
+    println!("undefined flags that differ: {undefined:#x?}");
+    let missing: Vec<_> =
+        TESTED.iter().map(|m| format!("{m:?}")).filter(|m| !tested.contains_key(m) && m != "Sal").collect();
+    assert!(cases < 30_000 || missing.is_empty(), "never made: {missing:?}");
+}
