@@ -355,7 +355,7 @@ fn io_apic(c: &mut Code, s: &Symbols) -> R {
 /// Measures the TSC twice by the PM timer, and the HPET once; a host that was busy elsewhere gets further attempts.
 fn clocks(c: &mut Code, s: &Symbols) -> R {
     const ATTEMPTS: u32 = 8;
-    begin(c, s, "TSC, PM timer and HPET agree within 1 %")?;
+    begin(c, s, "clocks: TSC, PM timer and HPET (if present) agree within 1 %")?;
     let [again, good, no_hpet, compared, end_label] = std::array::from_fn(|_| c.fresh());
     // The HPET counts from here on.
     c.mov(ebx, HPET)?;

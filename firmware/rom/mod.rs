@@ -13,6 +13,10 @@
 //! Conventions: in every mode DS, ES and SS are flat (real mode: 0) between checks, the direction flag is clear, interrupts
 //! are off. Each checking function emits code that falls through to the next; a symbol starting with `16.`, `32.` or `64.`
 //! is a routine for that mode. Expectations clobber no register but R11 in 64-bit code.
+//!
+//! To add a check: write a function with `begin`, expectations and `end` beside its like, and call it from the `emit` of that
+//! file. What is right is what the manuals say; a check that an emulator fails stays. Bochs 2.7 passes all of them,
+//! QEMU's translator all but those that the test in `src/bios/tests.rs` lists.
 
 mod asm;
 mod devices;

@@ -29,8 +29,8 @@ pub const IOAPIC_ID: u8 = 0;
 pub const IOAPIC_INPUTS: u32 = 24;
 /// HPET MMIO base.
 pub const HPET_BASE: u32 = 0xFED0_0000;
-/// The upper half of the HPET's capability register's low dword as the ACPI table repeats it: vendor 0x8086, legacy
-/// replacement, 64-bit counter, three comparators, revision 1.
+/// Low doubleword of the HPET's capability register, which its ACPI table repeats: vendor 0x8086, legacy replacement,
+/// 64-bit counter, three comparators, revision 1.
 pub const HPET_EVENT_TIMER_BLOCK_ID: u32 = 0x8086_A201;
 /// PCI Express configuration window of [`MachineKind::Q35`]: 256 buses of 1 MiB.
 pub const MCFG_BASE: u64 = 0xB000_0000;
