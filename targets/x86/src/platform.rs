@@ -27,6 +27,11 @@ pub trait Platform: Send {
     /// a request to stop. Cheap.
     fn event_pending(&self) -> bool;
 
+    /// Whether the accelerator wants the CPU to stop executing. Cheap; [`Platform::event_pending`] says so, too.
+    fn stop_requested(&self) -> bool {
+        false
+    }
+
     /// Task priority class (CR8, bits 3:0).
     fn tpr(&self) -> u8;
     /// Sets the task priority class (CR8, bits 3:0).

@@ -23,6 +23,8 @@ pub mod exit {
     pub const HALTED: u32 = 1;
     /// A triple fault: the board resets the machine, or it ends.
     pub const SHUTDOWN: u32 = 2;
+    /// The accelerator asked for it; nothing happened to the CPU.
+    pub const STOPPED: u32 = 3;
 }
 
 /// Bootstrap processor flag of IA32_APIC_BASE.
@@ -69,6 +71,9 @@ pub fn poll_events(env: &mut X86Env) -> Next {
     }
     if env.shutdown {
         return Next::Exit(exit::SHUTDOWN);
+    }
+    if env.platform.stop_requested() {
+        return Next::Exit(exit::STOPPED);
     }
     io::refresh_a20(env);
     if env.platform.take_init() {

@@ -1,0 +1,295 @@
+//! The translator behind the machine: the adapters between what the CPU wants and what the board has.
+
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use tessera_firmware::loader::{BOOT_CS, BOOT_DS, BootEntry};
+use tessera_hw::boards::pc::PcMachine;
+use tessera_hw::misc::a20::A20;
+use tessera_hw_core::clock::Clock;
+use tessera_hw_core::cpu::CpuIrq;
+use tessera_hw_core::event::Events;
+use tessera_hw_core::irq::IrqLine;
+use tessera_hw_core::mem::{AddressSpace, MemoryObserver, Region};
+use tessera_hw_core::ports::PortBus;
+use tessera_tcg::backend::x86_64::X86_64;
+use tessera_tcg::exec::{Options, Remote, Vcpu};
+use tessera_tcg::memory::{PAGE_MASK, PhysMemory, RamPage};
+use tessera_x86::guest::X86;
+use tessera_x86::platform::{InvalidMsr, Platform};
+use tessera_x86::state::{Cr0, Segment, TableRegister, X86Env, reg, seg};
+use tessera_x86::system::{self, exit};
+
+use super::{Control, Engine, Stop};
+use crate::cli::Config;
+
+/// IRQ line of the x87 error on a PC.
+const FERR_IRQ: usize = 13;
+
+/// MSR IA32_TSC_DEADLINE.
+const TSC_DEADLINE: u32 = 0x6e0;
+
+/// Guest-physical memory for the translator.
+pub struct Memory(pub Arc<AddressSpace>);
+
+impl PhysMemory for Memory {
+    fn ram_page(&self, phys: u64) -> Option<RamPage> {
+        match self.0.lookup(phys & !PAGE_MASK) {
+            Region::Ram { host, len, writable, .. } if len > PAGE_MASK => Some(RamPage { host, writable }),
+            _ => None,
+        }
+    }
+
+    fn mmio_read(&self, phys: u64, size: u32) -> u64 {
+        self.0.read(phys, size as u8)
+    }
+
+    fn mmio_write(&self, phys: u64, size: u32, value: u64) {
+        self.0.write(phys, size as u8, value);
+    }
+}
+
+/// Tells the translator what devices do to memory.
+struct Observer(Arc<Remote>);
+
+impl MemoryObserver for Observer {
+    fn on_dma_write(&self, phys: u64, len: u64) {
+        self.0.written(phys, len);
+    }
+
+    fn on_map_change(&self) {
+        self.0.layout_changed();
+    }
+}
+
+/// [`Platform`] over the board.
+struct PcPlatform {
+    ports: Arc<PortBus>,
+    clock: Arc<Clock>,
+    irq: Arc<dyn CpuIrq>,
+    a20: Arc<A20>,
+    ferr: IrqLine,
+    /// While a request of the guest waits here, the vCPU stops.
+    events: Events,
+    control: Arc<Control>,
+}
+
+impl Platform for PcPlatform {
+    fn port_in(&mut self, port: u16, size: u32) -> u32 {
+        self.ports.read(port, size as u8)
+    }
+
+    fn port_out(&mut self, port: u16, size: u32, value: u32) {
+        self.ports.write(port, size as u8, value);
+    }
+
+    fn tsc(&mut self) -> u64 {
+        self.clock.tsc()
+    }
+
+    fn tsc_hz(&self) -> u64 {
+        self.clock.tsc_hz()
+    }
+
+    fn interrupt_pending(&self) -> bool {
+        self.irq.pending()
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        self.irq.acknowledge()
+    }
+
+    fn take_nmi(&mut self) -> bool {
+        self.irq.take_nmi()
+    }
+
+    fn take_smi(&mut self) -> bool {
+        // No device of this board raises SMI.
+        false
+    }
+
+    fn take_init(&mut self) -> bool {
+        self.irq.take_init()
+    }
+
+    fn take_sipi(&mut self) -> Option<u8> {
+        self.irq.take_sipi()
+    }
+
+    fn event_pending(&self) -> bool {
+        self.irq.signals().load(Ordering::Acquire) != 0 || self.stop_requested()
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.control.stop_requested() || self.events.pending()
+    }
+
+    fn tpr(&self) -> u8 {
+        self.irq.cr8()
+    }
+
+    fn set_tpr(&mut self, class: u8) {
+        self.irq.set_cr8(class);
+    }
+
+    fn apic_base(&self) -> u64 {
+        self.irq.apic_base()
+    }
+
+    fn set_apic_base(&mut self, value: u64) -> Result<(), InvalidMsr> {
+        self.irq.set_apic_base(value).map_err(|_| InvalidMsr)
+    }
+
+    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, InvalidMsr> {
+        if msr == TSC_DEADLINE {
+            return Ok(self.irq.tsc_deadline());
+        }
+        self.irq.read_x2apic(msr).map_err(|_| InvalidMsr)
+    }
+
+    fn apic_msr_write(&mut self, msr: u32, value: u64) -> Result<(), InvalidMsr> {
+        if msr == TSC_DEADLINE {
+            self.irq.set_tsc_deadline(value);
+            return Ok(());
+        }
+        self.irq.write_x2apic(msr, value).map_err(|_| InvalidMsr)
+    }
+
+    fn a20_mask(&self) -> u64 {
+        if self.a20.enabled() { u64::MAX } else { !(1 << 20) }
+    }
+
+    fn ferr(&mut self, asserted: bool) {
+        self.ferr.set(asserted);
+    }
+}
+
+/// The translator as the engine of one vCPU.
+pub struct TcgEngine {
+    vcpu: Vcpu<X86, X86_64>,
+    control: Arc<Control>,
+}
+
+impl TcgEngine {
+    /// The engine of the board's first vCPU. An error is a sentence.
+    pub fn new(board: &PcMachine, config: &Config) -> Result<TcgEngine, String> {
+        let remote: Arc<OnceLock<Arc<Remote>>> = Arc::default();
+        let kicked = remote.clone();
+        let control = Control::new(Box::new(move || {
+            if let Some(remote) = kicked.get() {
+                remote.kick();
+            }
+        }));
+        let irq = board.cpus().next().ok_or("the machine has no CPU")?;
+        let waiting = control.clone();
+        irq.set_kick(Arc::new(move || waiting.kick()));
+        let platform = PcPlatform {
+            ports: board.ports.clone(),
+            clock: board.clock.clone(),
+            irq,
+            a20: board.a20.clone(),
+            ferr: board.isa_irqs[FERR_IRQ].share(),
+            events: board.events.clone(),
+            control: control.clone(),
+        };
+        let env = X86Env::new(Box::new(platform), config.cpu.clone());
+        let mut options = Options::default();
+        if let Some(bytes) = config.accel.code_cache {
+            options.cache_mib = (bytes >> 20) as u32;
+        }
+        options.chain = !config.log.items.iter().any(|item| item.name == "nochain");
+        options.log_filter = config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();
+        let memory = Arc::new(Memory(board.address_space.clone()));
+        let vcpu = Vcpu::new(env, memory, options).map_err(|error| error.to_string())?;
+        board.address_space.set_observer(Arc::new(Observer(vcpu.remote().clone())));
+        let noticed = vcpu.remote().clone();
+        board.a20.on_change(Box::new(move |_| noticed.kick()));
+        // Set once, here.
+        let _ = remote.set(vcpu.remote().clone());
+        Ok(TcgEngine { vcpu, control })
+    }
+}
+
+impl Engine for TcgEngine {
+    fn run(&mut self) -> Stop {
+        match self.vcpu.run() {
+            exit::HALTED => Stop::Halted,
+            exit::SHUTDOWN => Stop::TripleFault(self.dump()),
+            _ => Stop::Requested,
+        }
+    }
+
+    fn reset(&mut self) {
+        self.vcpu.env_mut().reset();
+        self.vcpu.clear_code();
+        self.vcpu.state_changed();
+    }
+
+    fn boot(&mut self, entry: &BootEntry) {
+        let BootEntry::Protected32 { eip, esi, ebx, gdt_base, gdt_limit } = *entry;
+        let env = self.vcpu.env_mut();
+        env.cr0 = env.cr0 | Cr0::PE | Cr0::ET;
+        env.gdtr = TableRegister { base: gdt_base.into(), limit: gdt_limit };
+        env.idtr = TableRegister { base: 0, limit: 0 };
+        let flat = |selector, kind| Segment {
+            base: 0,
+            limit: u32::MAX,
+            access: kind | Segment::PRESENT | Segment::DB | FLAT_ACCESS,
+            selector,
+        };
+        env.set_segment(seg::CS, flat(BOOT_CS, CODE_ACCESS));
+        for n in [seg::DS, seg::ES, seg::FS, seg::GS, seg::SS] {
+            env.set_segment(n, flat(BOOT_DS, DATA_ACCESS));
+        }
+        env.gpr = [0; 16];
+        env.gpr[reg::RSI] = esi.into();
+        env.gpr[reg::RBX] = ebx.into();
+        env.set_rflags(0);
+        env.set_ip(eip.into());
+        env.update_mode();
+        self.vcpu.state_changed();
+    }
+
+    fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    fn awake(&self) -> bool {
+        self.vcpu.env().platform.event_pending()
+    }
+
+    fn dump(&self) -> String {
+        system::dump(self.vcpu.env())
+    }
+
+    fn statistics(&self) -> String {
+        let s = self.vcpu.stats();
+        let mut text = String::new();
+        let seconds = s.translation_time.as_secs_f64();
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "translated {} blocks, {} instructions, {} bytes in {seconds:.3} s ({:.0} instructions/s), to {} host bytes\n{s:#?}",
+            s.translated,
+            s.guest_insns,
+            s.guest_bytes,
+            s.guest_insns as f64 / seconds.max(1e-9),
+            s.host_bytes,
+        );
+        text
+    }
+}
+
+impl Drop for TcgEngine {
+    fn drop(&mut self) {
+        self.control.detach();
+    }
+}
+
+/// Granularity in pages, as in [`Segment::access`].
+const FLAT_ACCESS: u16 = 1 << 15;
+/// Code, execute and read, accessed, as in [`Segment::access`].
+const CODE_ACCESS: u16 = 0x1b;
+/// Data, read and write, accessed, as in [`Segment::access`].
+const DATA_ACCESS: u16 = 0x13;
