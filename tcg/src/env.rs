@@ -7,9 +7,13 @@
 //!
 //! Ownership: the vCPU's thread owns the environment; other threads touch only `exit_request`, which is atomic.
 
+use std::alloc::Layout;
+use std::ptr;
 use std::sync::atomic::AtomicU32;
 
+use crate::exec::Blocks;
 use crate::guest::Exception;
+use crate::ir::GlobalId;
 use crate::softmmu::{MMU_MODES, MmuState, TlbEntry};
 
 /// Host integer registers that a save area has room for.
@@ -37,8 +41,38 @@ pub struct Header {
     pub runtime: *mut Runtime,
 }
 
+impl Header {
+    /// A header that belongs to no vCPU yet; [`Context::new`](crate::exec::Context::new) binds it.
+    pub const fn new() -> Header {
+        Header {
+            exit_request: AtomicU32::new(0),
+            helper_fault: 0,
+            tlb: [ptr::null_mut(); MMU_MODES],
+            jump_tag: JUMP_TAG_NONE,
+            runtime: ptr::null_mut(),
+        }
+    }
+}
+
+impl Default for Header {
+    fn default() -> Header {
+        Header::new()
+    }
+}
+
+// SAFETY: the pointers lead to data of the vCPU that the environment is bound to (its runtime and TLBs), which moves
+// from thread to thread only together with the environment.
+unsafe impl Send for Header {}
+
+/// A [`Header::jump_tag`] with which no lookup in the jump cache hits: the current combination has no name yet. Its
+/// epoch, 0xfffe, is never issued.
+pub const JUMP_TAG_NONE: u64 = 0xfffe << 48;
+
 /// An entry of the jump cache that indirect jumps look up in generated code:
 /// index `(pc ^ pc >> 12) % JUMP_CACHE_ENTRIES` of the target, hit when `tag == pc ^ header.jump_tag`.
+///
+/// Program counters are canonical in 48 bits (bits 63 to 47 equal): bit 47 of a tag tells apart what the epoch in the
+/// top 16 bits of a "high" and of a "low" address could confuse. A guest checks indirect targets before jumping.
 ///
 /// As the tag contains the epoch, changing `jump_tag` invalidates all entries at once; the epochs wrapping around
 /// is the only occasion on which the table is cleared.
@@ -54,6 +88,12 @@ pub struct JumpEntry {
 impl JumpEntry {
     /// An entry that never hits: the tag has bit 47 clear and bits of the epoch that are never issued.
     pub const EMPTY: JumpEntry = JumpEntry { tag: 0xffff_0000_0000_0001, code: 0 };
+
+    /// Index in the table of the block at `pc`.
+    #[inline]
+    pub fn index(pc: u64) -> usize {
+        (pc ^ pc >> 12) as usize % JUMP_CACHE_ENTRIES
+    }
 }
 
 /// The part of a vCPU's run-time state that is large, with a layout that generated code knows.
@@ -67,8 +107,37 @@ pub struct Runtime {
     pub spill: [u64; SPILL_SLOTS],
     /// See [`JumpEntry`].
     pub jump_cache: [JumpEntry; JUMP_CACHE_ENTRIES],
+    /// Host registers of the pinned globals.
+    pub pinned: Vec<(GlobalId, u8)>,
+    /// Accesses that generated code left to the slow path.
+    pub slow_accesses: u64,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
     pub exception: Option<Exception>,
-    /// TLBs and page tracking of this vCPU.
+    /// TLBs of this vCPU.
     pub mmu: MmuState,
+    /// Translated blocks of this vCPU, and the pages that they were made from.
+    pub blocks: Blocks,
+}
+
+impl Runtime {
+    /// A runtime with nothing cached.
+    pub fn new(mmu: MmuState, blocks: Blocks) -> Box<Runtime> {
+        // The struct is too large to be built on the stack of a small thread and moved.
+        let layout = Layout::new::<Runtime>();
+        // SAFETY: the layout is that of `Runtime`, which is not zero-sized. Every field is written before the box is
+        // made: the integers by zeroing, the others one by one.
+        let mut runtime = unsafe {
+            let p = std::alloc::alloc_zeroed(layout).cast::<Runtime>();
+            if p.is_null() {
+                std::alloc::handle_alloc_error(layout);
+            }
+            (&raw mut (*p).pinned).write(Vec::new());
+            (&raw mut (*p).exception).write(None);
+            (&raw mut (*p).mmu).write(mmu);
+            (&raw mut (*p).blocks).write(blocks);
+            Box::from_raw(p)
+        };
+        runtime.jump_cache.fill(JumpEntry::EMPTY);
+        runtime
+    }
 }

@@ -8,7 +8,9 @@
 //! `code_cache` → `exec` (the loop that finds, links and runs blocks), with `softmmu` beside the running code.
 
 pub mod backend;
+pub mod code_cache;
 pub mod env;
+pub mod exec;
 pub mod guest;
 pub mod interp;
 pub mod ir;

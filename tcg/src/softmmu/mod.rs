@@ -8,6 +8,54 @@
 //! Hit test in generated code, for an access of `n` bytes at `va` (unaligned accesses hit unless they cross a page):
 //! `entry = table[(va >> 12) % TLB_ENTRIES]; hit = entry.tag == (va + n - 1) & !0xfff`, where `tag` is `read` or
 //! `write`; the host address is `va + addend`. [`TLB_INVALID`] never equals a masked address.
+//!
+//! # Three levels
+//!
+//! | level | file | what it holds | who reads it |
+//! |---|---|---|---|
+//! | tables | `spaces` | per address space and MMU mode, pages of RAM that may be accessed directly | generated code, `access` |
+//! | second level | `second_level` | results of walks, of all spaces, MMIO and permissions included | slow paths |
+//! | fetch | `fetch` | pages of code, and names for jump cache tags | the execution loop |
+//!
+//! # Invalidation
+//!
+//! An address space has an identity that the guest gives it (a *key*) and a number of ours (its *ASID*) that is never
+//! used again once given up: flushing a space's local translations gives it a new ASID, which empties it in
+//! the second level and in the fetch level at no cost; only the first level is cleared, by the bits that say which
+//! entries are in use. Global translations have an ASID of their own and are shared by all spaces. Work on spaces that
+//! are not current is put off until they are switched to: a log of pages whose global translations were dropped, and a
+//! count of pages that lost their write tags.
+//!
+//! Invariants:
+//! - A write tag is valid only if the page is RAM, the guest may write it, its dirty bit is set, and no translated block
+//!   was made from it. (`spaces` for pages that get their first block, `fill` for new entries.)
+//! - A translation that the guest flushed is in no level when the flush returns, except as work put off.
+//! - What is in a jump cache or chained may run without a walk: flushing a page that the fetch level may know renames
+//!   the current combination (see `fetch`), so that such jumps miss.
+
+use std::sync::Arc;
+
+use crate::memory::{PAGE_MASK, PhysMemory};
+
+mod access;
+mod fetch;
+mod fill;
+mod flush;
+mod host;
+mod second_level;
+mod spaces;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use flush::name_mode;
+pub use flush::{flush_all, flush_page, flush_space, switch_space};
+
+pub(crate) use access::{Operand, Writer, atomic_rmw, compare_exchange_as, store_as};
+pub use access::{compare_exchange, load, load_bytes, probe, raise, store, store_bytes};
+pub(crate) use fetch::{FetchTlb, fetch_page};
+pub(crate) use fill::runtime;
+use second_level::SecondLevel;
+pub(crate) use spaces::Spaces;
 
 /// Number of translation regimes (MMU modes) that a guest can use.
 pub const MMU_MODES: usize = 4;
@@ -15,6 +63,10 @@ pub const MMU_MODES: usize = 4;
 pub const TLB_ENTRIES: usize = 1024;
 /// Tag of an entry that must miss.
 pub const TLB_INVALID: u64 = u64::MAX;
+
+/// Vector of the exception that softmmu raises when a store would overwrite the block that is running: the execution
+/// loop runs the instruction again, alone. No guest has it; helpers pass it on like any other exception.
+pub const RETRY_VECTOR: u16 = 0xffff;
 
 /// One TLB entry. A direction that needs the slow path (MMIO, watched or code pages, no permission) has
 /// [`TLB_INVALID`] as its tag.
@@ -36,11 +88,68 @@ impl TlbEntry {
     pub const EMPTY: TlbEntry = TlbEntry { read: TLB_INVALID, write: TLB_INVALID, addend: 0, phys: 0 };
 }
 
+/// Whether generated code is running, and so who would notice that its bytes change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Running {
+    /// The execution loop: nothing runs that a store could overwrite.
+    Nothing,
+    /// Some block of the cache.
+    Block,
+    /// A block of one instruction that is not in the tables.
+    Once,
+}
+
+/// Counters of the software MMU.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct MmuStats {
+    /// Page table walks for data.
+    pub walks: u64,
+    /// Misses of the first level that the second one answered.
+    pub second_level_hits: u64,
+    /// Page table walks for code.
+    pub fetch_walks: u64,
+    /// Switches to another address space.
+    pub switches: u64,
+    /// Switches to an address space that was not resident.
+    pub cold_switches: u64,
+    /// Flushes of an address space or of everything.
+    pub flushes: u64,
+    /// Flushes of one page.
+    pub page_flushes: u64,
+    /// Flushes of one page that jump caches may have known.
+    pub code_page_flushes: u64,
+    /// Stores to pages that hold translated code.
+    pub code_page_stores: u64,
+}
+
 /// The Rust side of a vCPU's software MMU: address spaces' TLBs, their replacement, watched pages.
 pub struct MmuState {
     /// Guest-physical memory.
-    pub memory: std::sync::Arc<dyn crate::memory::PhysMemory>,
+    pub memory: Arc<dyn PhysMemory>,
+    /// Counters.
+    pub stats: MmuStats,
+    pub(crate) spaces: Spaces,
+    pub(crate) second: SecondLevel,
+    pub(crate) fetch: FetchTlb,
+    pub(crate) running: Running,
 }
 
-mod access;
-pub use access::*;
+impl MmuState {
+    /// A software MMU over `memory`, with nothing cached.
+    pub fn new(memory: Arc<dyn PhysMemory>) -> MmuState {
+        MmuState {
+            memory,
+            stats: MmuStats::default(),
+            spaces: Spaces::new(),
+            second: SecondLevel::new(),
+            fetch: FetchTlb::new(),
+            running: Running::Nothing,
+        }
+    }
+}
+
+/// The page that contains `va` or a physical address.
+#[inline]
+fn page_of(address: u64) -> u64 {
+    address & !PAGE_MASK
+}

@@ -1,0 +1,702 @@
+//! Translated blocks (TBs): where they are, what they were made from, which jumps lead to them.
+//!
+//! Problem: a block must be found by what it was made from, unlinked from everywhere in no time when its guest bytes
+//! change, and its memory reused, while its number may still be in host code. Strategy: a table of [`Tb`] indexed by
+//! block number, with intrusive lists for everything: hash chains by physical address, blocks of a page,
+//! jumps linked to a block.
+//!
+//! A block is *live* (can be found and linked), *dead* (unlinked, but its code stays, because it may be running) or
+//! *free*. Invalidation makes a block dead; only emptying its segment of the code cache, which nothing does while
+//! generated code runs, makes it free. So a block number in host code always means the block that this code belongs to.
+//!
+//! Invariants:
+//! - A live block is in the hash table once, and in the list of each page that its bytes are in.
+//! - A jump is linked only from a live block to a live block, and is in the target's list of incoming jumps.
+//! - The jump cache holds no address of a dead block: its entry can only be at one index, which is checked.
+//! - The number of blocks is bounded by the size of the code cache; a page without blocks has no descriptor.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use super::remote::Remote;
+use super::side_tables::{self, Tables};
+use crate::backend::Compiled;
+use crate::code_cache::CodeCache;
+use crate::env::{JUMP_CACHE_ENTRIES, JumpEntry};
+use crate::ir::Exit;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+
+/// No block.
+const NONE: u32 = u32::MAX;
+/// No second page; no page has this address.
+pub(super) const NO_PAGE: u64 = u64::MAX;
+/// Number of the block that runs once, in the scratch area; never live.
+pub(super) const SCRATCH: u32 = 0;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Free,
+    Live,
+    Dead,
+}
+
+/// A jump that can be linked.
+#[derive(Clone, Copy)]
+struct Site {
+    /// Offset of its field in the code cache.
+    field: u32,
+    /// Content of the field while it is not linked.
+    unlinked: u32,
+    exit: u16,
+    /// Whether it is linked to the entry that polls.
+    poll: bool,
+    /// Block that it is linked to.
+    target: u32,
+    /// Next in the target's list of incoming jumps.
+    next: SiteRef,
+}
+
+/// Names a jump: block and index among its jumps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct SiteRef {
+    tb: u32,
+    n: u16,
+}
+
+const NO_SITE: SiteRef = SiteRef { tb: NONE, n: 0 };
+
+/// A translated block.
+#[derive(Clone, Copy)]
+pub(super) struct Tb {
+    /// Guest-virtual address.
+    pub pc: u64,
+    /// Block mode.
+    pub mode: u64,
+    /// Guest-physical address of the first byte.
+    pub phys: u64,
+    /// Guest-physical address of the second page, or [`NO_PAGE`].
+    pub page2: u64,
+    /// Offset of its code in the cache.
+    pub code: u32,
+    /// Distance of the entry without a poll.
+    pub body: u16,
+    /// Guest bytes.
+    bytes: u16,
+    /// Points in its side tables.
+    points: u32,
+    /// Start of its side tables in its segment's.
+    side: u32,
+    /// Start and number of its jumps in its segment's.
+    sites: u32,
+    site_count: u16,
+    segment: u16,
+    state: State,
+    hash_next: u32,
+    /// Next in the lists of its pages: block number times 2 plus which page of that block.
+    page_next: [u32; 2],
+    incoming: SiteRef,
+}
+
+impl Tb {
+    const FREE: Tb = Tb {
+        pc: 0,
+        mode: 0,
+        phys: 0,
+        page2: NO_PAGE,
+        code: 0,
+        body: 0,
+        bytes: 0,
+        points: 0,
+        side: 0,
+        sites: 0,
+        site_count: 0,
+        segment: 0,
+        state: State::Free,
+        hash_next: NONE,
+        page_next: [NONE; 2],
+        incoming: NO_SITE,
+    };
+
+    /// Whether it goes on in a second page.
+    pub fn spans(&self) -> bool {
+        self.page2 != NO_PAGE
+    }
+
+    /// Page `which` and the offsets in it of the block's bytes.
+    fn span(&self, which: usize) -> (u64, u64, u64) {
+        let offset = self.phys & PAGE_MASK;
+        let end = offset + u64::from(self.bytes);
+        match which {
+            0 => (self.phys & !PAGE_MASK, offset, end.min(PAGE_SIZE)),
+            _ => (self.page2, 0, end.saturating_sub(PAGE_SIZE)),
+        }
+    }
+
+    fn made_from(&self, phys: u64, len: u64) -> bool {
+        let pages = if self.page2 == NO_PAGE { 1 } else { 2 };
+        let at = phys & PAGE_MASK;
+        (0..pages).any(|which| {
+            let (page, from, to) = self.span(which);
+            page == phys & !PAGE_MASK && at < to && at + len > from
+        })
+    }
+}
+
+/// A page that blocks were made from.
+struct Page {
+    /// Its first block; see [`Tb::page_next`].
+    first: u32,
+    /// A bit for each 64 bytes that hold code of a block.
+    lines: u64,
+}
+
+/// What belongs to a segment of the code cache.
+#[derive(Default)]
+struct Segment {
+    blocks: Vec<u32>,
+    side: Vec<u8>,
+    sites: Vec<Site>,
+}
+
+/// Hashes page addresses: one multiplication, as they are chosen by the guest but the map is bounded anyway.
+#[derive(Default)]
+pub(super) struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+
+    fn write_u64(&mut self, v: u64) {
+        let h = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = h ^ h >> 32;
+    }
+}
+
+/// What a new block was made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    /// Guest-virtual address.
+    pub pc: u64,
+    /// Block mode.
+    pub mode: u64,
+    /// Guest-physical address of the first byte.
+    pub phys: u64,
+    /// Guest-physical address of the second page, or [`NO_PAGE`].
+    pub page2: u64,
+    /// Bytes.
+    pub bytes: u32,
+}
+
+/// Result of [`Blocks::find`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Found {
+    /// There is none.
+    No,
+    /// A block in one page.
+    Block(u32),
+    /// Only blocks that go on in a second page, which decides.
+    Spanning,
+}
+
+/// Counters of the blocks.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct BlockStats {
+    /// Jumps linked.
+    pub links: u64,
+    /// Segments emptied to make room.
+    pub evicted_segments: u64,
+    /// Blocks that went with them.
+    pub evicted: u64,
+    /// Blocks invalidated because their bytes changed.
+    pub invalidated: u64,
+    /// Times that everything was dropped.
+    pub cleared: u64,
+}
+
+/// All blocks of a vCPU, with their code. See the module documentation.
+pub struct Blocks {
+    pub(super) cache: CodeCache,
+    pub(super) stats: BlockStats,
+    tbs: Vec<Tb>,
+    free: Vec<u32>,
+    /// Heads of the hash chains; a power of two.
+    buckets: Vec<u32>,
+    live: usize,
+    pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
+    segments: Vec<Segment>,
+    scratch: Vec<u8>,
+    remote: Arc<Remote>,
+}
+
+type JumpCache = [JumpEntry; JUMP_CACHE_ENTRIES];
+
+fn hash(phys: u64, pc: u64, mode: u64) -> usize {
+    let h = (phys ^ pc.rotate_left(20) ^ mode.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (h >> 24) as usize
+}
+
+/// Bits of the 64-byte lines from offset `from` to `to` (exclusive) of a page.
+fn lines(from: u64, to: u64) -> u64 {
+    if from >= to {
+        return 0;
+    }
+    let (first, last) = (from / 64, (to - 1) / 64);
+    u64::MAX >> (63 - (last - first)) << first
+}
+
+impl Blocks {
+    /// No blocks, in `cache`.
+    pub(super) fn new(cache: CodeCache, remote: Arc<Remote>) -> Blocks {
+        let segments = (0..cache.segments()).map(|_| Segment::default()).collect();
+        Blocks {
+            cache,
+            stats: BlockStats::default(),
+            tbs: vec![Tb { state: State::Dead, ..Tb::FREE }],
+            free: Vec::new(),
+            buckets: vec![NONE; 1024],
+            live: 0,
+            pages: HashMap::default(),
+            segments,
+            scratch: Vec::new(),
+            remote,
+        }
+    }
+
+    /// Whether blocks were made from the page at a guest-physical address.
+    #[inline]
+    pub(crate) fn has_code(&self, phys_page: u64) -> bool {
+        self.pages.contains_key(&phys_page)
+    }
+
+    /// Number of blocks that can be found.
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// A block by number.
+    #[inline]
+    pub(super) fn get(&self, tb: u32) -> &Tb {
+        &self.tbs[tb as usize]
+    }
+
+    /// Address of a block's entry.
+    #[inline]
+    pub(super) fn entry(&self, tb: u32) -> u64 {
+        self.cache.address(self.get(tb).code)
+    }
+
+    /// Side tables of a block.
+    pub(super) fn tables(&self, tb: u32) -> Tables<'_> {
+        let t = self.get(tb);
+        let bytes = match tb {
+            SCRATCH => &self.scratch[..],
+            _ => &self.segments[t.segment as usize].side[t.side as usize..],
+        };
+        Tables::new(bytes, t.pc, t.points as usize)
+    }
+
+    /// Finds a block.
+    #[inline]
+    pub(super) fn find(&self, phys: u64, pc: u64, mode: u64) -> Found {
+        let mut found = Found::No;
+        let mut id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
+        while id != NONE {
+            let t = &self.tbs[id as usize];
+            if t.phys == phys && t.pc == pc && t.mode == mode {
+                if t.page2 == NO_PAGE {
+                    return Found::Block(id);
+                }
+                found = Found::Spanning;
+            }
+            id = t.hash_next;
+        }
+        found
+    }
+
+    /// Finds a block that goes on in a second page.
+    pub(super) fn find_spanning(&self, phys: u64, pc: u64, mode: u64, page2: u64) -> Option<u32> {
+        let mut id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
+        while id != NONE {
+            let t = &self.tbs[id as usize];
+            if t.phys == phys && t.pc == pc && t.mode == mode && t.page2 == page2 {
+                return Some(id);
+            }
+            id = t.hash_next;
+        }
+        None
+    }
+
+    /// The number that the next block gets.
+    pub(super) fn next_number(&self) -> u32 {
+        self.free.last().copied().unwrap_or(self.tbs.len() as u32)
+    }
+
+    /// Notes that code is about to be read from a page, for writers on other threads.
+    pub(super) fn note_code(&self, phys_page: u64) {
+        self.remote.note_code(phys_page);
+    }
+
+    /// Places a block at the start of the cache's free part, where it was compiled for, as number
+    /// [`Blocks::next_number`]. The flags say which of its two pages have no other block.
+    pub(super) fn insert(&mut self, origin: Origin, exits: &[Exit], compiled: &Compiled) -> (u32, [bool; 2]) {
+        let id = self.next_number();
+        if self.free.pop().is_none() {
+            self.tbs.push(Tb::FREE);
+        }
+        let at = self.cache.free().start;
+        self.cache.write(at, &compiled.code);
+        self.cache.take(compiled.code.len());
+        let segment = self.cache.current_segment();
+        let arena = &mut self.segments[segment];
+        arena.blocks.push(id);
+        let side = arena.side.len() as u32;
+        side_tables::encode(compiled, origin.pc, &mut arena.side);
+        let sites = arena.sites.len() as u32;
+        arena.sites.extend(compiled.jumps.iter().map(|j| Site {
+            field: at + j.field,
+            unlinked: word(&compiled.code, j.field),
+            exit: j.exit,
+            poll: exits[j.exit as usize].poll,
+            target: NONE,
+            next: NO_SITE,
+        }));
+        let tb = Tb {
+            pc: origin.pc,
+            mode: origin.mode,
+            phys: origin.phys,
+            page2: origin.page2,
+            code: at,
+            body: compiled.body as u16,
+            bytes: origin.bytes as u16,
+            points: compiled.points.len() as u32,
+            side,
+            sites,
+            site_count: compiled.jumps.len() as u16,
+            segment: segment as u16,
+            state: State::Live,
+            hash_next: NONE,
+            page_next: [NONE; 2],
+            incoming: NO_SITE,
+        };
+        self.tbs[id as usize] = tb;
+        self.live += 1;
+        if self.live > self.buckets.len() {
+            self.grow();
+        } else {
+            self.hash_insert(id);
+        }
+        let first = self.page_insert(id, 0);
+        let second = origin.page2 != NO_PAGE && self.page_insert(id, 1);
+        (id, [first, second])
+    }
+
+    /// Places the block that runs once; it was compiled for the scratch area, as number [`SCRATCH`].
+    pub(super) fn insert_scratch(&mut self, pc: u64, compiled: &Compiled) {
+        let area = self.cache.scratch();
+        assert!(compiled.code.len() <= area.len(), "one guest instruction fits the scratch area");
+        self.cache.write(area.start, &compiled.code);
+        self.scratch.clear();
+        side_tables::encode(compiled, pc, &mut self.scratch);
+        self.tbs[SCRATCH as usize] = Tb {
+            pc,
+            code: area.start,
+            body: compiled.body as u16,
+            points: compiled.points.len() as u32,
+            state: State::Dead,
+            ..Tb::FREE
+        };
+    }
+
+    /// A jump of an exit that is not linked: its number, the address of its field, and whether it goes to the entry that
+    /// polls.
+    pub(super) fn unlinked(&self, tb: u32, exit: u16) -> Option<(u16, u64, bool)> {
+        let t = self.get(tb);
+        let count = if t.state == State::Live { t.site_count } else { 0 };
+        (0..count).find_map(|n| {
+            let s = self.site(SiteRef { tb, n });
+            (s.exit == exit && s.target == NONE).then(|| (n, self.cache.address(s.field), s.poll))
+        })
+    }
+
+    /// Links a jump that [`Blocks::unlinked`] named: `field` is what its field becomes.
+    pub(super) fn link(&mut self, from: u32, n: u16, to: u32, field: u32) {
+        debug_assert!(self.get(from).state == State::Live && self.get(to).state == State::Live);
+        let at = SiteRef { tb: from, n };
+        let next = std::mem::replace(&mut self.tbs[to as usize].incoming, at);
+        let s = self.site_mut(at);
+        s.target = to;
+        s.next = next;
+        let offset = s.field;
+        self.cache.store_word(offset, field);
+        self.stats.links += 1;
+    }
+
+    /// Whether block `tb` was made from any of `len` bytes of one page.
+    pub(crate) fn made_from(&self, tb: u32, phys: u64, len: u64) -> bool {
+        let t = self.get(tb);
+        t.state == State::Live && t.made_from(phys, len)
+    }
+
+    /// Whether any live block was made from any of `len` bytes of one page.
+    pub(crate) fn any_made_from(&self, phys: u64, len: u64) -> bool {
+        let at = phys & PAGE_MASK;
+        let Some(page) = self.pages.get(&(phys & !PAGE_MASK)) else { return false };
+        if page.lines & lines(at, at + len) == 0 {
+            return false;
+        }
+        let mut node = page.first;
+        while node != NONE {
+            let t = &self.tbs[node as usize / 2];
+            if t.made_from(phys, len) {
+                return true;
+            }
+            node = t.page_next[node as usize % 2];
+        }
+        false
+    }
+
+    /// Invalidates the blocks that were made from any of `len` bytes of one page.
+    pub(crate) fn invalidate(&mut self, phys: u64, len: u64, jumps: &mut JumpCache) {
+        let (at, page_address) = (phys & PAGE_MASK, phys & !PAGE_MASK);
+        let Some(page) = self.pages.get_mut(&page_address) else { return };
+        if page.lines & lines(at, at + len) == 0 {
+            return;
+        }
+        let mut node = page.first;
+        let mut kept = 0;
+        let mut gone = 0;
+        while node != NONE {
+            let (id, which) = (node / 2, node as usize % 2);
+            let t = self.tbs[id as usize];
+            node = t.page_next[which];
+            if t.state != State::Live {
+                // Both of its pages are this one, and it went a moment ago.
+                continue;
+            }
+            if t.made_from(phys, len) {
+                self.kill(id, jumps);
+                gone += 1;
+            } else {
+                let (_, from, to) = t.span(which);
+                kept |= lines(from, to);
+            }
+        }
+        self.stats.invalidated += gone;
+        if let Some(page) = self.pages.get_mut(&page_address) {
+            page.lines = kept;
+        }
+    }
+
+    /// [`Blocks::invalidate`] for any range.
+    pub(super) fn invalidate_range(&mut self, phys: u64, len: u64, jumps: &mut JumpCache) {
+        let end = phys.saturating_add(len);
+        if len / PAGE_SIZE > self.pages.len() as u64 {
+            let pages: Vec<u64> =
+                self.pages.keys().copied().filter(|p| *p < end && p + PAGE_SIZE > phys).collect();
+            for page in pages {
+                let start = page.max(phys);
+                self.invalidate(start, end.min(page + PAGE_SIZE) - start, jumps);
+            }
+            return;
+        }
+        let mut at = phys;
+        while at < end {
+            let n = (PAGE_SIZE - (at & PAGE_MASK)).min(end - at);
+            self.invalidate(at, n, jumps);
+            at += n;
+        }
+    }
+
+    /// Empties the next segment and goes there. Nothing may be running.
+    pub(super) fn evict(&mut self, jumps: &mut JumpCache) {
+        let segment = self.cache.advance();
+        let before = self.live;
+        self.empty(segment, jumps);
+        self.stats.evicted_segments += 1;
+        self.stats.evicted += (before - self.live) as u64;
+        self.remote.retain_code(self.pages.keys().copied());
+    }
+
+    /// Drops all blocks. Nothing may be running.
+    pub(super) fn clear(&mut self, jumps: &mut JumpCache) {
+        for segment in 0..self.segments.len() {
+            self.empty(segment, jumps);
+        }
+        self.cache.clear();
+        self.stats.cleared += 1;
+        self.remote.retain_code(self.pages.keys().copied());
+    }
+
+    fn empty(&mut self, segment: usize, jumps: &mut JumpCache) {
+        let blocks = std::mem::take(&mut self.segments[segment].blocks);
+        for &id in &blocks {
+            if self.get(id).state == State::Live {
+                self.kill(id, jumps);
+            }
+        }
+        // In reverse, so that numbers are given out again in ascending order.
+        for &id in blocks.iter().rev() {
+            self.tbs[id as usize] = Tb::FREE;
+            self.free.push(id);
+        }
+        let arena = &mut self.segments[segment];
+        arena.blocks = blocks;
+        arena.blocks.clear();
+        arena.side.clear();
+        arena.sites.clear();
+    }
+
+    /// Makes a live block dead: nothing leads to it any more.
+    fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
+        let t = self.tbs[id as usize];
+        let entry = self.cache.address(t.code);
+        let cached = &mut jumps[JumpEntry::index(t.pc)];
+        if cached.code == entry {
+            *cached = JumpEntry::EMPTY;
+        }
+        self.hash_remove(id);
+        self.page_remove(id, 0);
+        if t.page2 != NO_PAGE {
+            self.page_remove(id, 1);
+        }
+        let mut at = t.incoming;
+        while at != NO_SITE {
+            at = self.unlink(at);
+        }
+        for n in 0..t.site_count {
+            let at = SiteRef { tb: id, n };
+            let target = self.site(at).target;
+            if target != NONE {
+                self.remove_incoming(target, at);
+                self.unlink(at);
+            }
+        }
+        let t = &mut self.tbs[id as usize];
+        t.incoming = NO_SITE;
+        t.state = State::Dead;
+        self.live -= 1;
+    }
+
+    /// Makes a jump unlinked; the next one in the list that it was in.
+    fn unlink(&mut self, at: SiteRef) -> SiteRef {
+        let s = self.site_mut(at);
+        s.target = NONE;
+        let next = std::mem::replace(&mut s.next, NO_SITE);
+        let (field, unlinked) = (s.field, s.unlinked);
+        self.cache.store_word(field, unlinked);
+        next
+    }
+
+    fn remove_incoming(&mut self, target: u32, gone: SiteRef) {
+        let after = self.site(gone).next;
+        let mut at = self.get(target).incoming;
+        if at == gone {
+            self.tbs[target as usize].incoming = after;
+            return;
+        }
+        while at != NO_SITE {
+            let next = self.site(at).next;
+            if next == gone {
+                self.site_mut(at).next = after;
+                return;
+            }
+            at = next;
+        }
+    }
+
+    fn site(&self, at: SiteRef) -> &Site {
+        let t = &self.tbs[at.tb as usize];
+        &self.segments[t.segment as usize].sites[t.sites as usize + at.n as usize]
+    }
+
+    fn site_mut(&mut self, at: SiteRef) -> &mut Site {
+        let t = &self.tbs[at.tb as usize];
+        &mut self.segments[t.segment as usize].sites[t.sites as usize + at.n as usize]
+    }
+
+    fn bucket(&self, id: u32) -> usize {
+        let t = self.get(id);
+        hash(t.phys, t.pc, t.mode) & (self.buckets.len() - 1)
+    }
+
+    fn hash_insert(&mut self, id: u32) {
+        let bucket = self.bucket(id);
+        self.tbs[id as usize].hash_next = std::mem::replace(&mut self.buckets[bucket], id);
+    }
+
+    fn hash_remove(&mut self, id: u32) {
+        let bucket = self.bucket(id);
+        let after = self.get(id).hash_next;
+        let mut at = self.buckets[bucket];
+        if at == id {
+            self.buckets[bucket] = after;
+            return;
+        }
+        while at != NONE {
+            let next = self.get(at).hash_next;
+            if next == id {
+                self.tbs[at as usize].hash_next = after;
+                return;
+            }
+            at = next;
+        }
+    }
+
+    fn grow(&mut self) {
+        self.buckets = vec![NONE; self.buckets.len() * 2];
+        for id in 0..self.tbs.len() as u32 {
+            if self.get(id).state == State::Live {
+                self.hash_insert(id);
+            }
+        }
+    }
+
+    /// Adds a block to the list of one of its pages; whether the list was empty.
+    fn page_insert(&mut self, id: u32, which: usize) -> bool {
+        let (address, from, to) = self.get(id).span(which);
+        let page = self.pages.entry(address).or_insert(Page { first: NONE, lines: 0 });
+        page.lines |= lines(from, to);
+        let next = std::mem::replace(&mut page.first, id * 2 + which as u32);
+        self.tbs[id as usize].page_next[which] = next;
+        next == NONE
+    }
+
+    fn page_remove(&mut self, id: u32, which: usize) {
+        let (address, ..) = self.get(id).span(which);
+        let gone = id * 2 + which as u32;
+        let after = self.get(id).page_next[which];
+        let Some(page) = self.pages.get_mut(&address) else { return };
+        if page.first == gone {
+            page.first = after;
+            if after == NONE {
+                self.pages.remove(&address);
+            }
+            return;
+        }
+        let mut at = page.first;
+        while at != NONE {
+            let next = &mut self.tbs[at as usize / 2].page_next[at as usize % 2];
+            if *next == gone {
+                *next = after;
+                return;
+            }
+            at = *next;
+        }
+    }
+}
+
+fn word(code: &[u8], at: u32) -> u32 {
+    u32::from_ne_bytes(std::array::from_fn(|i| code[at as usize + i]))
+}
+
+#[cfg(test)]
+#[path = "blocks_tests.rs"]
+mod tests;

@@ -1,0 +1,115 @@
+//! The execution loop: finds, translates, links and runs blocks.
+//!
+//! Problem: generated code does the common things itself, but somebody must find the next block when it cannot, make
+//! blocks that do not exist yet, deliver exceptions and events, and all that without the guest noticing where one
+//! block ends. Strategy: [`Vcpu::run`] is a loop around one call into generated code, whose
+//! [`Outcome`](crate::backend::Outcome) says why it came back.
+//!
+//! | file | what |
+//! |---|---|
+//! | `context` | the environment with its runtime, bound to each other; all that Rust code needs to reach guest memory |
+//! | `vcpu` | the loop |
+//! | `translate` | fetching guest bytes, front end, compilation, logs |
+//! | `blocks` | the table of blocks, links, pages with code, eviction |
+//! | `side_tables` | what slow paths need to know of a block, compactly |
+//! | `slow` | what generated code calls |
+//! | `remote` | what other threads may do |
+//!
+//! # What makes a jump right
+//!
+//! A block is keyed by the guest-physical address of its first byte, its virtual address and the block mode, and checked
+//! against the physical address of its second page, if it has one. Three ways lead to it:
+//! - A *lookup* translates the virtual address (fetch TLB, walk) each time.
+//! - The *jump cache* is by virtual address, under a tag that changes with address space, mode and code mappings.
+//! - A *link* jumps directly. It is made only between blocks of the same mode, to a block that lies in one page, which is
+//!   one of the page(s) of the block that jumps, at the same physical and virtual address: so it is right
+//!   whenever the first block is.
+//!
+//! # Code that changes
+//!
+//! Stores to pages with code take the slow path (`softmmu`), which invalidates the blocks that were made from the bytes
+//! stored to. A store that would change the block that is running raises `RETRY_VECTOR` instead: the state is restored to
+//! the start of the instruction, which then runs alone, as a block of its own outside of all tables.
+
+mod blocks;
+mod context;
+mod remote;
+mod side_tables;
+mod slow;
+mod translate;
+mod vcpu;
+
+pub use blocks::{BlockStats, Blocks};
+pub use context::Context;
+pub use remote::Remote;
+pub use vcpu::Vcpu;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::code_cache::{CacheError, DEFAULT_MIB};
+use crate::softmmu::MmuStats;
+
+/// Guest instructions in a block, at most.
+pub const MAX_INSNS: u32 = 64;
+
+/// How to translate.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Size of the code cache in MiB (`tb-size`).
+    pub cache_mib: u32,
+    /// Guest instructions in a block, at most: 1 to [`MAX_INSNS`] (`one-insn-per-tb` is 1).
+    pub max_insns: u32,
+    /// Whether jumps are linked (`-d nochain`: not). Without links and jump cache, the `exec` log shows every block.
+    pub chain: bool,
+    /// Guest-virtual addresses whose blocks are logged; empty for all (`-dfilter`).
+    pub log_filter: Vec<Range<u64>>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { cache_mib: DEFAULT_MIB, max_insns: MAX_INSNS, chain: true, log_filter: Vec::new() }
+    }
+}
+
+/// Why a vCPU cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No code cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The backend does not run on this host; the text is a sentence.
+    #[error("{0}")]
+    Backend(String),
+}
+
+/// Counters of a vCPU, since it was made.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Stats {
+    /// Blocks translated, those that run once included.
+    pub translated: u64,
+    /// Of these, blocks of one instruction that run once.
+    pub translated_once: u64,
+    /// Guest bytes translated.
+    pub guest_bytes: u64,
+    /// Guest instructions translated.
+    pub guest_insns: u64,
+    /// Host bytes emitted.
+    pub host_bytes: u64,
+    /// Time spent in translation.
+    pub translation_time: Duration,
+    /// Times that generated code was entered.
+    pub entries: u64,
+    /// Blocks looked up in the table.
+    pub lookups: u64,
+    /// Exceptions delivered.
+    pub exceptions: u64,
+    /// Accesses that generated code left to the slow path.
+    pub slow_accesses: u64,
+    /// Blocks that exist now.
+    pub live_blocks: u64,
+    /// Blocks and links.
+    pub blocks: BlockStats,
+    /// TLBs.
+    pub mmu: MmuStats,
+}

@@ -1,0 +1,213 @@
+//! What generated code calls: accesses that miss the TLB, and restoring precise state.
+//!
+//! The functions here run between instructions of a block: registers that hold guest values are in the save area, and the
+//! point's side table says which is what. They write results to the save area, from which the registers are reloaded; or
+//! they restore the state to the environment, as of the start of the guest instruction, and the block is left.
+
+use std::ptr::NonNull;
+
+use super::side_tables::Tables;
+use crate::backend::{AccessKind, FlagRecipe, Loc, RuntimeFns, SlowAccess};
+use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SPILL_SLOTS};
+use crate::guest::{Access, Exception, Guest};
+use crate::ir::{Ext, GlobalId, Ty, Width};
+use crate::softmmu::{self, Operand, Writer, runtime};
+
+/// Entry points for the backend.
+pub(super) fn functions<G: Guest>() -> RuntimeFns {
+    RuntimeFns {
+        slow_access: slow_access::<G> as *const () as usize,
+        helper_fault: helper_fault::<G> as *const () as usize,
+    }
+}
+
+/// Completes the access of a point: 0, or 1 if it raised an exception and the state has been restored.
+extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -> u64 {
+    let mut env = env;
+    // SAFETY: generated code passes the bound environment it runs on, and holds no reference into it.
+    let env = unsafe { env.as_mut() };
+    // SAFETY: the environment is bound; the reference is not used beyond the next access through `env`.
+    let rt = unsafe { runtime::<G>(env) };
+    rt.slow_accesses += 1;
+    let access = rt.blocks.tables(tb).point(point as usize).access.expect("the point is an access");
+    match complete::<G>(env, tb, &access) {
+        Ok(()) => 0,
+        Err(exception) => {
+            // SAFETY: as above.
+            let rt = unsafe { runtime::<G>(env) };
+            rt.exception = Some(exception);
+            restore::<G>(env, rt, tb, point);
+            1
+        }
+    }
+}
+
+/// Restores the state at a point whose helper has raised an exception.
+extern "C" fn helper_fault<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) {
+    let mut env = env;
+    // SAFETY: generated code passes the bound environment it runs on, and holds no reference into it.
+    let env = unsafe { env.as_mut() };
+    // SAFETY: the environment is bound, and no other reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    G::header(env).helper_fault = 0;
+    restore::<G>(env, rt, tb, point);
+}
+
+fn complete<G: Guest>(env: &mut G::Env, tb: u32, access: &SlowAccess) -> Result<(), Exception> {
+    let writer = Writer::Block(tb);
+    let mmu = access.mmu;
+    let read = |env: &mut G::Env, loc: Loc| {
+        // SAFETY: the environment is bound, and the reference is gone when the closure returns.
+        let rt = unsafe { runtime::<G>(env) };
+        int::<G>(env, rt, loc)
+    };
+    let va = read(env, access.addr);
+    match access.kind {
+        AccessKind::Load { width, ext, dst, for_write } => {
+            if for_write {
+                softmmu::probe::<G>(env, va, u64::from(width.bytes()), Access::Write, mmu)?;
+            }
+            let v = softmmu::load::<G>(env, va, width.bytes(), mmu)?;
+            set_int::<G>(env, dst, extend(width, ext, v));
+        }
+        AccessKind::Store { width, v } => {
+            let v = read(env, v).to_le_bytes();
+            softmmu::store_as::<G>(env, va, &v[..width.bytes() as usize], mmu, writer)?;
+        }
+        AccessKind::LoadVec { size, dst } => {
+            let mut bytes = [0; 32];
+            softmmu::load_bytes::<G>(env, va, &mut bytes[..size.bytes() as usize], mmu)?;
+            // SAFETY: the environment is bound, and no other reference to its runtime is in use.
+            let rt = unsafe { runtime::<G>(env) };
+            rt.saved_vec[dst as usize % SAVED_VEC_REGS] =
+                std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|j| bytes[8 * i + j])));
+        }
+        AccessKind::StoreVec { size, v } => {
+            // SAFETY: the environment is bound, and the reference is not used beyond the next statement.
+            let rt = unsafe { runtime::<G>(env) };
+            let words = vector::<G>(env, rt, v);
+            let mut bytes = [0; 32];
+            for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+                to.copy_from_slice(&word.to_le_bytes());
+            }
+            softmmu::store_as::<G>(env, va, &bytes[..size.bytes() as usize], mmu, writer)?;
+        }
+        AccessKind::AtomicRmw { op, width, v, dst } => {
+            let v = read(env, v);
+            let old = softmmu::atomic_rmw::<G>(env, va, width, op, v, mmu, writer)?;
+            set_int::<G>(env, dst, old);
+        }
+        AccessKind::AtomicCas { width, expect, new, dst } => {
+            let operand = Operand { v: u128::from(read(env, new)), expect: u128::from(read(env, expect)) };
+            let old = softmmu::compare_exchange_as::<G>(env, va, width.bytes(), operand, mmu, writer)?;
+            set_int::<G>(env, dst, old as u64);
+        }
+    }
+    Ok(())
+}
+
+fn set_int<G: Guest>(env: &mut G::Env, reg: u8, v: u64) {
+    // SAFETY: the environment is bound, and no other reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    rt.saved_int[reg as usize % SAVED_INT_REGS] = v;
+}
+
+fn extend(width: Width, ext: Ext, v: u64) -> u64 {
+    match ext {
+        Ext::Zero => v,
+        Ext::Sign32 => u64::from(width.sign_extend(v) as u32),
+        Ext::Sign64 => width.sign_extend(v),
+    }
+}
+
+/// Restores the guest's state as of the start of the point's instruction.
+fn restore<G: Guest>(env: &mut G::Env, rt: &mut Runtime, tb: u32, point: u32) {
+    let globals = G::globals();
+    let tables = rt.blocks.tables(tb);
+    let point = tables.point(point as usize);
+    // What was moved may have been moved to another's home, so everything is read before anything is written.
+    let mut values = [(GlobalId(0), [0u64; 4]); 64];
+    let mut moved = 0;
+    for ((global, loc), slot) in point.moved.zip(&mut values) {
+        let value = match globals[global.0 as usize].ty {
+            Ty::Vec => vector::<G>(env, rt, loc),
+            Ty::Int => [int::<G>(env, rt, loc), 0, 0, 0],
+            Ty::Flags => [u64::from(flags::<G>(env, rt, tables, loc)), 0, 0, 0],
+        };
+        *slot = (global, value);
+        moved += 1;
+    }
+    for (global, reg) in &rt.pinned {
+        set_global::<G>(env, *global, [rt.saved_int[*reg as usize % SAVED_INT_REGS], 0, 0, 0]);
+    }
+    for (global, value) in &values[..moved] {
+        set_global::<G>(env, *global, *value);
+    }
+    G::set_pc(env, point.pc);
+}
+
+fn int<G: Guest>(env: &G::Env, rt: &Runtime, loc: Loc) -> u64 {
+    match loc {
+        Loc::Int(r) => rt.saved_int[r as usize % SAVED_INT_REGS],
+        Loc::Vec(r) => rt.saved_vec[r as usize % SAVED_VEC_REGS][0],
+        Loc::Spill(n) => rt.spill[n as usize % SPILL_SLOTS],
+        Loc::Const(c) => c,
+        Loc::Env(offset) | Loc::EnvLow(offset) => env_word::<G>(env, offset),
+        Loc::Flags(_) => unreachable!("flags are not an integer"),
+    }
+}
+
+fn vector<G: Guest>(env: &G::Env, rt: &Runtime, loc: Loc) -> [u64; 4] {
+    match loc {
+        Loc::Vec(r) => rt.saved_vec[r as usize % SAVED_VEC_REGS],
+        Loc::Spill(n) => std::array::from_fn(|i| rt.spill[(n as usize + i) % SPILL_SLOTS]),
+        Loc::Env(offset) => std::array::from_fn(|i| env_word::<G>(env, offset + 8 * i as u32)),
+        Loc::EnvLow(offset) => [env_word::<G>(env, offset), env_word::<G>(env, offset + 8), 0, 0],
+        Loc::Int(_) | Loc::Const(_) | Loc::Flags(_) => [int::<G>(env, rt, loc), 0, 0, 0],
+    }
+}
+
+fn flags<G: Guest>(env: &G::Env, rt: &Runtime, tables: Tables<'_>, loc: Loc) -> u32 {
+    let Loc::Flags(n) = loc else { return int::<G>(env, rt, loc) as u32 };
+    // A recipe may build on an older one; they are evaluated from the oldest on, without recursion.
+    let mut chain: Vec<FlagRecipe> = vec![tables.recipe(n)];
+    let mut old = 0;
+    while let Some(next) = chain[chain.len() - 1].old {
+        match next {
+            Loc::Flags(n) => chain.push(tables.recipe(n)),
+            packed => {
+                old = int::<G>(env, rt, packed) as u32;
+                break;
+            }
+        }
+    }
+    chain.iter().rev().fold(old, |old, r| r.eval(int::<G>(env, rt, r.a), int::<G>(env, rt, r.b), old))
+}
+
+/// Eight bytes of the environment; fewer at its end.
+fn env_word<G: Guest>(env: &G::Env, offset: u32) -> u64 {
+    let n = size_of::<G::Env>().saturating_sub(offset as usize).min(8);
+    let mut bytes = [0u8; 8];
+    // SAFETY: `n` bytes from `offset` on are within the environment; they belong to a global, which is plain data, or
+    // follow one in its `repr(C)` struct and are discarded by the reader.
+    unsafe {
+        let from = std::ptr::from_ref(env).cast::<u8>().add(offset as usize);
+        std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), n);
+    }
+    u64::from_le_bytes(bytes)
+}
+
+fn set_global<G: Guest>(env: &mut G::Env, global: GlobalId, value: [u64; 4]) {
+    let desc = &G::globals()[global.0 as usize];
+    let (offset, len) = (desc.offset as usize, (desc.bytes as usize).min(32));
+    assert!(offset + len <= size_of::<G::Env>(), "global {} is outside of the environment", desc.name);
+    let mut bytes = [0; 32];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(value) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    // SAFETY: the range was just checked to be within the environment; a global is plain data of any bit pattern.
+    unsafe {
+        let to = std::ptr::from_mut(env).cast::<u8>().add(offset);
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, len);
+    }
+}

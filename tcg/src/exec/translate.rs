@@ -1,0 +1,299 @@
+//! From guest code at an address to a block in the cache.
+
+use std::time::Instant;
+
+use super::blocks::{NO_PAGE, Origin, SCRATCH};
+use super::{Options, Stats};
+use crate::backend::{Compiled, GuestInfo, HostBackend};
+use crate::env::Runtime;
+use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
+use crate::ir::{Block, Builder};
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use crate::softmmu::fetch_page;
+
+/// Bytes that are read of code which is not in RAM or ROM: more than any guest's instruction.
+const MMIO_FETCH: usize = 16;
+
+/// Reused from one translation to the next.
+pub(super) struct Translator {
+    block: Block,
+    compiled: Compiled,
+    pages: [FetchedPage; 2],
+}
+
+/// What translation came to.
+pub(super) enum Made {
+    /// A block in the tables.
+    Block(u32),
+    /// A block that must run at once, in the scratch area.
+    Once,
+}
+
+/// A copy of guest code, so that it does not change while it is looked at.
+struct FetchedPage {
+    bytes: Box<[u8; PAGE_SIZE as usize]>,
+    /// Guest-virtual address of the first valid byte, and of the end.
+    from: u64,
+    len: usize,
+    /// Guest-physical page address.
+    phys: u64,
+}
+
+impl FetchedPage {
+    fn new() -> FetchedPage {
+        FetchedPage { bytes: Box::new([0; PAGE_SIZE as usize]), from: 0, len: 0, phys: NO_PAGE }
+    }
+
+    fn get(&self, pc: u64) -> Option<&[u8]> {
+        let skip = pc.wrapping_sub(self.from);
+        (skip < self.len as u64).then(|| &self.bytes[skip as usize..self.len])
+    }
+}
+
+struct Fetcher<'a, G: Guest> {
+    env: &'a G::Env,
+    rt: &'a mut Runtime,
+    pages: &'a mut [FetchedPage; 2],
+    used: usize,
+    /// Something came from neither RAM nor ROM.
+    volatile: bool,
+}
+
+impl<G: Guest> Fetcher<'_, G> {
+    fn fill(&mut self, pc: u64) -> Result<(), Exception> {
+        let phys = fetch_page::<G>(self.env, self.rt, pc)?;
+        let offset = (phys & PAGE_MASK) as usize;
+        let page = &mut self.pages[self.used];
+        page.phys = phys & !PAGE_MASK;
+        page.from = pc;
+        page.len = PAGE_SIZE as usize - offset;
+        // Before the bytes are read: see `Remote`.
+        self.rt.blocks.note_code(page.phys);
+        match self.rt.mmu.memory.ram_page(page.phys) {
+            // SAFETY: the page is valid for reads as long as the memory object lives; the copy ends with the page.
+            Some(ram) => unsafe {
+                let from = ram.host.wrapping_add(offset);
+                std::ptr::copy_nonoverlapping(from, page.bytes.as_mut_ptr(), page.len);
+            },
+            None => {
+                self.volatile = true;
+                page.len = page.len.min(MMIO_FETCH);
+                for (i, byte) in page.bytes[..page.len].iter_mut().enumerate() {
+                    *byte = self.rt.mmu.memory.mmio_read(phys + i as u64, 1) as u8;
+                }
+            }
+        }
+        self.used += 1;
+        Ok(())
+    }
+}
+
+impl<G: Guest> CodeFetch for Fetcher<'_, G> {
+    fn fetch(&mut self, pc: u64) -> Result<&[u8], Exception> {
+        let known = (0..self.used).find(|i| self.pages[*i].get(pc).is_some());
+        let i = match known {
+            Some(i) => i,
+            None => {
+                assert!(self.used < 2, "a block has bytes of two pages at most");
+                self.fill(pc)?;
+                self.used - 1
+            }
+        };
+        Ok(self.pages[i].get(pc).expect("the page was just filled"))
+    }
+}
+
+impl Translator {
+    pub fn new() -> Translator {
+        Translator {
+            block: Block::default(),
+            compiled: Compiled::default(),
+            pages: [FetchedPage::new(), FetchedPage::new()],
+        }
+    }
+
+    /// Translates at `key`; if `single`, one instruction to be run once.
+    pub fn translate<G: Guest, B: HostBackend>(
+        &mut self,
+        env: &mut G::Env,
+        rt: &mut Runtime,
+        backend: &mut B,
+        key: BlockKey,
+        single: bool,
+        (options, stats): (&Options, &mut Stats),
+    ) -> Result<Made, Exception> {
+        let start = Instant::now();
+        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single };
+        if single {
+            limits.max_insns = 1;
+        }
+        let mut front = self.front_end::<G>(env, rt, key, limits)?;
+        if front.volatile && !single {
+            // What is not memory may read differently each time, and reading may have effects: one instruction.
+            limits = TranslateLimits { max_insns: 1, single_step: true };
+            front = self.front_end::<G>(env, rt, key, limits)?;
+        }
+        let log = Log::new(options, key);
+        log.guest_code::<G>(key, front.translated, &self.pages);
+        log.block(&self.block);
+        let made = if limits.single_step {
+            let base = rt.blocks.cache.address(rt.blocks.cache.scratch().start);
+            compile(backend, &self.block, base, SCRATCH, &mut self.compiled);
+            rt.blocks.insert_scratch(key.pc, &self.compiled);
+            stats.translated_once += 1;
+            log.host_code(base, &self.compiled);
+            Made::Once
+        } else {
+            let base = self.compile_to_cache(rt, backend);
+            let origin = Origin {
+                pc: key.pc,
+                mode: key.mode,
+                phys: self.pages[0].phys | key.pc & PAGE_MASK,
+                page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
+                bytes: front.translated.bytes,
+            };
+            let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
+            for (page, first) in self.pages.iter().zip(first_of_page) {
+                if first {
+                    rt.mmu.spaces.protect(page.phys);
+                }
+            }
+            log.host_code(base, &self.compiled);
+            Made::Block(id)
+        };
+        stats.translated += 1;
+        stats.guest_bytes += u64::from(front.translated.bytes);
+        stats.guest_insns += u64::from(front.translated.insns);
+        stats.host_bytes += self.compiled.code.len() as u64;
+        stats.translation_time += start.elapsed();
+        Ok(made)
+    }
+
+    fn front_end<G: Guest>(
+        &mut self,
+        env: &G::Env,
+        rt: &mut Runtime,
+        key: BlockKey,
+        limits: TranslateLimits,
+    ) -> Result<Front, Exception> {
+        let mut ir = Builder::new(std::mem::take(&mut self.block));
+        let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, volatile: false };
+        let translated = G::translate(env, key, limits, &mut fetcher, &mut ir);
+        let volatile = fetcher.volatile;
+        let translated = translated?;
+        self.block = ir.finish();
+        // A second page may have been fetched for an instruction that was then left out.
+        let first = PAGE_SIZE - (key.pc & PAGE_MASK);
+        Ok(Front { translated, volatile, spans: u64::from(translated.bytes) > first })
+    }
+
+    /// Compiles for the start of the cache's free part, making room as needed; the address.
+    fn compile_to_cache<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B) -> u64 {
+        for _ in 0..=rt.blocks.cache.segments() {
+            let free = rt.blocks.cache.free();
+            let base = rt.blocks.cache.address(free.start);
+            let number = rt.blocks.next_number();
+            compile(backend, &self.block, base, number, &mut self.compiled);
+            if self.compiled.code.len() <= free.len() {
+                return base;
+            }
+            rt.blocks.evict(&mut rt.jump_cache);
+        }
+        panic!("a block of {} bytes of host code does not fit the code cache", self.compiled.code.len());
+    }
+}
+
+struct Front {
+    translated: Translated,
+    volatile: bool,
+    spans: bool,
+}
+
+fn compile<B: HostBackend>(backend: &mut B, block: &Block, base: u64, tb: u32, out: &mut Compiled) {
+    out.code.clear();
+    out.body = 0;
+    out.jumps.clear();
+    out.points.clear();
+    out.moved.clear();
+    out.recipes.clear();
+    backend.compile(block, base, tb, out);
+}
+
+/// What backends are told of a guest.
+pub(super) fn guest_info<G: Guest>() -> GuestInfo {
+    GuestInfo {
+        globals: G::globals(),
+        pc: G::pc_global(),
+        helpers: G::helpers(),
+        fp_control: G::fp_control(),
+    }
+}
+
+/// Logs of one translation. Off, it is a few loads.
+struct Log {
+    wanted: bool,
+    pc: u64,
+}
+
+impl Log {
+    fn new(options: &Options, key: BlockKey) -> Log {
+        let on = tracing::enabled!(target: "in_asm", tracing::Level::DEBUG)
+            || tracing::enabled!(target: "op", tracing::Level::DEBUG)
+            || tracing::enabled!(target: "op_opt", tracing::Level::DEBUG)
+            || tracing::enabled!(target: "out_asm", tracing::Level::DEBUG);
+        let wanted = on && logged(options, key.pc);
+        Log { wanted, pc: key.pc }
+    }
+
+    fn guest_code<G: Guest>(&self, key: BlockKey, t: Translated, pages: &[FetchedPage; 2]) {
+        if !self.wanted || !tracing::enabled!(target: "in_asm", tracing::Level::DEBUG) {
+            return;
+        }
+        let mut bytes = pages[0].get(key.pc).unwrap_or_default().to_vec();
+        if bytes.len() < t.bytes as usize {
+            bytes.extend_from_slice(&pages[1].bytes[..pages[1].len]);
+        }
+        bytes.truncate(t.bytes as usize);
+        let mut text = format!("block {:#x} mode {:#x}", key.pc, key.mode);
+        let mut at = 0;
+        while at < bytes.len() {
+            let pc = key.pc.wrapping_add(at as u64);
+            let (line, len) = G::disassemble(key, pc, &bytes[at..]);
+            let len = len.clamp(1, bytes.len() - at);
+            text += &format!("\n{pc:#018x}: {:<24} {line}", hex(&bytes[at..at + len]));
+            at += len;
+        }
+        tracing::debug!(target: "in_asm", "{text}");
+    }
+
+    fn block(&self, block: &Block) {
+        if !self.wanted || !tracing::enabled!(target: "op", tracing::Level::DEBUG) {
+            return;
+        }
+        let mut text = format!("block {:#x}", self.pc);
+        for (i, inst) in block.insts.iter().enumerate() {
+            text += &format!("\n    v{i} = {inst:?}");
+        }
+        tracing::debug!(target: "op", "{text}");
+    }
+
+    fn host_code(&self, base: u64, compiled: &Compiled) {
+        if !self.wanted || !tracing::enabled!(target: "out_asm", tracing::Level::DEBUG) {
+            return;
+        }
+        let mut text = format!("block {:#x}: {} bytes", self.pc, compiled.code.len());
+        for (i, line) in compiled.code.chunks(16).enumerate() {
+            text += &format!("\n{:#018x}: {}", base + 16 * i as u64, hex(line));
+        }
+        tracing::debug!(target: "out_asm", "{text}");
+    }
+}
+
+/// Whether the log wants the block at `pc`.
+pub(super) fn logged(options: &Options, pc: u64) -> bool {
+    options.log_filter.is_empty() || options.log_filter.iter().any(|r| r.contains(&pc))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,339 @@
+//! The execution loop.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::blocks::{Found, SCRATCH};
+use super::translate::{Made, Translator, guest_info, logged};
+use super::{Context, Error, Options, Remote, Stats, slow};
+use crate::backend::{HostBackend, Outcome};
+use crate::code_cache::CodeCache;
+use crate::env::{Header, JUMP_TAG_NONE, JumpEntry, Runtime};
+use crate::guest::{BlockKey, Exception, Guest, Next};
+use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
+use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, name_mode, runtime};
+
+type Enter = unsafe extern "C" fn(*mut Header, u64) -> u64;
+
+/// A guest CPU that runs by translation.
+pub struct Vcpu<G: Guest, B: HostBackend> {
+    context: Context<G>,
+    backend: B,
+    translator: Translator,
+    options: Options,
+    stats: Stats,
+    enter: Enter,
+    /// Block mode that the jump tag in the header was made for.
+    tagged_mode: u64,
+}
+
+/// Why the inner loop stopped.
+enum Stop {
+    /// Events may be pending.
+    Poll,
+    /// An instruction raised an exception; the state is that before it.
+    Exception(Exception),
+    /// A block was left with this code for the guest.
+    Leave(u32),
+}
+
+impl<G: Guest, B: HostBackend> Vcpu<G, B> {
+    /// A vCPU in the state that `env` describes.
+    pub fn new(env: Box<G::Env>, memory: Arc<dyn PhysMemory>, options: Options) -> Result<Vcpu<G, B>, Error> {
+        let cache = CodeCache::new(options.cache_mib)?;
+        Self::with_cache(env, memory, options, cache)
+    }
+
+    pub(super) fn with_cache(
+        env: Box<G::Env>,
+        memory: Arc<dyn PhysMemory>,
+        mut options: Options,
+        cache: CodeCache,
+    ) -> Result<Vcpu<G, B>, Error> {
+        options.max_insns = options.max_insns.clamp(1, super::MAX_INSNS);
+        let mut backend = B::new(guest_info::<G>()).map_err(Error::Backend)?;
+        let area = cache.thunks();
+        let thunks = backend.thunks(cache.address(area.start), slow::functions::<G>());
+        assert!(thunks.code.len() <= area.len(), "the backend's thunks fit their area");
+        cache.write(area.start, &thunks.code);
+        let enter = cache.address(area.start) + u64::from(thunks.enter);
+        // SAFETY: the backend says that a function of this type is at this offset of the code that was just placed; the
+        // cache lives as long as the context.
+        let enter = unsafe { std::mem::transmute::<usize, Enter>(enter as usize) };
+        let mut context = Context::with_cache(env, memory, cache);
+        context.runtime_mut().pinned = backend.pinned().to_vec();
+        Ok(Vcpu {
+            context,
+            backend,
+            translator: Translator::new(),
+            options,
+            stats: Stats::default(),
+            enter,
+            tagged_mode: 0,
+        })
+    }
+
+    /// The environment: the architectural state, while the vCPU does not run.
+    pub fn env(&self) -> &G::Env {
+        self.context.env()
+    }
+
+    /// The environment, to be changed while the vCPU does not run. Whoever changes what translations of addresses
+    /// depend on calls [`Vcpu::state_changed`] afterwards.
+    pub fn env_mut(&mut self) -> &mut G::Env {
+        self.context.env_mut()
+    }
+
+    /// Handle for other threads.
+    pub fn remote(&self) -> &Arc<Remote> {
+        self.context.remote()
+    }
+
+    /// To be called after the architectural state was replaced from outside (reset, restored snapshot, debugger): drops
+    /// all translations of addresses. Blocks stay; they are looked up by physical address.
+    pub fn state_changed(&mut self) {
+        softmmu::flush_all::<G>(self.context.env_mut());
+        softmmu::switch_space::<G>(self.context.env_mut());
+    }
+
+    /// Drops all translated code.
+    pub fn clear_code(&mut self) {
+        let rt = self.context.runtime_mut();
+        rt.blocks.clear(&mut rt.jump_cache);
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        let rt = self.context.runtime();
+        Stats {
+            slow_accesses: rt.slow_accesses,
+            live_blocks: rt.blocks.live() as u64,
+            blocks: rt.blocks.stats,
+            mmu: rt.mmu.stats,
+            ..self.stats
+        }
+    }
+
+    /// Runs until the guest's event or leave handler returns [`Next::Exit`], and returns its code.
+    pub fn run(&mut self) -> u32 {
+        let mut next = self.poll();
+        loop {
+            let (stop, once) = match next {
+                Next::Exit(code) => return code,
+                Next::Continue => (self.resume(), false),
+                Next::ContinueOne => (self.step(), true),
+            };
+            next = match stop {
+                Stop::Poll => self.poll(),
+                Stop::Exception(e) if e.vector == RETRY_VECTOR => {
+                    // The instruction may itself have been the one that runs before events are looked at; they
+                    // are after the next round in any case.
+                    let stop = self.step();
+                    self.handle(stop)
+                }
+                stop => self.handle(stop),
+            };
+            if next == Next::Continue && (once || self.exit_requested()) {
+                next = self.poll();
+            }
+        }
+    }
+
+    fn handle(&mut self, stop: Stop) -> Next {
+        match stop {
+            Stop::Poll => self.poll(),
+            Stop::Exception(e) => {
+                self.stats.exceptions += 1;
+                G::deliver_exception(self.context.env_mut(), e)
+            }
+            Stop::Leave(code) => match G::handle_leave(self.context.env_mut(), code) {
+                Next::Continue => self.poll(),
+                next => next,
+            },
+        }
+    }
+
+    fn exit_requested(&mut self) -> bool {
+        G::header(self.context.env_mut()).exit_request.load(Ordering::Relaxed) != 0
+    }
+
+    /// Does what other threads have asked for, and lets the guest look at its events.
+    fn poll(&mut self) -> Next {
+        // The request is taken before what it announces is looked at, so that one that comes meanwhile is not lost.
+        G::header(self.context.env_mut()).exit_request.swap(0, Ordering::AcqRel);
+        if let Some(queue) = self.context.remote().take() {
+            let rt = self.context.runtime_mut();
+            if queue.all_code {
+                rt.blocks.clear(&mut rt.jump_cache);
+            }
+            for (phys, len) in queue.written {
+                rt.blocks.invalidate_range(phys, len, &mut rt.jump_cache);
+            }
+            if queue.flush {
+                softmmu::flush_all::<G>(self.context.env_mut());
+            }
+        }
+        G::poll_events(self.context.env_mut())
+    }
+
+    /// Runs blocks until something else is to be done.
+    fn resume(&mut self) -> Stop {
+        let env = self.context.env_ptr();
+        let mut from = None;
+        loop {
+            let code = match self.next_block(from.take()) {
+                Ok(Some(code)) => code,
+                Ok(None) => return self.run_scratch(),
+                Err(exception) => return Stop::Exception(exception),
+            };
+            let outcome = self.enter(env, code, Running::Block);
+            match outcome {
+                Outcome::Exit { tb, exit } => from = Some((tb, exit)),
+                Outcome::Lookup => {}
+                Outcome::Poll => return Stop::Poll,
+                Outcome::Exception | Outcome::Leave(_) => return self.stopped(outcome),
+            }
+            if self.exit_requested() {
+                return Stop::Poll;
+            }
+        }
+    }
+
+    /// Runs one instruction.
+    fn step(&mut self) -> Stop {
+        let key = G::block_key(self.context.env());
+        match self.translate(key, true) {
+            Ok(_) => self.run_scratch(),
+            Err(exception) => Stop::Exception(exception),
+        }
+    }
+
+    /// Runs the block in the scratch area.
+    fn run_scratch(&mut self) -> Stop {
+        let env = self.context.env_ptr();
+        // Without a tag no indirect jump hits: the block is left after its instruction, whatever that is.
+        G::header(self.context.env_mut()).jump_tag = JUMP_TAG_NONE;
+        let blocks = &self.context.runtime().blocks;
+        let code = blocks.entry(SCRATCH) + u64::from(blocks.get(SCRATCH).body);
+        let outcome = self.enter(env, code, Running::Once);
+        match outcome {
+            Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll => Stop::Poll,
+            Outcome::Exception | Outcome::Leave(_) => self.stopped(outcome),
+        }
+    }
+
+    fn stopped(&mut self, outcome: Outcome) -> Stop {
+        match outcome {
+            Outcome::Leave(code) => Stop::Leave(code),
+            _ => {
+                let exception = self.context.runtime_mut().exception.take();
+                Stop::Exception(exception.expect("who left for an exception has set it"))
+            }
+        }
+    }
+
+    #[inline]
+    fn enter(&mut self, mut env: NonNull<G::Env>, code: u64, running: Running) -> Outcome {
+        self.stats.entries += 1;
+        self.context.runtime_mut().mmu.running = running;
+        // SAFETY: the environment is bound, so its pointers are valid, and `code` is the address of a block's entry (or of
+        // its body) that is not free, made by the backend that made `enter`. No reference into the environment or
+        // the runtime is held across the call.
+        let word = unsafe { (self.enter)(G::header(env.as_mut()), code) };
+        self.context.runtime_mut().mmu.running = Running::Nothing;
+        Outcome::decode(word)
+    }
+
+    /// Address to go on at: that of a block's code; `None` if the block that follows is in the scratch area. `from` is the
+    /// exit that led here, to be linked.
+    fn next_block(&mut self, from: Option<(u32, u16)>) -> Result<Option<u64>, Exception> {
+        let mut env = self.context.env_ptr();
+        // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
+        let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
+        let key = G::block_key(env);
+        let header = G::header(env);
+        if header.jump_tag == JUMP_TAG_NONE || key.mode != self.tagged_mode || rt.mmu.fetch.renamed() {
+            if self.options.chain {
+                name_mode::<G>(env, key.mode);
+            }
+            self.tagged_mode = key.mode;
+        }
+        if tracing::enabled!(target: "exec", tracing::Level::TRACE) && logged(&self.options, key.pc) {
+            tracing::trace!(target: "exec", "{:#x} mode {:#x}", key.pc, key.mode);
+        }
+        let jump_tag = G::header(env).jump_tag;
+        if from.is_none() {
+            let cached = rt.jump_cache[JumpEntry::index(key.pc)];
+            if cached.tag == key.pc ^ jump_tag && jump_tag != JUMP_TAG_NONE {
+                return Ok(Some(cached.code));
+            }
+        }
+        self.stats.lookups += 1;
+        let phys = fetch_page::<G>(env, rt, key.pc)?;
+        let evictions = rt.blocks.stats.evicted_segments;
+        let tb = match find::<G>(env, rt, key, phys) {
+            Some(tb) => tb,
+            None => match self.translate(key, false)? {
+                Made::Block(tb) => tb,
+                Made::Once => return Ok(None),
+            },
+        };
+        // SAFETY: as above; the references from there are not used any more.
+        let rt = unsafe { runtime::<G>(self.context.env_mut()) };
+        if let Some((from, exit)) = from
+            && self.options.chain
+            && rt.blocks.stats.evicted_segments == evictions
+        {
+            link::<B>(rt, from, exit, tb);
+        }
+        let code = rt.blocks.entry(tb);
+        // A walk may have renamed everything since the tag was made.
+        if self.options.chain && jump_tag != JUMP_TAG_NONE && !rt.mmu.fetch.renamed() {
+            rt.jump_cache[JumpEntry::index(key.pc)] = JumpEntry { tag: key.pc ^ jump_tag, code };
+        }
+        Ok(Some(code + u64::from(rt.blocks.get(tb).body)))
+    }
+
+    fn translate(&mut self, key: BlockKey, single: bool) -> Result<Made, Exception> {
+        let mut env = self.context.env_ptr();
+        // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
+        let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
+        let with = (&self.options, &mut self.stats);
+        self.translator.translate::<G, B>(env, rt, &mut self.backend, key, single, with)
+    }
+}
+
+fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+    match rt.blocks.find(phys, key.pc, key.mode) {
+        Found::Block(tb) => Some(tb),
+        Found::No => None,
+        Found::Spanning => {
+            // If its second page cannot be fetched, the block ends before that, and is another one.
+            let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
+            let page2 = fetch_page::<G>(env, rt, next).ok()?;
+            rt.blocks.find_spanning(phys, key.pc, key.mode, page2)
+        }
+    }
+}
+
+/// Links the jumps of an exit to the block that it led to, if that is right whenever the first block is: see the module
+/// documentation of [`exec`](super).
+fn link<B: HostBackend>(rt: &mut Runtime, from: u32, exit: u16, to: u32) {
+    let (a, b) = (rt.blocks.get(from), rt.blocks.get(to));
+    let page = |address: u64| address & !PAGE_MASK;
+    let first = page(a.pc) == page(b.pc) && page(a.phys) == page(b.phys);
+    let second = page(a.pc).wrapping_add(PAGE_SIZE) == page(b.pc) && a.page2 == page(b.phys);
+    if a.mode != b.mode || b.spans() || !(first || second) {
+        return;
+    }
+    let entry = rt.blocks.entry(to);
+    let body = entry + u64::from(b.body);
+    while let Some((n, field, poll)) = rt.blocks.unlinked(from, exit) {
+        rt.blocks.link(from, n, to, B::link_field(field, if poll { entry } else { body }));
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+#[path = "vcpu_tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+//! From a guest-virtual address to a place in memory: second level, walk, and filling the levels above.
+
+use super::second_level::{Entry, GLOBAL, HOST_WRITABLE, READ, WRITE};
+use super::{MMU_MODES, TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
+use crate::env::Runtime;
+use crate::guest::{Access, Exception, Guest};
+use crate::memory::PAGE_MASK;
+
+/// Where an access goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// Guest-physical address.
+    pub phys: u64,
+    /// Host address; null if the page is neither RAM nor ROM.
+    pub host: *mut u8,
+    /// Whether stores go to `host` (RAM) rather than to [`mmio_write`](crate::memory::PhysMemory::mmio_write).
+    pub writable: bool,
+}
+
+/// The runtime of an environment, as a reference that is independent of the environment's.
+///
+/// # Safety
+/// The environment is bound (see [`Context`](crate::exec::Context)), and no other reference to its runtime is in use.
+#[inline]
+pub(crate) unsafe fn runtime<'a, G: Guest>(env: &mut G::Env) -> &'a mut Runtime {
+    let p = G::header(env).runtime;
+    debug_assert!(!p.is_null(), "the environment is not bound");
+    // SAFETY: a bound environment's runtime is a live allocation of its own, and belongs to this thread; the caller
+    // holds no other reference.
+    unsafe { &mut *p }
+}
+
+/// Host address of a byte that the first level lets be read (or written) directly.
+#[inline]
+pub(super) fn direct<G: Guest>(env: &mut G::Env, va: u64, mmu: u8, write: bool) -> Option<*mut u8> {
+    let table = G::header(env).tlb[mmu as usize % MMU_MODES];
+    // SAFETY: a bound environment's table pointers lead to live tables of `TLB_ENTRIES` entries.
+    let e = unsafe { *table.add((va >> 12) as usize % TLB_ENTRIES) };
+    let tag = if write { e.write } else { e.read };
+    (tag == page_of(va)).then_some(va.wrapping_add(e.addend) as *mut u8)
+}
+
+/// Translates `va` for a read or write, and fills the first level.
+pub(super) fn resolve<G: Guest>(
+    env: &mut G::Env,
+    va: u64,
+    access: Access,
+    mmu: u8,
+) -> Result<Place, Exception> {
+    // SAFETY: the environment is bound, and callers of this crate's functions hold no reference to the runtime.
+    let rt = unsafe { runtime::<G>(env) };
+    let page = page_of(va);
+    let need = if access == Access::Read { READ } else { WRITE };
+    let spaces = &rt.mmu.spaces;
+    let e = match rt.mmu.second.get(page, mmu, spaces.current().asid, spaces.global_asid()) {
+        Some(e) if e.has(need) => {
+            rt.mmu.stats.second_level_hits += 1;
+            e
+        }
+        _ => walk::<G>(env, rt, va, access, mmu)?,
+    };
+    let direct_write = e.has(WRITE | HOST_WRITABLE) && !e.host.is_null() && !rt.blocks.has_code(e.phys());
+    if !e.host.is_null() {
+        let entry = TlbEntry {
+            read: if e.has(READ) { page } else { TLB_INVALID },
+            write: if direct_write { page } else { TLB_INVALID },
+            addend: (e.host as u64).wrapping_sub(page),
+            phys: e.phys() | if e.has(GLOBAL) { GLOBAL } else { 0 },
+        };
+        rt.mmu.spaces.fill(G::header(env), page, mmu, entry);
+    }
+    let offset = va & PAGE_MASK;
+    Ok(Place {
+        phys: e.phys() | offset,
+        host: if e.host.is_null() { e.host } else { e.host.wrapping_add(offset as usize) },
+        writable: e.has(HOST_WRITABLE),
+    })
+}
+
+fn walk<G: Guest>(
+    env: &mut G::Env,
+    rt: &mut Runtime,
+    va: u64,
+    access: Access,
+    mmu: u8,
+) -> Result<Entry, Exception> {
+    rt.mmu.stats.walks += 1;
+    let mapping = G::walk(env, &rt.mmu.memory, va, access, mmu)?;
+    let page = page_of(va);
+    tracing::trace!(target: "mmu", "{access:?} {va:#x} mode {mmu} -> {:#x}", mapping.phys);
+    let ram = rt.mmu.memory.ram_page(page_of(mapping.phys));
+    let mut flags = 0;
+    for (condition, flag) in [
+        (mapping.read || access == Access::Read, READ),
+        (mapping.write || access == Access::Write, WRITE),
+        (mapping.global, GLOBAL),
+        (ram.is_some_and(|r| r.writable), HOST_WRITABLE),
+    ] {
+        if condition {
+            flags |= flag;
+        }
+    }
+    let spaces = &mut rt.mmu.spaces;
+    if mapping.page_bits > 12 {
+        spaces.note_large(va, u32::from(mapping.page_bits).min(63), mapping.global);
+    }
+    let asid = if mapping.global { spaces.global_asid() } else { spaces.current().asid };
+    let host = ram.map_or(std::ptr::null_mut(), |r| r.host);
+    let e = Entry::new(page, mmu, asid, mapping.phys, flags, host);
+    rt.mmu.second.insert(e);
+    Ok(e)
+}

@@ -1,0 +1,81 @@
+//! Flushing translations and switching address spaces, as the guest asks for it.
+
+use super::fetch;
+use super::fill::runtime;
+use super::page_of;
+use crate::env::JUMP_TAG_NONE;
+use crate::guest::Guest;
+
+/// Drops every translation, of all address spaces, global ones too.
+pub fn flush_all<G: Guest>(env: &mut G::Env) {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    tracing::trace!(target: "mmu", "flush all");
+    rt.mmu.stats.flushes += 1;
+    rt.mmu.spaces.clear_all();
+    G::header(env).jump_tag = JUMP_TAG_NONE;
+}
+
+/// Drops the non-global translations of one address space (as [`Guest::address_space`] names it).
+pub fn flush_space<G: Guest>(env: &mut G::Env, space: u64) {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    tracing::trace!(target: "mmu", "flush space {space:#x}");
+    rt.mmu.stats.flushes += 1;
+    if let Some(slot) = rt.mmu.spaces.find(space) {
+        rt.mmu.spaces.clear_local(slot);
+        if rt.mmu.spaces.is_current(slot) {
+            G::header(env).jump_tag = JUMP_TAG_NONE;
+        }
+    }
+}
+
+/// Drops the translations of the page that contains `va` in one address space, and global ones of that page. If it is
+/// part of a large page, all of the large page goes.
+pub fn flush_page<G: Guest>(env: &mut G::Env, space: u64, va: u64) {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    tracing::trace!(target: "mmu", "flush page {va:#x} of space {space:#x}");
+    let mmu = &mut rt.mmu;
+    mmu.stats.page_flushes += 1;
+    let slot = mmu.spaces.find(space);
+    let global_asid = mmu.spaces.global_asid();
+    let asid = slot.map_or(global_asid, |s| mmu.spaces.asid_of(s));
+    let mut sizes = 0;
+    mmu.spaces.drop_page(slot, va, |bits| sizes |= 1 << bits);
+    mmu.second.drop_page(page_of(va), asid, global_asid);
+    for bits in (13..64).filter(|b| sizes >> b & 1 != 0) {
+        mmu.second.drop_large(va, bits, asid, global_asid);
+    }
+    let found = mmu.fetch.drop_page(va, sizes, asid, global_asid);
+    if found.global {
+        mmu.spaces.rename_code(None);
+    } else if let (true, Some(slot)) = (found.local, slot) {
+        mmu.spaces.rename_code(Some(slot));
+    } else {
+        return;
+    }
+    mmu.stats.code_page_flushes += 1;
+    if found.global || slot.is_some_and(|s| mmu.spaces.is_current(s)) {
+        G::header(env).jump_tag = JUMP_TAG_NONE;
+    }
+}
+
+/// To be called after anything that [`Guest::address_space`] depends on has changed.
+pub fn switch_space<G: Guest>(env: &mut G::Env) {
+    let key = G::address_space(env);
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    rt.mmu.stats.switches += 1;
+    let blocks = &rt.blocks;
+    if !rt.mmu.spaces.switch(G::header(env), key, |page| blocks.has_code(page)) {
+        rt.mmu.stats.cold_switches += 1;
+    }
+}
+
+/// Names the combination of the current address space and `mode` for the jump cache.
+pub(crate) fn name_mode<G: Guest>(env: &mut G::Env, mode: u64) {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    G::header(env).jump_tag = fetch::jump_tag(rt, mode);
+}

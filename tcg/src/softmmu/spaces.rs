@@ -1,0 +1,454 @@
+//! The first-level TLBs: a table for each resident address space and MMU mode.
+//!
+//! A table is large for what one process uses of it, and flushes are frequent, so each table has two bit maps of the
+//! entries in use, one for local and one for global translations: clearing costs what was used.
+//!
+//! Work on spaces that are not current is put off until they are switched to, in [`Space::global_seen`] and
+//! [`Space::protect_seen`].
+
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use super::second_level::GLOBAL;
+use super::{MMU_MODES, TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
+use crate::env::{Header, JUMP_TAG_NONE};
+
+/// Address spaces that are kept. Linux on x86 with PCIDs uses at most 6 on a CPU, doubled by page table isolation.
+pub(crate) const SPACES: usize = 16;
+/// Dropped global pages that a space can catch up with one by one; a power of two.
+const LOG: usize = 64;
+
+const WORDS: usize = TLB_ENTRIES / 64;
+
+/// What tables that are not allocated yet are for generated code. Never written.
+static NOTHING: [TlbEntry; TLB_ENTRIES] = [TlbEntry::EMPTY; TLB_ENTRIES];
+
+#[repr(C)]
+struct Table {
+    entries: [TlbEntry; TLB_ENTRIES],
+    local: [u64; WORDS],
+    global: [u64; WORDS],
+}
+
+/// An owned table that generated code reads through a raw pointer, too: hence no `Box`.
+struct TablePtr(NonNull<Table>);
+
+impl TablePtr {
+    fn new() -> TablePtr {
+        let table = Table { entries: [TlbEntry::EMPTY; TLB_ENTRIES], local: [0; WORDS], global: [0; WORDS] };
+        TablePtr(NonNull::from(Box::leak(Box::new(table))))
+    }
+}
+
+impl Deref for TablePtr {
+    type Target = Table;
+
+    fn deref(&self) -> &Table {
+        // SAFETY: the pointer comes from a leaked box that only `drop` frees; generated code, the only other reader,
+        // does not run while Rust code of the same thread does.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for TablePtr {
+    fn deref_mut(&mut self) -> &mut Table {
+        // SAFETY: as for `deref`; `&mut self` excludes other references.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+impl Drop for TablePtr {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::leak` in `new`, and freed once. Headers that point to it belong to the same vCPU, whose
+        // environment is unbound first.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
+impl Table {
+    fn set(&mut self, i: usize, e: TlbEntry, global: bool) {
+        let (word, bit) = (i / 64, 1 << (i % 64));
+        let (here, there) =
+            if global { (&mut self.global, &mut self.local) } else { (&mut self.local, &mut self.global) };
+        here[word] |= bit;
+        there[word] &= !bit;
+        self.entries[i] = e;
+    }
+
+    fn clear(&mut self, i: usize) {
+        let (word, bit) = (i / 64, 1 << (i % 64));
+        self.local[word] &= !bit;
+        self.global[word] &= !bit;
+        self.entries[i] = TlbEntry::EMPTY;
+    }
+
+    fn clear_local(&mut self) {
+        let used = std::mem::take(&mut self.local);
+        for i in bits(used) {
+            self.entries[i] = TlbEntry::EMPTY;
+        }
+    }
+
+    fn clear_global(&mut self) {
+        let used = std::mem::take(&mut self.global);
+        for i in bits(used) {
+            self.entries[i] = TlbEntry::EMPTY;
+        }
+    }
+
+    fn used(&self) -> [u64; WORDS] {
+        std::array::from_fn(|w| self.local[w] | self.global[w])
+    }
+}
+
+/// Indices of the set bits.
+fn bits(words: [u64; WORDS]) -> impl Iterator<Item = usize> {
+    words.into_iter().enumerate().filter(|(_, w)| *w != 0).flat_map(|(i, mut w)| {
+        std::iter::from_fn(move || {
+            if w == 0 {
+                return None;
+            }
+            let b = w.trailing_zeros() as usize;
+            w &= w - 1;
+            Some(i * 64 + b)
+        })
+    })
+}
+
+/// Which large pages 4 KiB entries were made from: a filter that may say yes wrongly, never no.
+pub(crate) struct LargePages {
+    /// log2 of the sizes in use, as a bit mask.
+    sizes: u64,
+    filter: [u64; 32],
+}
+
+impl LargePages {
+    pub const fn new() -> LargePages {
+        LargePages { sizes: 0, filter: [0; 32] }
+    }
+
+    fn bit(va: u64, bits: u32) -> (usize, u64) {
+        let h = ((va >> bits) ^ u64::from(bits) << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 53;
+        (h as usize / 64, 1 << (h % 64))
+    }
+
+    /// Notes that a part of the large page that contains `va` is cached.
+    pub fn note(&mut self, va: u64, bits: u32) {
+        let (word, bit) = Self::bit(va, bits);
+        self.sizes |= 1 << bits;
+        self.filter[word] |= bit;
+    }
+
+    /// log2 of the sizes of noted large pages that may contain `va`.
+    pub fn containing(&self, va: u64) -> impl Iterator<Item = u32> {
+        let mut found = 0u64;
+        let mut sizes = self.sizes;
+        while sizes != 0 {
+            let bits = sizes.trailing_zeros();
+            sizes &= sizes - 1;
+            let (word, bit) = Self::bit(va, bits);
+            if self.filter[word] & bit != 0 {
+                found |= 1 << bits;
+            }
+        }
+        (12..64).filter(move |b| found >> b & 1 != 0)
+    }
+}
+
+/// A resident address space.
+pub(crate) struct Space {
+    /// The guest's name of it; meaningless while the slot is not in use.
+    key: u64,
+    in_use: bool,
+    /// Our name of its local translations. Never used again once given up.
+    pub asid: u64,
+    /// Name of the state of its code mappings, for jump cache tags; changes at least as often as `asid`.
+    pub code_id: u64,
+    last_used: u64,
+    /// Entries of the log that were applied.
+    global_seen: u64,
+    /// [`Spaces::protects`] when the tables were last looked through.
+    protect_seen: u64,
+    tables: [Option<TablePtr>; MMU_MODES],
+    /// Local large pages.
+    large: LargePages,
+}
+
+/// All resident address spaces of a vCPU.
+pub(crate) struct Spaces {
+    slots: Vec<Space>,
+    current: usize,
+    next_id: u64,
+    global_asid: u64,
+    /// Counts switches, for the choice of the least recently used.
+    clock: u64,
+    /// Pages whose global translations were dropped; the last [`LOG`] of `logged`.
+    log: [u64; LOG],
+    logged: u64,
+    /// Global large pages.
+    pub global_large: LargePages,
+    /// Lowest and highest page ever cached as global since the last flush of everything.
+    global_range: (u64, u64),
+    /// Pages that lost their write tags so far.
+    protects: u64,
+}
+
+impl Spaces {
+    pub fn new() -> Spaces {
+        let slots = (0..SPACES)
+            .map(|i| Space {
+                key: 0,
+                in_use: false,
+                asid: 2 + 2 * i as u64,
+                code_id: 3 + 2 * i as u64,
+                last_used: 0,
+                global_seen: 0,
+                protect_seen: 0,
+                tables: [const { None }; MMU_MODES],
+                large: LargePages::new(),
+            })
+            .collect();
+        Spaces {
+            slots,
+            current: 0,
+            next_id: 2 + 2 * SPACES as u64,
+            global_asid: 1,
+            clock: 0,
+            log: [0; LOG],
+            logged: 0,
+            global_large: LargePages::new(),
+            global_range: (u64::MAX, 0),
+            protects: 0,
+        }
+    }
+
+    /// The current space.
+    #[inline]
+    pub fn current(&self) -> &Space {
+        &self.slots[self.current]
+    }
+
+    /// ASID of global translations.
+    #[inline]
+    pub fn global_asid(&self) -> u64 {
+        self.global_asid
+    }
+
+    /// Slot of a resident space.
+    pub fn find(&self, key: u64) -> Option<usize> {
+        self.slots.iter().position(|s| s.in_use && s.key == key)
+    }
+
+    /// ASID of a slot.
+    pub fn asid_of(&self, slot: usize) -> u64 {
+        self.slots[slot].asid
+    }
+
+    /// Makes a space the current one; whether it was resident. `has_code` tells pages that hold translated code.
+    pub fn switch(&mut self, header: &mut Header, key: u64, has_code: impl Fn(u64) -> bool) -> bool {
+        self.clock += 1;
+        let found = self.find(key);
+        let slot = found.unwrap_or_else(|| self.claim(key));
+        self.slots[slot].last_used = self.clock;
+        if slot != self.current || found.is_none() {
+            header.jump_tag = JUMP_TAG_NONE;
+        }
+        self.current = slot;
+        self.catch_up(slot, has_code);
+        self.set_pointers(header);
+        found.is_some()
+    }
+
+    /// Points the header to the current space's tables.
+    pub fn set_pointers(&self, header: &mut Header) {
+        for (pointer, table) in header.tlb.iter_mut().zip(&self.slots[self.current].tables) {
+            *pointer = match table {
+                Some(t) => t.0.as_ptr().cast(),
+                None => NOTHING.as_ptr().cast_mut(),
+            };
+        }
+    }
+
+    /// Gives the least recently used slot to a new space.
+    fn claim(&mut self, key: u64) -> usize {
+        let slot = (0..SPACES)
+            .min_by_key(|i| (self.slots[*i].in_use, self.slots[*i].last_used))
+            .expect("there are slots");
+        if self.slots[slot].in_use {
+            self.clear_local(slot);
+        }
+        let s = &mut self.slots[slot];
+        s.key = key;
+        s.in_use = true;
+        slot
+    }
+
+    /// Applies to a space what happened while it was not current.
+    fn catch_up(&mut self, slot: usize, has_code: impl Fn(u64) -> bool) {
+        let (logged, protects) = (self.logged, self.protects);
+        let behind = logged - self.slots[slot].global_seen;
+        if behind > LOG as u64 {
+            for table in self.slots[slot].tables.iter_mut().flatten() {
+                table.clear_global();
+            }
+        } else {
+            for n in logged - behind..logged {
+                let va = self.log[n as usize % LOG];
+                self.drop_first_level(slot, va, true);
+            }
+        }
+        let s = &mut self.slots[slot];
+        s.global_seen = logged;
+        if s.protect_seen != protects {
+            s.protect_seen = protects;
+            for table in s.tables.iter_mut().flatten() {
+                for i in bits(table.used()) {
+                    let e = &mut table.entries[i];
+                    if e.write != TLB_INVALID && has_code(page_of(e.phys)) {
+                        e.write = TLB_INVALID;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sets an entry of the current space.
+    #[inline]
+    pub fn fill(&mut self, header: &mut Header, page: u64, mmu: u8, e: TlbEntry) {
+        let global = e.phys & GLOBAL != 0;
+        if global {
+            self.global_range.0 = self.global_range.0.min(page);
+            self.global_range.1 = self.global_range.1.max(page);
+        }
+        let table = self.slots[self.current].tables[mmu as usize].get_or_insert_with(|| {
+            let table = TablePtr::new();
+            header.tlb[mmu as usize] = table.0.as_ptr().cast();
+            table
+        });
+        table.set((page >> 12) as usize % TLB_ENTRIES, e, global);
+    }
+
+    /// Notes that a page that is cached in the current space is part of a large one.
+    pub fn note_large(&mut self, va: u64, bits: u32, global: bool) {
+        let large = if global { &mut self.global_large } else { &mut self.slots[self.current].large };
+        large.note(va, bits);
+    }
+
+    /// Drops all local translations of a slot.
+    pub fn clear_local(&mut self, slot: usize) {
+        let (asid, code_id) = (self.new_id(), self.new_id());
+        let s = &mut self.slots[slot];
+        s.asid = asid;
+        s.code_id = code_id;
+        s.large = LargePages::new();
+        for table in s.tables.iter_mut().flatten() {
+            table.clear_local();
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear_all(&mut self) {
+        for slot in 0..SPACES {
+            self.clear_local(slot);
+            let logged = self.logged;
+            let s = &mut self.slots[slot];
+            s.global_seen = logged;
+            for table in s.tables.iter_mut().flatten() {
+                table.clear_global();
+            }
+        }
+        self.global_asid = self.new_id();
+        self.global_large = LargePages::new();
+        self.global_range = (u64::MAX, 0);
+    }
+
+    /// Drops the translations of a page from the first level: all of the slot `slot`, and global ones of every space.
+    /// Calls `large` with the size of each large page that may be concerned.
+    pub fn drop_page(&mut self, slot: Option<usize>, va: u64, mut large: impl FnMut(u32)) {
+        if let Some(slot) = slot {
+            self.slots[slot].large.containing(va).for_each(&mut large);
+        }
+        let mut global = (self.global_range.0..=self.global_range.1).contains(&page_of(va));
+        for bits in self.global_large.containing(va) {
+            global = true;
+            large(bits);
+        }
+        if let Some(slot) = slot {
+            self.drop_first_level(slot, va, false);
+        }
+        if global {
+            if slot != Some(self.current) {
+                self.drop_first_level(self.current, va, true);
+            }
+            self.log[self.logged as usize % LOG] = va;
+            self.logged += 1;
+            let behind = self.logged - 1;
+            for done in [Some(self.current), slot].into_iter().flatten() {
+                // A slot that lags behind has yet to do this one together with what it missed.
+                if self.slots[done].global_seen == behind {
+                    self.slots[done].global_seen = self.logged;
+                }
+            }
+        }
+    }
+
+    fn drop_first_level(&mut self, slot: usize, va: u64, only_global: bool) {
+        let page = page_of(va);
+        let i = (page >> 12) as usize % TLB_ENTRIES;
+        let s = &mut self.slots[slot];
+        for table in s.tables.iter_mut().flatten() {
+            let e = &table.entries[i];
+            if (e.read == page || e.write == page) && (!only_global || e.phys & GLOBAL != 0) {
+                table.clear(i);
+            }
+        }
+        let local = &s.large;
+        let sizes = local.containing(va).chain(self.global_large.containing(va));
+        for size in sizes {
+            for table in s.tables.iter_mut().flatten() {
+                for i in bits(if only_global { table.global } else { table.used() }) {
+                    let e = table.entries[i];
+                    let tag = if e.read != TLB_INVALID { e.read } else { e.write };
+                    if tag != TLB_INVALID && tag >> size == va >> size {
+                        table.clear(i);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops the write tags of a physical page in all spaces: it holds translated code now.
+    pub fn protect(&mut self, phys_page: u64) {
+        self.protects += 1;
+        let s = &mut self.slots[self.current];
+        if s.protect_seen == self.protects - 1 {
+            s.protect_seen = self.protects;
+        }
+        for table in s.tables.iter_mut().flatten() {
+            for i in bits(table.used()) {
+                let e = &mut table.entries[i];
+                if page_of(e.phys) == phys_page {
+                    e.write = TLB_INVALID;
+                }
+            }
+        }
+    }
+
+    /// Renames the state of code mappings of a slot, or of all.
+    pub fn rename_code(&mut self, slot: Option<usize>) {
+        match slot {
+            Some(slot) => self.slots[slot].code_id = self.new_id(),
+            None => (0..SPACES).for_each(|slot| self.slots[slot].code_id = self.new_id()),
+        }
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Whether a slot is the current one.
+    pub fn is_current(&self, slot: usize) -> bool {
+        slot == self.current
+    }
+}
