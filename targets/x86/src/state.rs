@@ -412,6 +412,8 @@ pub mod global {
     pub const PC: GlobalId = GlobalId(17);
     /// Direction, +1 or -1.
     pub const DF: GlobalId = GlobalId(18);
+    /// EFLAGS without the arithmetic flags and DF.
+    pub const EFLAGS: GlobalId = GlobalId(19);
     /// Base of segment `n` (ES … GS).
     pub const fn seg_base(n: usize) -> GlobalId {
         GlobalId(20 + n as u8)
@@ -481,7 +483,7 @@ pub static GLOBALS: &[GlobalDesc] = &[
     },
     int("pc", std::mem::offset_of!(X86Env, rip), None),
     int("df", std::mem::offset_of!(X86Env, df), None),
-    int("reserved", std::mem::offset_of!(X86Env, eflags), None),
+    int("eflags", std::mem::offset_of!(X86Env, eflags), None),
     base("es_base", 0),
     base("cs_base", 1),
     base("ss_base", 2),
