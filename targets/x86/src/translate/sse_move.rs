@@ -37,7 +37,6 @@ pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Movlpd, move_low),
     Row::All(Mnemonic::Movhps, move_high),
     Row::All(Mnemonic::Movhpd, move_high),
-    Row::All(Mnemonic::Movnti, movnti),
     Row::One(Code::Movd_xmm_rm32, |t, i| from_general(t, i, Width::W32)),
     Row::One(Code::Movq_xmm_rm64, |t, i| from_general(t, i, Width::W64)),
     Row::One(Code::Movd_rm32_xmm, |t, i| to_general(t, i, Width::W32)),
@@ -127,12 +126,6 @@ fn move_high(t: &mut Translator<'_>, i: &Instruction) {
         let r = t.vec(VecOp::UnpackLoI64, a, b, 0);
         t.set_xmm(i.op0_register(), r);
     }
-}
-
-/// An integer store; it needs no SSE state.
-fn movnti(t: &mut Translator<'_>, i: &Instruction) {
-    let v = t.read(i, 1);
-    t.write(i, 0, v);
 }
 
 fn from_general(t: &mut Translator<'_>, i: &Instruction, w: Width) {
