@@ -47,8 +47,9 @@ struct Pic {
 }
 
 impl Pic {
+    /// All masked: the chip does nothing before it is initialised.
     fn power_on() -> Self {
-        Self { lowest: 7, ..Self::default() }
+        Self { lowest: 7, imr: 0xff, ..Self::default() }
     }
 
     fn level_triggered(&self, bit: u8) -> bool {
@@ -138,6 +139,7 @@ impl Pic {
                 wants_icw4: value & 1 != 0,
                 single: value & 2 != 0,
                 ltim: value & 8 != 0,
+                imr: 0,
                 ..Self::power_on()
             };
             for bit in (0..8).map(|p| 1u8 << p).filter(|b| self.lines & b != 0) {

@@ -112,6 +112,13 @@ impl LocalApic {
         }
     }
 
+    /// Makes the vCPU look at the machine's state: calls the kick that the accelerator registered.
+    pub fn kick(&self) {
+        if let Some(kick) = &*self.kick.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            kick();
+        }
+    }
+
     /// Level of the LINT0 pin.
     pub fn set_lint0(&self, level: bool) {
         self.with(|s| s.set_lint0(level));
@@ -180,10 +187,8 @@ impl Wired for LocalApic {
         self.priority.store(state.cr8(), Ordering::Release);
         let new = state.signals();
         let old = self.signals.swap(new, Ordering::AcqRel);
-        if new & !old != 0
-            && let Some(kick) = &*self.kick.read().unwrap_or_else(std::sync::PoisonError::into_inner)
-        {
-            kick();
+        if new & !old != 0 {
+            self.kick();
         }
         self.timer.set(state.deadline());
         if state.take_window_change() {

@@ -104,7 +104,7 @@ impl Wired for HpetDevice {
 impl MmioDevice for HpetDevice {
     fn read(&self, offset: u64, size: u8) -> u64 {
         let mut state = lock(&self.state);
-        if offset & 0x3f8 != state::MAIN_COUNTER {
+        if offset & !7 != state::MAIN_COUNTER {
             // Status and periodic comparators move by themselves.
             self.drive(&mut state);
         }

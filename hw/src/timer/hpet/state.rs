@@ -188,7 +188,7 @@ impl Hpet {
 
     /// Reads 1 to 8 bytes at byte `offset`, within one 64-bit register.
     pub fn read(&self, offset: u64, size: u8, now: u64) -> u64 {
-        let value = self.read64(offset & 0x3f8, now) >> (8 * (offset & 7));
+        let value = self.read64(offset & !7, now) >> (8 * (offset & 7));
         value & tessera_hw_core::mem::mask(size)
     }
 

@@ -1,0 +1,3 @@
+//! Boards: which devices a machine has and how they are wired.
+
+pub mod pc;
