@@ -4,7 +4,7 @@
 //! chained to each other, and they reach guest memory through a software TLB. This crate knows neither a guest
 //! nor a device: a guest architecture implements [`guest::Guest`], the machine implements [`memory::PhysMemory`].
 //!
-//! Data flows one way: `guest` (front end) → [`ir`] → `opt` → `backend` (register allocation, emission) →
+//! Data flows one way: `guest` (front end) → [`ir`] → [`opt`] → `backend` (register allocation, emission) →
 //! `code_cache` → `exec` (the loop that finds, links and runs blocks), with `softmmu` beside the running code.
 
 pub mod backend;
@@ -15,6 +15,7 @@ pub mod guest;
 pub mod interp;
 pub mod ir;
 pub mod memory;
+pub mod opt;
 pub mod softmmu;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -4,14 +4,16 @@
 //! by explicit `Get`/`Set` of typed globals, so that a value can live in a host register from one guest
 //! instruction to the next without a word in memory. Nothing here knows a guest or a host.
 //!
-//! Invariants (checked by `verify`): every operand is defined by an earlier instruction and has the type its user
-//! expects; exactly one terminal, last; exits referred to exist; the rule of observers (see [`Inst`]).
+//! Invariants (checked by [`verify`](verify::verify)): every operand is defined by an earlier instruction and has the
+//! type its user expects; exactly one terminal, last; exits referred to exist; the rule of observers (see [`Inst`]).
 
 mod block;
 pub mod flags;
 mod inst;
+pub mod text;
 mod types;
 pub mod vec;
+pub mod verify;
 
 pub use block::{Block, Builder, Exit};
 pub use flags::FlagOp;

@@ -1,0 +1,203 @@
+//! Folding of flags and of what depends on them.
+//!
+//! Constant flags have one form: [`FlagOp::Unpack`] of a constant. Beside those, some operations leave some flags in a
+//! known state whatever their operands are (a logical operation clears C and V), which decides conditions.
+
+use super::forward::Forward;
+use crate::interp::int;
+use crate::ir::{Cond, ExitId, FlagOp, Inst, UnOp, Value, Width, flags};
+
+impl Forward {
+    /// The packed bits of flags that are constant.
+    fn const_flags(&self, f: Value) -> Option<u32> {
+        match self.def(f) {
+            Inst::Flags { op: FlagOp::Unpack, a, .. } => self.as_const(a).map(|c| c as u32 & flags::ALL),
+            _ => None,
+        }
+    }
+
+    /// Flags in the form of constants.
+    fn constant_flags(&mut self, packed: u32) -> Value {
+        let a = self.constant((packed & flags::ALL) as u64);
+        self.emit(Inst::Flags { op: FlagOp::Unpack, w: Width::W64, a, b: a, old: None })
+    }
+
+    pub(super) fn flags(&mut self, op: FlagOp, w: Width, a: Value, b: Value, old: Option<Value>) -> Value {
+        use FlagOp::*;
+        if op == Unpack {
+            return self.unpack(a);
+        }
+        let mut a = self.low(a, w);
+        let is_shift = matches!(op, Shl | Shr | Sar | Rol | Ror);
+        let mut b = match op {
+            _ if is_shift => self.low(b, Width::W8),
+            _ if op.reads_b() => self.low(b, w),
+            _ => a,
+        };
+        if let Some(old) = old
+            && is_shift
+            && let Some(c) = self.as_const(b)
+        {
+            if int::shift_count(w, c) == 0 {
+                return old;
+            }
+            if matches!(op, Shl | Shr | Sar)
+                && let Some(x) = self.as_const(a)
+            {
+                return self.constant_flags(flags::compute(op, w, x, c, 0));
+            }
+        }
+        if matches!(op, Add | And | UMul | SMul) && self.as_const(a).is_some() && self.as_const(b).is_none() {
+            std::mem::swap(&mut a, &mut b);
+        }
+        // Decided by the operands alone.
+        match op {
+            Sub if a == b => return self.constant_flags(flags::compute(op, w, 0, 0, 0)),
+            And if self.as_const(b).is_some_and(|c| c & w.mask() == 0) => {
+                return self.constant_flags(flags::compute(op, w, 0, 0, 0));
+            }
+            // Adding or subtracting nothing is testing.
+            Sub | Add if self.as_const(b).is_some_and(|c| c & w.mask() == 0) => {
+                return self.flags(And, w, a, a, None);
+            }
+            And if a != b && self.as_const(b).is_some_and(|c| c & w.mask() == w.mask()) => {
+                return self.flags(And, w, a, a, None);
+            }
+            _ => {}
+        }
+        if let (Some(x), Some(y)) = (self.as_const(a), self.as_const(b)) {
+            let known_old = match old {
+                Some(old) => self.const_flags(old),
+                None => Some(0),
+            };
+            if let Some(old) = known_old {
+                return self.constant_flags(flags::compute(op, w, x, y, old));
+            }
+        }
+        // With a constant count, which is not zero here, a shift leaves nothing of the old flags: they may die.
+        let old = match (old, op, self.as_const(b)) {
+            (Some(_), Shl | Shr | Sar, Some(_)) => Some(self.constant_flags(0)),
+            _ => old,
+        };
+        self.emit(Inst::Flags { op, w, a, b, old })
+    }
+
+    fn unpack(&mut self, a: Value) -> Value {
+        let a = self.low(a, Width::W16);
+        match self.def(a) {
+            Inst::Pack(f) => f,
+            // The mask that readers of packed flags apply.
+            Inst::Bin { op: crate::ir::BinOp::And, w, a: x, b }
+                if w >= Width::W16
+                    && self.as_const(b).is_some_and(|c| c as u32 & flags::ALL == flags::ALL) =>
+            {
+                self.unpack(x)
+            }
+            Inst::Const(c) => self.constant_flags(c as u32),
+            _ => self.emit(Inst::Flags { op: FlagOp::Unpack, w: Width::W64, a, b: a, old: None }),
+        }
+    }
+
+    pub(super) fn pack(&mut self, f: Value) -> Value {
+        match self.const_flags(f) {
+            Some(packed) => self.constant(packed as u64),
+            None => self.emit(Inst::Pack(f)),
+        }
+    }
+
+    /// Flags that are the same whatever the operands: a mask of those known, and their state.
+    fn known_flags(&self, f: Value) -> (u32, u32) {
+        use flags::{A, ALL, C, V, Z};
+        let Inst::Flags { op, a, b, .. } = self.def(f) else { return (0, 0) };
+        match op {
+            FlagOp::And => (C | V | A, 0),
+            FlagOp::UMul | FlagOp::SMul => (Z | A, 0),
+            FlagOp::Shl | FlagOp::Shr if self.as_const(b).is_some() => (A, 0),
+            FlagOp::Sar if self.as_const(b).is_some() => (A | V, 0),
+            FlagOp::Unpack => self.as_const(a).map_or((0, 0), |c| (ALL, c as u32 & ALL)),
+            _ => (0, 0),
+        }
+    }
+
+    /// C, where known.
+    pub(super) fn known_carry(&self, f: Value) -> Option<bool> {
+        let (known, state) = self.known_flags(f);
+        (known & flags::C != 0).then_some(state & flags::C != 0)
+    }
+
+    /// Whether a condition holds, where known.
+    fn decide(&self, cond: Cond, f: Value) -> Option<bool> {
+        use flags::{C, N, P, V, Z};
+        let (known, state) = self.known_flags(f);
+        let needed = match cond as u8 >> 1 {
+            0 => V,
+            1 => C,
+            2 => Z,
+            3 => C | Z,
+            4 => N,
+            5 => P,
+            6 => N | V,
+            _ => Z | N | V,
+        };
+        (known & needed == needed).then(|| flags::holds(cond, state))
+    }
+
+    /// The condition in simpler terms: `x != 0` where `x` is itself 1 or 0 by a condition is that condition.
+    fn simplify_cond(&self, mut cond: Cond, mut f: Value) -> (Cond, Value) {
+        loop {
+            let Inst::Flags { op: FlagOp::And, a, b, .. } = self.def(f) else { return (cond, f) };
+            if a != b && self.as_const(b) != Some(1) || !matches!(cond, Cond::E | Cond::NE) {
+                return (cond, f);
+            }
+            let Inst::SetCond { cond: inner, f: inner_f } = self.def(a) else { return (cond, f) };
+            cond = if cond == Cond::NE { inner } else { inner.negate() };
+            f = inner_f;
+        }
+    }
+
+    pub(super) fn set_cond(&mut self, cond: Cond, f: Value) -> Value {
+        let (cond, f) = self.simplify_cond(cond, f);
+        match self.decide(cond, f) {
+            Some(holds) => self.constant(holds as u64),
+            None => self.emit(Inst::SetCond { cond, f }),
+        }
+    }
+
+    pub(super) fn select(&mut self, cond: Cond, f: Value, a: Value, b: Value) -> Value {
+        let (cond, f) = self.simplify_cond(cond, f);
+        if a == b {
+            return a;
+        }
+        match (self.decide(cond, f), self.as_const(a), self.as_const(b)) {
+            (Some(true), _, _) => a,
+            (Some(false), _, _) => b,
+            (_, Some(1), Some(0)) => self.emit(Inst::SetCond { cond, f }),
+            (_, Some(0), Some(1)) => self.emit(Inst::SetCond { cond: cond.negate(), f }),
+            (_, Some(u64::MAX), Some(0)) => {
+                let one = self.emit(Inst::SetCond { cond, f });
+                self.un(UnOp::Neg, Width::W64, one)
+            }
+            _ => self.emit(Inst::Select { cond, f, a, b }),
+        }
+    }
+
+    pub(super) fn exit_if(&mut self, cond: Cond, f: Value, exit: ExitId) -> Value {
+        let (cond, f) = self.simplify_cond(cond, f);
+        match self.decide(cond, f) {
+            // `run` stops at a terminal.
+            Some(true) => self.emit(Inst::Goto(exit)),
+            // Nothing: a value that no one can name.
+            Some(false) => Value(u32::MAX),
+            None => self.emit(Inst::ExitIf { cond, f, exit }),
+        }
+    }
+
+    pub(super) fn branch(&mut self, cond: Cond, f: Value, taken: ExitId, fall: ExitId) -> Value {
+        let (cond, f) = self.simplify_cond(cond, f);
+        match self.decide(cond, f) {
+            Some(holds) => self.emit(Inst::Goto(if holds { taken } else { fall })),
+            None if taken == fall => self.emit(Inst::Goto(taken)),
+            None => self.emit(Inst::Branch { cond, f, taken, fall }),
+        }
+    }
+}

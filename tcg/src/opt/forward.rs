@@ -1,0 +1,272 @@
+//! The forward pass: forwarding of globals, folding, value numbering.
+//!
+//! The block is rebuilt instruction by instruction, because folding wants to put new constants before their users. Each
+//! old value maps to a new one. What is known of a new value is its defining instruction and how many of its low bits
+//! may be set ([`Forward::bits`]).
+//!
+//! Invariants: `known[g]`, where present, is a value equal to what `Get(g)` would read now; only instructions whose
+//! result depends on their operands alone are numbered.
+
+use super::OptFlags;
+use super::effects::FloatOps;
+use super::number::Numbering;
+use crate::backend::GuestInfo;
+use crate::ir::{Block, GlobalId, GlobalSet, HelperId, Inst, Ty, Value};
+
+/// The pass and its scratch memory.
+pub struct Forward {
+    pub(super) opts: OptFlags,
+    guest: GuestInfo,
+    float: FloatOps,
+    numbering: Numbering,
+    /// The new block's instructions.
+    pub(super) out: Vec<Inst>,
+    /// For each new value: an integer is below 2^bits; a vector's bits from `bits` on are zero (128 or 256 is held
+    /// as is). Meaningless for flags.
+    bits: Vec<u16>,
+    /// For each new value: the global it was last set to, or [`NO_GLOBAL`].
+    home: Vec<u8>,
+    /// New value of each old one.
+    map: Vec<Value>,
+    /// Value of each global, where known.
+    known: [Option<Value>; 64],
+}
+
+const NO_GLOBAL: u8 = 0xff;
+/// What an old instruction that defines no value maps to.
+const NO_VALUE: Value = Value(u32::MAX);
+
+impl Forward {
+    /// The pass for one guest.
+    pub fn new(opts: OptFlags, guest: GuestInfo) -> Forward {
+        Forward {
+            opts,
+            guest,
+            float: FloatOps::new(),
+            numbering: Numbering::new(),
+            out: Vec::new(),
+            bits: Vec::new(),
+            home: Vec::new(),
+            map: Vec::new(),
+            known: [None; 64],
+        }
+    }
+
+    /// Rebuilds the block.
+    pub fn run(&mut self, block: &mut Block) {
+        self.out.clear();
+        self.bits.clear();
+        self.home.clear();
+        self.map.clear();
+        self.known = [None; 64];
+        for inst in &block.insts {
+            let mut inst = *inst;
+            inst.map_uses(|v| self.map[v.index()]);
+            let v = self.instruction(inst);
+            self.map.push(v);
+            if self.out.last().is_some_and(Inst::is_terminal) {
+                break;
+            }
+        }
+        std::mem::swap(&mut block.insts, &mut self.out);
+    }
+
+    /// Appends what `inst` (with new operands) comes to; its value.
+    fn instruction(&mut self, inst: Inst) -> Value {
+        match inst {
+            Inst::Nop => return NO_VALUE,
+            Inst::Get(g) => return self.get(g),
+            Inst::Set(g, v) => {
+                self.set(g, v);
+                return NO_VALUE;
+            }
+            Inst::Call { helper, .. } => return self.call(helper, inst),
+            _ => {}
+        }
+        if !self.opts.contains(OptFlags::FOLD) {
+            return self.emit(inst);
+        }
+        match inst {
+            Inst::Const(_) | Inst::VecZero | Inst::InsnStart { .. } => self.emit(inst),
+            Inst::Bin { op, w, a, b } => self.bin(op, w, a, b),
+            Inst::Un { op, w, a } => self.un(op, w, a),
+            Inst::Carry { sub, w, a, b, f } => self.carry(sub, w, a, b, f),
+            Inst::Lea { w, base, index, scale, disp } => self.lea(w, base, index, scale, disp),
+            Inst::Extend { from, ext, a } => self.extend(from, ext, a),
+            Inst::Extract { a, pos, len } => self.extract(a, pos, len),
+            Inst::Insert { a, b, pos, len } => self.insert(a, b, pos, len),
+            Inst::ShiftPair { w, hi, lo, count } => self.shift_pair(w, hi, lo, count),
+            Inst::Flags { op, w, a, b, old } => self.flags(op, w, a, b, old),
+            Inst::Pack(f) => self.pack(f),
+            Inst::SetCond { cond, f } => self.set_cond(cond, f),
+            Inst::Select { cond, f, a, b } => self.select(cond, f, a, b),
+            Inst::ExitIf { cond, f, exit } => self.exit_if(cond, f, exit),
+            Inst::Branch { cond, f, taken, fall } => self.branch(cond, f, taken, fall),
+            Inst::EnvStore { width, offset, v } => {
+                let v = self.low(v, width);
+                self.emit(Inst::EnvStore { width, offset, v })
+            }
+            Inst::Store { width, addr, v, mem } => {
+                let v = self.low(v, width);
+                self.emit(Inst::Store { width, addr, v, mem })
+            }
+            Inst::Vec { op, len, a, b, imm } => self.vec(op, len, a, b, imm),
+            Inst::VecFromInt { w, a } => self.vec_from_int(w, a),
+            Inst::VecToInt { w, a } => self.vec_to_int(w, a),
+            _ => self.emit(inst),
+        }
+    }
+
+    /// Appends an instruction, or finds the value of an equal one.
+    pub(super) fn emit(&mut self, inst: Inst) -> Value {
+        if self.opts.contains(OptFlags::NUMBER)
+            && self.float.is_pure(&inst)
+            && let Some(v) = self.numbering.find_or_note(&self.out, &inst)
+        {
+            return v;
+        }
+        self.append(inst)
+    }
+
+    fn append(&mut self, inst: Inst) -> Value {
+        let v = Value(self.out.len() as u32);
+        let bits = self.result_bits(&inst);
+        self.out.push(inst);
+        self.bits.push(bits);
+        self.home.push(NO_GLOBAL);
+        v
+    }
+
+    /// A constant.
+    pub(super) fn constant(&mut self, c: u64) -> Value {
+        self.emit(Inst::Const(c))
+    }
+
+    /// The definition of a value.
+    #[inline]
+    pub(super) fn def(&self, v: Value) -> Inst {
+        self.out[v.index()]
+    }
+
+    /// The constant that a value is.
+    #[inline]
+    pub(super) fn as_const(&self, v: Value) -> Option<u64> {
+        match self.out[v.index()] {
+            Inst::Const(c) => Some(c),
+            _ => None,
+        }
+    }
+
+    /// How many low bits of a value may be set.
+    #[inline]
+    pub(super) fn bits(&self, v: Value) -> u32 {
+        self.bits[v.index()] as u32
+    }
+
+    /// Whether a value is what some global holds now. Such a value stays in a register anyway, so it is a better
+    /// operand than what it was computed from.
+    pub(super) fn is_homed(&self, v: Value) -> bool {
+        let home = self.home[v.index()];
+        home != NO_GLOBAL && self.known[home as usize] == Some(v)
+    }
+
+    fn get(&mut self, g: GlobalId) -> Value {
+        if !self.opts.contains(OptFlags::FORWARD) {
+            return self.append(Inst::Get(g));
+        }
+        if let Some(v) = self.known[g.0 as usize] {
+            return v;
+        }
+        let v = self.append(Inst::Get(g));
+        self.known[g.0 as usize] = Some(v);
+        self.home[v.index()] = g.0;
+        v
+    }
+
+    fn set(&mut self, g: GlobalId, v: Value) {
+        if !self.opts.contains(OptFlags::FORWARD) {
+            self.append(Inst::Set(g, v));
+            return;
+        }
+        if self.known[g.0 as usize] == Some(v) {
+            return;
+        }
+        self.append(Inst::Set(g, v));
+        self.known[g.0 as usize] = self.fitting(g, v);
+        self.home[v.index()] = g.0;
+        let desc = &self.guest.globals[g.0 as usize];
+        if let Some(other) = desc.overlaps {
+            let part = self.guest.globals[other.0 as usize].bytes <= desc.bytes;
+            self.known[other.0 as usize] = if part { self.fitting(other, v) } else { None };
+        }
+    }
+
+    /// `v`, if a read of `g` after `v` was written to the start of its storage gives all of `v`.
+    fn fitting(&self, g: GlobalId, v: Value) -> Option<Value> {
+        let desc = &self.guest.globals[g.0 as usize];
+        let same_type = match self.out[v.index()].ty(|g| self.guest.globals[g.0 as usize].ty) {
+            Some(ty) => ty == desc.ty,
+            None => false,
+        };
+        let fits = desc.ty == Ty::Flags || self.bits(v) <= 8 * desc.bytes as u32;
+        (same_type && fits).then_some(v)
+    }
+
+    fn call(&mut self, helper: HelperId, inst: Inst) -> Value {
+        let effects = &self.guest.helpers[helper.0 as usize].effects;
+        if effects.pure {
+            if self.opts.contains(OptFlags::NUMBER)
+                && let Some(v) = self.numbering.find_or_note(&self.out, &inst)
+            {
+                return v;
+            }
+            return self.append(inst);
+        }
+        if effects.writes == GlobalSet::ALL {
+            self.known = [None; 64];
+        } else {
+            for g in effects.writes.iter() {
+                self.known[g.0 as usize] = None;
+                if let Some(other) = self.guest.globals[g.0 as usize].overlaps {
+                    self.known[other.0 as usize] = None;
+                }
+            }
+        }
+        self.append(inst)
+    }
+
+    /// Upper bound of the bits that may be set in the result of an instruction about to be appended.
+    fn result_bits(&self, inst: &Inst) -> u16 {
+        use Inst::*;
+        let of = |v: Value| self.bits[v.index()];
+        match *inst {
+            Const(c) => 64 - c.leading_zeros() as u16,
+            Bin { op, w, a, b } => self.bin_bits(op, w, a, b) as u16,
+            Un { op: crate::ir::UnOp::Popcnt | crate::ir::UnOp::Clz | crate::ir::UnOp::Ctz, .. } => 7,
+            Un { w, .. } | Carry { w, .. } | Lea { w, .. } | ShiftPair { w, .. } => w.bits() as u16,
+            Extend { from, ext, a } => self.extend_bits(from, ext, a) as u16,
+            Extract { a, pos, len } => of(a).saturating_sub(pos as u16).min(len as u16),
+            Insert { a, pos, len, .. } => of(a).max(pos as u16 + len as u16),
+            Pack(_) => 16,
+            SetCond { .. } => 1,
+            Select { a, b, .. } => of(a).max(of(b)),
+            Load { width, ext, .. } => match ext {
+                crate::ir::Ext::Zero => width.bits() as u16,
+                crate::ir::Ext::Sign32 => 32.max(width.bits() as u16),
+                crate::ir::Ext::Sign64 => 64,
+            },
+            EnvLoad { width, .. } | AtomicRmw { width, .. } | AtomicCas { width, .. } => width.bits() as u16,
+            VecToInt { w, .. } => w.bits() as u16,
+            VecZero => 0,
+            LoadVec { size, .. } => 8 * size.bytes() as u16,
+            Vec { len, .. } | Vec3 { len, .. } => match len {
+                crate::ir::VecLen::V128 => 128,
+                crate::ir::VecLen::V256 => 256,
+            },
+            VecIns { .. } => 128,
+            VecFromInt { w, .. } => w.bits() as u16,
+            Get(g) => 8 * self.guest.globals[g.0 as usize].bytes as u16,
+            _ => 64,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Optimisation passes over a [`Block`].
+//!
+//! Problem: what a front end emits one guest instruction at a time reads and writes guest state far more often than
+//! the guest program means to, and computes flags, extensions and addresses that nobody needs. Translation speed
+//! matters as much as the result: most code is translated once and run a few times. Strategy: two linear walks with
+//! reused scratch vectors and no search.
+//!
+//! - [`forward`] rebuilds the block from the first instruction to the last: reads of globals become the values that were
+//!   set or read before, operations fold, equal pure operations are merged, exits that are never or always taken go.
+//! - [`backward`] walks from the end: sets that no observer sees, and whatever nobody uses, are dropped.
+//!
+//! Invariants, kept by both: at each observer (see [`Inst`](crate::ir::Inst)) the globals it may look at have the values
+//! they had in the original block; faulting instructions keep their number, order and operands' values, and the guest
+//! instruction they belong to; so does everything with an effect. The result satisfies
+//! [`verify`](crate::ir::verify) if the input does. Folding uses the interpreter's own functions
+//! ([`interp::int`](crate::interp::int), [`flags::compute`](crate::ir::flags::compute)), so it cannot mean anything else.
+
+pub mod backward;
+mod effects;
+mod fold_flags;
+mod fold_int;
+mod fold_vec;
+pub mod forward;
+mod number;
+
+use crate::backend::GuestInfo;
+use crate::ir::Block;
+
+bitflags::bitflags! {
+    /// What to do; everything by default.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct OptFlags: u8 {
+        /// Reads of globals become the values known to be there; sets to the value already there go.
+        const FORWARD = 1 << 0;
+        /// Constant folding and algebraic identities.
+        const FOLD = 1 << 1;
+        /// Equal pure operations are computed once.
+        const NUMBER = 1 << 2;
+        /// Pure operations without users go.
+        const DEAD_CODE = 1 << 3;
+        /// Sets that are overwritten before anything observes them go.
+        const DEAD_SETS = 1 << 4;
+    }
+}
+
+impl Default for OptFlags {
+    fn default() -> OptFlags {
+        OptFlags::all()
+    }
+}
+
+/// The passes with their scratch memory, to be kept from block to block.
+pub struct Optimizer {
+    flags: OptFlags,
+    guest: GuestInfo,
+    forward: forward::Forward,
+    backward: backward::Backward,
+}
+
+impl Optimizer {
+    /// An optimiser for the blocks of one guest.
+    pub fn new(flags: OptFlags, guest: GuestInfo) -> Optimizer {
+        Optimizer {
+            flags,
+            guest,
+            forward: forward::Forward::new(flags, guest),
+            backward: backward::Backward::new(flags, guest),
+        }
+    }
+
+    /// Optimises a block in place.
+    pub fn run(&mut self, block: &mut Block) {
+        if self.flags.intersects(OptFlags::FORWARD | OptFlags::FOLD | OptFlags::NUMBER) {
+            self.forward.run(block);
+        }
+        if self.flags.intersects(OptFlags::DEAD_CODE | OptFlags::DEAD_SETS) {
+            self.backward.run(block);
+        }
+        #[cfg(debug_assertions)]
+        if let Err(e) = crate::ir::verify::verify(block, &self.guest) {
+            panic!("optimisation broke a block: {e}\n{}", crate::ir::text::print(block, &self.guest));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! Value numbering: equal pure operations are computed once.
+//!
+//! A small direct-mapped table remembers the last operation of each hash. It needs no clearing between blocks: an
+//! entry counts only if the instruction it names *in this block* is equal to the one looked for, which makes any
+//! stale entry harmless.
+
+use crate::ir::{Inst, Value};
+
+const ENTRIES: usize = 256;
+
+/// The table.
+pub(super) struct Numbering {
+    table: Box<[u32; ENTRIES]>,
+}
+
+impl Numbering {
+    pub(super) fn new() -> Numbering {
+        Numbering { table: Box::new([0; ENTRIES]) }
+    }
+
+    /// The value of an equal instruction in `insts`; otherwise remembers that `inst` is about to be appended.
+    #[inline]
+    pub(super) fn find_or_note(&mut self, insts: &[Inst], inst: &Inst) -> Option<Value> {
+        let slot = &mut self.table[hash(inst) as usize % ENTRIES];
+        let known = *slot;
+        if insts.get(known as usize).is_some_and(|k| k == inst) {
+            return Some(Value(known));
+        }
+        *slot = insts.len() as u32;
+        None
+    }
+}
+
+/// A cheap hash of what usually tells instructions apart: kind, operation, operands.
+fn hash(inst: &Inst) -> u32 {
+    use Inst::*;
+    let (kind, x, y) = match *inst {
+        Const(c) => (1, c as u32, (c >> 32) as u32),
+        Bin { op, w, a, b } => (2 + op as u32 * 4 + w as u32, a.0, b.0),
+        Un { op, w, a } => (64 + op as u32 * 4 + w as u32, a.0, 0),
+        Carry { w, a, b, f, .. } => (90 + w as u32, a.0, b.0 ^ f.0 << 8),
+        Lea { base, index, disp, .. } => (96, base.0 ^ index.0 << 8, disp as u32),
+        Extend { from, ext, a } => (100 + ext as u32 * 4 + from as u32, a.0, 0),
+        Extract { a, pos, len } => (120, a.0, pos as u32 * 64 + len as u32),
+        Insert { a, b, pos, .. } => (121, a.0 ^ (pos as u32) << 8, b.0),
+        ShiftPair { hi, lo, count, .. } => (122, hi.0 ^ count.0 << 8, lo.0),
+        Flags { op, w, a, b, .. } => (128 + op as u32 * 4 + w as u32, a.0, b.0),
+        Pack(f) => (200, f.0, 0),
+        SetCond { cond, f } => (201, cond as u32, f.0),
+        Select { cond, f, a, b } => (202 + cond as u32, f.0, a.0 ^ b.0 << 8),
+        Vec { op, a, b, imm, .. } => (256 + op as u32, a.0 ^ (imm as u32) << 16, b.0),
+        Vec3 { op, a, b, c, .. } => (240 + op as u32, a.0 ^ c.0 << 8, b.0),
+        VecIns { op, a, b, imm } => (220 + op as u32, a.0 ^ (imm as u32) << 16, b.0),
+        VecTest { op, a, b, imm, .. } => (600 + op as u32, a.0 ^ (imm as u32) << 16, b.0),
+        VecFromInt { a, .. } => (250, a.0, 0),
+        VecToInt { a, .. } => (251, a.0, 0),
+        Call { helper, args } => {
+            (1000 + helper.0 as u32, args[0].map_or(0, |v| v.0), args[1].map_or(0, |v| v.0))
+        }
+        _ => (0, 0, 0),
+    };
+    let h = kind.wrapping_mul(0x9e37_79b1) ^ x.wrapping_mul(0x85eb_ca6b) ^ y.wrapping_mul(0xc2b2_ae35);
+    h >> 24 ^ h >> 12
+}
