@@ -114,12 +114,16 @@ impl Guest for X86 {
             t.instruction(table, key.pc.wrapping_add(done as u64) & linear_mask, &i);
             done += len;
             insns += 1;
+            if t.shadowed && !t.ended {
+                // Behind an STI and the instruction after it, interrupts are looked at.
+                t.goto_next();
+            }
             if t.ended {
                 return Ok(Translated { bytes: done as u32, insns });
             }
         }
         if insns > 0 {
-            t.goto(key.pc.wrapping_add(done as u64) & linear_mask);
+            t.end_full(key.pc.wrapping_add(done as u64) & linear_mask);
             return Ok(Translated { bytes: done as u32, insns });
         }
 
@@ -139,7 +143,7 @@ impl Guest for X86 {
         }
         t.instruction(table, key.pc, &i);
         if !t.ended {
-            t.goto_next();
+            t.end_full(t.next);
         }
         Ok(Translated { bytes: len as u32, insns: 1 })
     }

@@ -1,11 +1,18 @@
 //! The x86-64 guest CPU.
 //!
-//! `state` is the CPU's architectural state and the environment of generated code; `translate` turns instructions
-//! (decoded by iced-x86) into IR, one file an instruction family; `helpers` are the functions that generated code
-//! calls for what is too long or too rare to be IR; `system` holds what the CPU does beyond instructions
-//! (segmentation, exceptions, interrupts, tasks, control registers, MSRs); `mmu` walks page tables; `cpuid` says what
-//! the CPU models have; [`platform`] is what the CPU needs of the machine around it.
+//! `state` is the CPU's architectural state and the environment of generated code; `mode` the word of mode bits that
+//! translations depend on; `translate` turns instructions (decoded by iced-x86) into IR, one file an instruction family;
+//! `helpers` are the functions that generated code calls for what is too long or too rare to be IR; `system` holds what
+//! the CPU does beyond instructions (segmentation, exceptions, interrupts, tasks, control registers, MSRs); `mmu` walks
+//! page tables; `cpuid` says what the CPU models have; [`platform`] is what the CPU needs of the machine around it;
+//! [`guest`] joins all of it to the translator.
 
 pub mod cpuid;
+pub mod guest;
+pub mod helpers;
+mod mode;
+pub mod mmu;
 pub mod platform;
 pub mod state;
+pub mod system;
+pub mod translate;

@@ -5,8 +5,9 @@
 //! [`poll_events`] delivers it. If it cannot be delivered then (IF clear, task priority), nobody asks again until the guest
 //! changes that; so everything that sets IF or lowers the priority calls [`check_interrupts`].
 //!
-//! Shadows: STI and loads of SS hold interrupts off for one more instruction. They set `interrupt_shadow`, which makes the
-//! next block a single instruction (`mode::SHADOW`); leaving that block ends the shadow.
+//! Shadows: loads of SS (and STI, unless the next instruction is in the same block, which is then its last) hold interrupts
+//! off for one more instruction. They set `interrupt_shadow`, which makes the next block a single instruction
+//! (`mode::SHADOW`); leaving that block ends the shadow.
 
 use std::sync::atomic::Ordering;
 
@@ -47,20 +48,19 @@ pub fn check_interrupts(env: &X86Env) {
 /// Handles a block's leaving with a code of [`leave`].
 pub fn handle_leave(env: &mut X86Env, code: u32) -> Next {
     if code == leave::SHADOW {
-        return Next::ContinueOne;
+        return Next::Continue;
     }
     if env.interrupt_shadow {
         env.interrupt_shadow = false;
         env.update_mode();
     }
     match code {
-        leave::SINGLE_STEP => debug::single_step(env),
-        leave::HALT => {
-            env.halted = true;
-            poll_events(env)
-        }
-        _ => poll_events(env),
+        leave::SINGLE_STEP => return debug::single_step(env),
+        leave::HALT => env.halted = true,
+        _ => {}
     }
+    // The execution loop polls for events next.
+    Next::Continue
 }
 
 /// Looks at what waits, in order of priority (SDM volume 3, table 6-2), and delivers at most one.
@@ -92,7 +92,8 @@ pub fn poll_events(env: &mut X86Env) -> Next {
         return next;
     }
     if env.interrupt_shadow {
-        return Next::ContinueOne;
+        // The next block is one instruction and ends the shadow when it is left.
+        return Next::Continue;
     }
     if env.platform.take_smi() {
         tracing::warn!(target: "unimp", "system-management interrupt ignored: there is no system-management mode");

@@ -29,7 +29,9 @@ fn wide() -> RFlags {
 
 /// IRET with an operand size of 2, 4 or 8 bytes. NMIs are unblocked even if it faults.
 pub fn iret(env: &mut X86Env, size: u32) -> Result<()> {
-    env.nmi_blocked = false;
+    if std::mem::take(&mut env.nmi_blocked) {
+        super::interrupt::request_exit(env);
+    }
     if !env.cr0.contains(Cr0::PE) {
         real(env, size)?;
     } else if virtual_8086(env) {
@@ -44,6 +46,7 @@ pub fn iret(env: &mut X86Env, size: u32) -> Result<()> {
     }
     keep_resume_flag(env);
     env.update_mode();
+    super::interrupt::check_interrupts(env);
     Ok(())
 }
 
@@ -82,7 +85,8 @@ fn real(env: &mut X86Env, size: u32) -> Result<()> {
 /// In virtual-8086 mode: with IOPL 3, or by VIF with CR4.VME.
 fn from_virtual(env: &mut X86Env, size: u32) -> Result<()> {
     let privileged = iopl(env) == 3;
-    if !privileged && !(size == 2 && env.cr4.contains(Cr4::VME)) {
+    let by_vme = size == 2 && env.cr4.contains(Cr4::VME);
+    if !privileged && !by_vme {
         return Err(gp(0));
     }
     let mut stack = Stack::current(env);

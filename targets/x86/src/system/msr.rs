@@ -235,7 +235,7 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
         MC0_CTL..=MC9_MISC => {
             let n = (msr - MC0_CTL) as usize;
             // Only CTL takes any value; the others can be cleared.
-            unless(n % 4 != 0 && value != 0)?;
+            unless(!n.is_multiple_of(4) && value != 0)?;
             env.msr.mc_banks[n / 4][n % 4] = value;
         }
         TSC_DEADLINE => {

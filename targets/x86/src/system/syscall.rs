@@ -3,6 +3,7 @@
 //! The program counter is that of the next instruction when these are called.
 
 use super::exception::{gp, ud};
+use super::interrupt::check_interrupts;
 use super::{Result, debug, long_mode, selectors};
 use crate::mmu::canonical;
 use crate::state::{Efer, RFlags, Segment, X86Env, reg, seg};
@@ -63,6 +64,7 @@ pub fn sysret(env: &mut X86Env, size: u32) -> Result<()> {
     if !debug::code_breakpoints(env) {
         env.eflags &= !RFlags::RF.bits();
     }
+    check_interrupts(env);
     Ok(())
 }
 

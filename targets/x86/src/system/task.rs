@@ -122,6 +122,10 @@ fn in_new_task(env: &mut X86Env, selector: u16, cause: Cause, code: u32, flags: 
         let _ = deliver_exception(env, e);
     }
     env.update_mode();
+    if env.shutdown {
+        super::interrupt::request_exit(env);
+    }
+    super::interrupt::check_interrupts(env);
     Ok(())
 }
 
@@ -200,7 +204,7 @@ fn save(env: &mut X86Env, tss: &Segment, wide: bool, flags: u64) -> Result<()> {
     let ip = env.ip();
     let (at_ip, at_gpr, at_seg, size, count) =
         if wide { (0x20, 0x28, 0x48, 4, 6) } else { (0x0e, 0x12, 0x22, 2, 4) };
-    let mut put =
+    let put =
         |env: &mut X86Env, at: u64, value: u64, size: u32| write(env, tss.base.wrapping_add(at), size, value);
     put(env, at_ip, ip, size)?;
     put(env, at_ip + size as u64, flags, size)?;

@@ -20,7 +20,8 @@ impl Translator<'_> {
     }
 
     fn near_exit(&mut self, target: u64) -> ExitId {
-        self.b.exit(Exit { pc: target, poll: target <= self.pc, chain: true, dead: GlobalSet::NONE })
+        let poll = target <= self.pc || self.shadowed;
+        self.b.exit(Exit { pc: target, poll, chain: true, dead: GlobalSet::NONE })
     }
 
     fn end(&mut self, terminal: Inst) {
@@ -56,6 +57,17 @@ impl Translator<'_> {
         } else {
             self.set_pc(target);
             self.end(Inst::GotoIndirect);
+        }
+    }
+
+    /// Ends a block that is full at a linear address. An STI just before has its shadow seen to.
+    pub fn end_full(&mut self, next: u64) {
+        if std::mem::take(&mut self.opens_shadow) {
+            self.call(helpers::system::OPEN_SHADOW, &[]);
+            self.set_pc(next);
+            self.leave_for_mode_change();
+        } else {
+            self.goto(next);
         }
     }
 
@@ -117,9 +129,15 @@ impl Translator<'_> {
         }
     }
 
-    /// Ends the block after a helper that set the program counter and perhaps the mode: what follows is looked up anew.
+    /// Ends the block after a helper that set the program counter and perhaps the mode: what follows is looked up anew, in the
+    /// mode as it is then ([`X86Env::update_mode`](crate::state::X86Env::update_mode) sees to that), with a poll.
     pub fn leave_for_mode_change(&mut self) {
-        if self.is(mode::TRAP) { self.leave(leave::SINGLE_STEP) } else { self.leave(leave::RESUME) }
+        if self.single { self.leave_after_step() } else { self.end(Inst::GotoIndirect) }
+    }
+
+    /// As [`Translator::leave_for_mode_change`], but no single-step trap follows under EFLAGS.TF.
+    pub fn leave_without_trap(&mut self) {
+        if self.single { self.leave(leave::RESUME) } else { self.end(Inst::GotoIndirect) }
     }
 
     fn linear_of_ip(&mut self, ip: Value) -> Value {

@@ -146,6 +146,10 @@ pub struct Translator<'a> {
     pub mmu: u8,
     /// The block is this one instruction, and is left to the execution loop after it.
     pub single: bool,
+    /// This instruction is in the shadow of an STI: exits after it poll for events.
+    pub shadowed: bool,
+    /// The instruction just translated opened a shadow (STI) and left the block open: the next one is the block's last.
+    pub opens_shadow: bool,
     /// The block has its terminal.
     pub ended: bool,
 }
@@ -162,6 +166,8 @@ impl<'a> Translator<'a> {
             cs_base: if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT },
             mmu: (mode >> mode::MMU_SHIFT & 3) as u8,
             single: single_step || mode & (mode::TRAP | mode::SHADOW) != 0,
+            shadowed: false,
+            opens_shadow: false,
             ended: false,
         }
     }
@@ -170,7 +176,12 @@ impl<'a> Translator<'a> {
     pub fn instruction(&mut self, table: &[TranslateFn], pc: u64, i: &Instruction) {
         self.pc = pc;
         self.next = self.wrap(pc.wrapping_add(i.len() as u64));
+        self.shadowed = std::mem::take(&mut self.opens_shadow);
         self.b.push(Inst::InsnStart { pc });
+        if self.is(mode::DEBUG) {
+            let pc = self.b.iconst(pc);
+            self.b.call(helpers::system::CHECK_BREAKPOINT, &[pc]);
+        }
         if self.mode & mode::CODE_LIMIT != 0 && self.env.seg[crate::state::seg::CS].limit != 0xffff {
             // Odd limits are rare: check each instruction's last byte instead of having more block modes.
             let last = self.b.iconst(self.next.wrapping_sub(1).wrapping_sub(self.cs_base) & 0xffff_ffff);

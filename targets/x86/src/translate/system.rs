@@ -211,7 +211,11 @@ fn mode_changed(t: &mut Translator<'_>) {
 /// Goes on at the next instruction, which runs before interrupts are looked at. `interrupt_shadow` is set.
 fn shadow_next(t: &mut Translator<'_>) {
     t.set_pc(t.next);
-    t.leave(if t.is(mode::TRAP) { leave::SINGLE_STEP } else { leave::SHADOW });
+    if t.single {
+        t.leave(if t.is(mode::TRAP) { leave::SINGLE_STEP } else { leave::SHADOW });
+    } else {
+        t.leave_for_mode_change();
+    }
 }
 
 fn constants(t: &mut Translator<'_>, args: &[u64]) -> ([Value; 4], usize) {
@@ -235,7 +239,7 @@ fn soft_interrupt(t: &mut Translator<'_>, helper: HelperId, args: &[u64]) {
     let (values, n) = constants(t, args);
     t.set_pc(t.next);
     t.call(helper, &values[..n]);
-    t.leave(leave::RESUME);
+    t.leave_without_trap();
 }
 
 fn env_load(t: &mut Translator<'_>, width: Width, offset: usize) -> Value {
@@ -453,9 +457,11 @@ fn cli(t: &mut Translator<'_>) {
 
 fn sti(t: &mut Translator<'_>) {
     t.call(h::STI, &[]);
-    if owns_interrupts(t) {
+    if t.single && owns_interrupts(t) {
         t.call(h::OPEN_SHADOW, &[]);
         shadow_next(t);
+    } else {
+        t.opens_shadow = owns_interrupts(t);
     }
 }
 
