@@ -157,7 +157,7 @@ fn text_asked_for(options: &options::Options, mut command: clap::Command) -> Opt
     let asked = |value: &Option<String>| value.as_deref().is_some_and(values::asks_for_help);
     if options.help {
         // clap writes two dashes; QEMU's users expect one.
-        Some(command.render_long_help().to_string().replace(" --", " -"))
+        Some(command.render_help().to_string().replace(" --", " -"))
     } else if options.version {
         Some(format!("Tessera {}\n", env!("CARGO_PKG_VERSION")))
     } else if asked(&options.machine) {

@@ -62,7 +62,7 @@ fn properties(text: &str) -> impl Iterator<Item = (&str, &str)> {
 /// `-m`: a number of MiB, or of what its suffix says; QEMU's `size=` may stand before it.
 pub fn memory(value: &str) -> Result<u64, UsageError> {
     const OPTION: &str = "-m";
-    const WAY_OUT: &str = "give a number of MiB, or one with a suffix k, M, G or T, such as 512 or 2G";
+    const WAY_OUT: &str = "it is not a size of memory; give a number of MiB, or one with a suffix k, M, G or T, such as 512 or 2G";
     let (size, rest) = value.split_once(',').unwrap_or((value, ""));
     if let Some((key, _)) = properties(rest).next() {
         return bad(OPTION, value, format!("{key} is not supported by Tessera yet; give the size alone"));
@@ -139,7 +139,7 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
                 Ok(mib) if CODE_CACHE_MIB.contains(&mib) => accel.code_cache = Some(mib << 20),
                 _ => {
                     let (least, most) = (CODE_CACHE_MIB.start(), CODE_CACHE_MIB.end());
-                    return bad(OPTION, value, format!("give a tb-size from {least} to {most} (MiB)"));
+                    return bad(OPTION, value, format!("the size of the code cache is not possible; give a tb-size from {least} to {most} (MiB)"));
                 }
             },
             // With one processor both are the same; the cache is always mapped twice.
@@ -177,7 +177,7 @@ pub fn smp(value: &str) -> Result<(), UsageError> {
             Ok(2..) if known.contains(&key) => {
                 return bad("-smp", value, "several processors are not supported by Tessera yet; give 1");
             }
-            _ => return bad("-smp", value, "give the number of processors, which is 1 so far"),
+            _ => return bad("-smp", value, "it is not a number of processors; give 1"),
         }
     }
     Ok(())
@@ -187,7 +187,7 @@ pub fn smp(value: &str) -> Result<(), UsageError> {
 pub fn only_none(option: &str, value: &str) -> Result<(), UsageError> {
     match value {
         "none" => Ok(()),
-        _ => bad(option, value, "only none is supported by Tessera so far"),
+        _ => bad(option, value, "only none is supported by Tessera so far; give none"),
     }
 }
 
@@ -203,9 +203,9 @@ pub fn device(value: &str) -> Result<DebugExit, UsageError> {
         let number = number(setting).and_then(|number| u16::try_from(number).ok());
         match (key, number) {
             ("iobase", Some(port)) => device.iobase = port,
-            ("iosize", Some(size @ 1..=8)) => device.iosize = size,
-            ("iobase", None) => return bad(OPTION, value, "give iobase a port from 0 to 0xffff"),
-            ("iosize", _) => return bad(OPTION, value, "give iosize a number of ports from 1 to 8"),
+            ("iosize", Some(size @ (1 | 2 | 4))) => device.iosize = size,
+            ("iobase", None) => return bad(OPTION, value, "there is no such port; give iobase a port from 0 to 0xffff"),
+            ("iosize", _) => return bad(OPTION, value, "that many ports cannot be written at once; give iosize 1, 2 or 4"),
             ("id", _) => {}
             _ => return bad(OPTION, value, format!("isa-debug-exit has no property {key}; leave it out")),
         }
@@ -222,7 +222,7 @@ pub fn uuid(value: &str) -> Result<[u8; 16], UsageError> {
     let groups: Vec<_> = value.split('-').map(str::len).collect();
     let digits: String = value.split('-').collect();
     if groups != [8, 4, 4, 4, 12] || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return bad("-uuid", value, "give it as 550e8400-e29b-41d4-a716-446655440000");
+        return bad("-uuid", value, "it is not a UUID; give it as 550e8400-e29b-41d4-a716-446655440000");
     }
     for (byte, pair) in uuid.iter_mut().zip(digits.as_bytes().chunks(2)) {
         *byte =
@@ -244,7 +244,7 @@ pub fn name(value: &str) -> Result<String, UsageError> {
 pub fn escape_character(value: &str) -> Result<u8, UsageError> {
     match number(value).and_then(|code| u8::try_from(code).ok()) {
         Some(code) => Ok(code),
-        None => bad("-echr", value, "give the code of a character, such as 20 for Ctrl-T"),
+        None => bad("-echr", value, "it is not a character; give the code of one, such as 20 for Ctrl-T"),
     }
 }
 
@@ -269,7 +269,7 @@ pub fn address_ranges(value: &str) -> Result<Vec<RangeInclusive<u64>>, UsageErro
                 _ => bad(
                     "-dfilter",
                     value,
-                    "give ranges such as 0x8000..0x8fff, 0x8000+0x1000 or 0x8fff-0x1000",
+                    "the ranges are not understood; give them as in 0x8000..0x8fff, 0x8000+0x1000 or 0x8fff-0x1000",
                 ),
             }
         })
@@ -338,7 +338,7 @@ mod tests {
         for wrong in [
             "virtio-blk-pci,drive=d",
             "isa-debug-exit,iobase=0x10000",
-            "isa-debug-exit,iosize=0",
+            "isa-debug-exit,iosize=3",
             "isa-debug-exit,iobase=0xffff",
             "isa-debug-exit,x=1",
         ] {

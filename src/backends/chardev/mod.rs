@@ -37,10 +37,11 @@ use crate::backends::terminal::RawMode;
 use crate::cli::UsageError;
 use crate::event_loop::Waker;
 
-/// A backend that was opened and not yet used.
+/// A backend that was opened and not yet used. A device can be attached to it already.
 pub struct Opened {
     /// For messages: `serial0`.
     label: String,
+    port: Arc<Port>,
     kind: Kind,
 }
 
@@ -53,18 +54,17 @@ enum Kind {
     Listening { listener: Listener, wait: bool, socket: Option<SocketFile> },
 }
 
-/// A backend in use.
+/// The main loop's part of a backend in use.
+#[derive(Default)]
 pub struct Started {
-    /// For the device.
-    pub backend: Arc<dyn CharBackend>,
-    /// For the main loop.
+    /// What the main loop serves.
     pub endpoint: Option<Endpoint>,
     /// The terminal's mode, for as long as the backend is used.
     pub raw_mode: Option<RawMode>,
 }
 
 /// Opens the backend of the device `label`, which `option` described.
-pub fn open(option: &str, label: &str, spec: &CharSpec) -> Result<Opened, UsageError> {
+pub fn open(option: &str, label: &str, spec: &CharSpec, waker: &Waker) -> Result<Opened, UsageError> {
     let failed = |value: String, error: io::Error, way_out: &str| {
         UsageError(format!("{option} {value}: it cannot be opened ({}); {way_out}", plain(&error)))
     };
@@ -111,17 +111,25 @@ pub fn open(option: &str, label: &str, spec: &CharSpec) -> Result<Opened, UsageE
             }
         }
     };
-    Ok(Opened { label: label.to_owned(), kind })
+    Ok(Opened { label: label.to_owned(), port: Port::new(waker.clone()), kind })
 }
 
 impl Opened {
+    /// The device's part.
+    pub fn backend(&self) -> Arc<dyn CharBackend> {
+        match self.kind {
+            Kind::Null => Arc::new(NullBackend),
+            _ => self.port.clone(),
+        }
+    }
+
     /// Begins to use it: empties the file, waits for the caller, makes the terminal raw.
-    pub fn start(self, waker: &Waker, escape: u8) -> io::Result<Started> {
-        let port = Port::new(waker.clone());
+    pub fn start(self, escape: u8) -> io::Result<Started> {
+        let port = self.port;
         let mut raw_mode = None;
         let endpoint = match self.kind {
             Kind::Null => {
-                return Ok(Started { backend: Arc::new(NullBackend), endpoint: None, raw_mode: None });
+                return Ok(Started::default());
             }
             Kind::Stdio { commands, signals } => {
                 raw_mode = RawMode::enter(signals);
@@ -148,7 +156,7 @@ impl Opened {
                 Endpoint::server(port.clone(), listener, first, socket)
             }
         };
-        Ok(Started { backend: port, endpoint: Some(endpoint), raw_mode })
+        Ok(Started { endpoint: Some(endpoint), raw_mode })
     }
 }
 
@@ -234,17 +242,18 @@ mod tests {
 
     struct Rig {
         device: Arc<Device>,
-        started: Started,
+        backend: Arc<dyn CharBackend>,
+        endpoint: Endpoint,
         waker: Waker,
         commands: Vec<Command>,
     }
 
     impl Rig {
-        fn new(started: Started, waker: Waker) -> Self {
+        fn new(backend: Arc<dyn CharBackend>, endpoint: Endpoint, waker: Waker) -> Self {
             let device = Arc::new(Device { room: Mutex::new(4), ..Device::default() });
             let weak: Weak<Device> = Arc::downgrade(&device);
-            started.backend.attach(weak);
-            Rig { device, started, waker, commands: Vec::new() }
+            backend.attach(weak);
+            Rig { device, backend, endpoint, waker, commands: Vec::new() }
         }
 
         /// Runs the endpoint as the main loop would until `done`.
@@ -252,9 +261,8 @@ mod tests {
             let deadline = Instant::now() + Duration::from_secs(10);
             while !done(&self.device) {
                 assert!(Instant::now() < deadline, "got {:?}", self.device.got.lock().unwrap());
-                let endpoint = self.started.endpoint.as_mut().unwrap();
                 crate::event_loop::poll_once(
-                    std::slice::from_mut(endpoint),
+                    std::slice::from_mut(&mut self.endpoint),
                     &self.waker,
                     Some(Duration::from_millis(20)),
                     &mut self.commands,
@@ -269,10 +277,11 @@ mod tests {
         let path = std::env::temp_dir().join(format!("tessera-chardev-{}", std::process::id()));
         let spec = CharSpec::Unix { path: path.clone(), role: Role::Server { wait: false } };
         let waker = Waker::new().unwrap();
-        let started = open("-serial", "serial0", &spec).unwrap().start(&waker, 1).unwrap();
-        let mut rig = Rig::new(started, waker);
+        let opened = open("-serial", "serial0", &spec, &waker).unwrap();
+        let backend = opened.backend();
+        let mut rig = Rig::new(backend, opened.start(1).unwrap().endpoint.unwrap(), waker);
         for round in 0..2 {
-            assert_eq!(rig.started.backend.write(b"nobody listens"), 14);
+            assert_eq!(rig.backend.write(b"nobody listens"), 14);
             let mut caller = UnixStream::connect(&path).unwrap();
             caller.set_nonblocking(true).unwrap();
             caller.write_all(b"123456").unwrap();
@@ -280,9 +289,9 @@ mod tests {
             rig.until(|device| device.got.lock().unwrap().len() == round * 6 + 4);
             // The device is full until it says so.
             *rig.device.room.lock().unwrap() = 4;
-            rig.started.backend.frontend_ready();
+            rig.backend.frontend_ready();
             rig.until(|device| device.got.lock().unwrap().len() == round * 6 + 6);
-            rig.started.backend.write(b"answer");
+            rig.backend.write(b"answer");
             let mut text = [0; 6];
             let mut have = 0;
             rig.until(|_| {
@@ -292,7 +301,7 @@ mod tests {
             assert_eq!(&text, b"answer");
             drop(caller);
             // Once the endpoint has noticed that the caller has gone, output is dropped again.
-            while rig.started.endpoint.as_ref().unwrap().has_peer() {
+            while rig.endpoint.has_peer() {
                 let mut polls = 0;
                 rig.until(|_| std::mem::replace(&mut polls, 1) == 1);
             }
@@ -307,7 +316,7 @@ mod tests {
         let waker = Waker::new().unwrap();
         let port = Port::new(waker.clone());
         let endpoint = Endpoint::pty(port.clone(), master);
-        let mut rig = Rig::new(Started { backend: port, endpoint: Some(endpoint), raw_mode: None }, waker);
+        let mut rig = Rig::new(port, endpoint, waker);
         let mut polls = 0;
         let start = Instant::now();
         rig.until(|_| {
@@ -318,7 +327,7 @@ mod tests {
         let mut user = std::fs::File::options().read(true).write(true).open(name).unwrap();
         user.write_all(b"abc").unwrap();
         rig.until(|device| *device.got.lock().unwrap() == b"abc");
-        rig.started.backend.write(b"xyz\n");
+        rig.backend.write(b"xyz\n");
         let reader = std::thread::spawn(move || {
             let mut text = [0; 4];
             user.read_exact(&mut text).map(|()| text)
@@ -330,13 +339,14 @@ mod tests {
     #[test]
     fn what_cannot_be_opened_is_told() {
         let missing = || PathBuf::from("/nonexistent/folder/x");
+        let waker = Waker::new().unwrap();
         for spec in [
             CharSpec::File(missing()),
             CharSpec::Unix { path: missing(), role: Role::Client },
             CharSpec::Unix { path: missing(), role: Role::Server { wait: false } },
             CharSpec::Tcp { host: "127.0.0.1".into(), port: 1, role: Role::Client },
         ] {
-            let message = open("-serial", "serial0", &spec).err().expect("it opened").to_string();
+            let message = open("-serial", "serial0", &spec, &waker).err().expect("it opened").to_string();
             assert!(
                 message.starts_with("-serial ") && message.contains(';') && !message.contains("os error"),
                 "{message}"

@@ -1,0 +1,230 @@
+//! A vCPU's thread, as the main loop sees it.
+//!
+//! The engine lives on the thread and never leaves it. The main loop sends orders; each order to run ends in exactly one
+//! report of why the vCPU stopped, which also wakes the main loop. Other orders are for a stopped vCPU.
+
+use std::any::Any;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+
+use tessera_firmware::loader::BootEntry;
+use tessera_hw_core::cpu::set_current;
+
+use crate::accel::{Control, Engine, Stop, drive};
+use crate::event_loop::Waker;
+
+/// What the thread is to do.
+enum Order {
+    Run,
+    /// Power-up state, or where a loaded kernel begins.
+    Reset(Option<BootEntry>),
+    /// What the engine can tell of itself.
+    Describe(Sender<Description>),
+}
+
+/// What an engine tells of itself.
+pub struct Description {
+    /// What it did so far.
+    pub statistics: String,
+    /// The processor's registers.
+    pub registers: String,
+}
+
+/// How a run ended: why the vCPU stopped, or what the engine panicked with.
+type Report = Result<Stop, String>;
+
+/// A vCPU on its thread.
+pub struct Vcpu {
+    control: Arc<Control>,
+    orders: Option<Sender<Order>>,
+    reports: Receiver<Report>,
+    running: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Starts the thread of vCPU `index`; the vCPU is stopped. Each report wakes `waker`'s loop.
+    pub fn spawn(index: u32, mut engine: Box<dyn Engine>, waker: Waker) -> io::Result<Self> {
+        let control = engine.control();
+        let (orders, incoming) = channel();
+        let (outgoing, reports) = channel();
+        let thread = Builder::new().name(format!("vcpu{index}")).spawn(move || {
+            set_current(index);
+            for order in incoming {
+                match order {
+                    Order::Run => {
+                        // A fault of the engine ends the machine, not the process: the main loop has a terminal to restore.
+                        let report = catch_unwind(AssertUnwindSafe(|| drive(&mut *engine)))
+                            .map_err(|panic| panic_message(panic.as_ref()));
+                        let failed = report.is_err();
+                        // The main loop may have ended already.
+                        let _ = outgoing.send(report);
+                        waker.wake();
+                        if failed {
+                            return;
+                        }
+                    }
+                    Order::Reset(entry) => {
+                        engine.reset();
+                        if let Some(entry) = entry {
+                            engine.boot(&entry);
+                        }
+                    }
+                    Order::Describe(reply) => {
+                        let description =
+                            Description { statistics: engine.statistics(), registers: engine.dump() };
+                        // The asker may have given up.
+                        let _ = reply.send(description);
+                    }
+                }
+            }
+        })?;
+        Ok(Vcpu { control, orders: Some(orders), reports, running: false, thread: Some(thread) })
+    }
+
+    /// The handle for kicks.
+    pub fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            // A thread that has ended has sent a report that says why.
+            let _ = orders.send(order);
+        }
+    }
+
+    /// Lets the vCPU execute.
+    pub fn run(&mut self) {
+        if !self.running {
+            self.control.resume();
+            self.running = true;
+            self.order(Order::Run);
+        }
+    }
+
+    /// Puts the stopped vCPU into its power-up state, or where a loaded kernel begins.
+    pub fn reset(&self, entry: Option<BootEntry>) {
+        self.order(Order::Reset(entry));
+    }
+
+    /// Why the vCPU has stopped, if it has since the last call.
+    pub fn take_report(&mut self) -> Option<Report> {
+        let report = self.reports.try_recv().ok()?;
+        self.running = false;
+        Some(report)
+    }
+
+    /// Makes the vCPU stop, and waits until it has. An end that came by itself meanwhile is returned.
+    pub fn stop(&mut self) -> Report {
+        if !self.running {
+            return Ok(Stop::Requested);
+        }
+        self.control.stop();
+        let report = self.reports.recv().unwrap_or_else(|_| Err("its thread has ended".into()));
+        self.running = false;
+        report
+    }
+
+    /// What the stopped vCPU's engine tells of itself.
+    pub fn describe(&self) -> Option<Description> {
+        let (reply, answer) = channel();
+        self.order(Order::Describe(reply));
+        answer.recv().ok()
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // An engine that has panicked is not asked for more.
+        let _ = self.stop();
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // Its panics were caught and reported.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Halts until it is stopped; panics if its start says so.
+    struct Fake {
+        control: Arc<Control>,
+        resets: Arc<AtomicU32>,
+        panics: bool,
+    }
+
+    impl Engine for Fake {
+        fn run(&mut self) -> Stop {
+            assert!(!self.panics, "out of order");
+            if self.control.stop_requested() { Stop::Requested } else { Stop::Halted }
+        }
+        fn reset(&mut self) {
+            self.resets.fetch_add(1, Ordering::Relaxed);
+        }
+        fn boot(&mut self, _: &BootEntry) {}
+        fn control(&self) -> Arc<Control> {
+            self.control.clone()
+        }
+        fn awake(&self) -> bool {
+            false
+        }
+        fn dump(&self) -> String {
+            "registers".into()
+        }
+        fn statistics(&self) -> String {
+            "statistics".into()
+        }
+    }
+
+    fn fake(panics: bool) -> (Vcpu, Arc<AtomicU32>) {
+        let resets = Arc::new(AtomicU32::new(0));
+        let engine = Fake { control: Control::new(Box::new(|| ())), resets: resets.clone(), panics };
+        (Vcpu::spawn(0, Box::new(engine), Waker::new().unwrap()).unwrap(), resets)
+    }
+
+    #[test]
+    fn runs_stops_and_runs_again() {
+        let (mut vcpu, resets) = fake(false);
+        for round in 1..=3 {
+            vcpu.reset(None);
+            vcpu.run();
+            assert_eq!(vcpu.take_report(), None);
+            assert_eq!(vcpu.stop(), Ok(Stop::Requested));
+            assert_eq!(vcpu.describe().unwrap().registers, "registers");
+            assert_eq!(resets.load(Ordering::Relaxed), round);
+        }
+        vcpu.run();
+        drop(vcpu);
+    }
+
+    #[test]
+    fn a_panic_is_a_report() {
+        let (mut vcpu, _) = fake(true);
+        vcpu.run();
+        let start = Instant::now();
+        let report = loop {
+            assert!(start.elapsed() < Duration::from_secs(10));
+            if let Some(report) = vcpu.take_report() {
+                break report;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(report, Err("out of order".into()));
+        assert!(vcpu.describe().is_none());
+    }
+}
