@@ -241,7 +241,9 @@ impl DeviceTimer {
     #[inline]
     pub fn set(&self, deadline: Option<u64>) {
         let deadline = deadline.map_or(NEVER, |ns| ns.min(NEVER - 1));
-        if self.armed.swap(deadline, Ordering::AcqRel) != deadline
+        // A plain read first: nearly always nothing changes.
+        if self.armed.load(Ordering::Acquire) != deadline
+            && self.armed.swap(deadline, Ordering::AcqRel) != deadline
             && let Some(t) = self.timer.get()
         {
             t.timers.arm(t.index, deadline);

@@ -51,6 +51,15 @@ impl Serial16550 {
         serial
     }
 
+    fn time_for(&self, uart: &Uart, reg: u8, write: bool) -> u64 {
+        if uart.needs_time(reg, write) { self.clock.now_ns() } else { 0 }
+    }
+
+    fn drive_at(&self, uart: &mut Uart, now: u64) {
+        self.irq.set(uart.interrupt(now));
+        self.timeout.set(uart.deadline(now));
+    }
+
     /// Offers waiting output to the backend.
     fn transmit(&self, uart: &mut Uart) {
         let waiting = uart.tx_waiting();
@@ -70,9 +79,7 @@ impl Wired for Serial16550 {
         &self.uart
     }
     fn drive(&self, uart: &mut Uart) {
-        let now = self.clock.now_ns();
-        self.irq.set(uart.interrupt(now));
-        self.timeout.set(uart.deadline(now));
+        self.drive_at(uart, self.clock.now_ns());
     }
 }
 
@@ -80,11 +87,10 @@ impl PortDevice for Serial16550 {
     fn read(&self, offset: u16, _size: u8) -> u32 {
         let mut uart = lock(&self.uart);
         let was_full = uart.rx_room() == 0;
-        let now = self.clock.now_ns();
+        let now = self.time_for(&uart, offset as u8, false);
         let value = uart.read(offset as u8, now);
-        if state::read_has_effect(offset as u8) {
-            self.irq.set(uart.interrupt(now));
-            self.timeout.set(uart.deadline(now));
+        if state::read_has_effect(offset as u8, value) {
+            self.drive_at(&mut uart, now);
             let room = was_full && uart.rx_room() > 0;
             drop(uart);
             if room {
@@ -98,9 +104,10 @@ impl PortDevice for Serial16550 {
         let mut uart = lock(&self.uart);
         let breaking = uart.sends_break();
         let full = uart.rx_room() == 0;
-        uart.write(offset as u8, value as u8, self.clock.now_ns());
+        let now = self.time_for(&uart, offset as u8, true);
+        uart.write(offset as u8, value as u8, now);
         self.transmit(&mut uart);
-        self.drive(&mut uart);
+        self.drive_at(&mut uart, now);
         let (now_breaking, room) = (uart.sends_break(), full && uart.rx_room() > 0);
         drop(uart);
         if now_breaking != breaking {

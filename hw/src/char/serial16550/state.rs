@@ -86,9 +86,13 @@ impl Default for Uart {
     }
 }
 
-/// Whether reading `reg` can change an interrupt.
-pub(super) fn read_has_effect(reg: u8) -> bool {
-    matches!(reg, 0 | 2 | 5 | 6)
+/// Whether reading `reg` as `value` can have changed an interrupt.
+pub(super) fn read_has_effect(reg: u8, value: u8) -> bool {
+    match reg {
+        0 | 2 | 6 => true,
+        5 => value & lsr::ERRORS != 0,
+        _ => false,
+    }
 }
 
 impl Uart {
@@ -177,6 +181,16 @@ impl Uart {
     /// Whether the guest holds the line in the break state.
     pub fn sends_break(&self) -> bool {
         self.lcr & LCR_BREAK != 0 && self.mcr & mcr::LOOPBACK == 0
+    }
+
+    /// Whether an access to `reg` depends on the time; the busiest mostly do not, and spare the clock.
+    pub(super) fn needs_time(&self, reg: u8, write: bool) -> bool {
+        let touches_rx = match reg {
+            0 => !write || self.mcr & mcr::LOOPBACK != 0,
+            2 => write,
+            _ => false,
+        };
+        touches_rx || self.timeout_at.is_some()
     }
 
     fn timed_out(&self, now: u64) -> bool {

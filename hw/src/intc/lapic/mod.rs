@@ -94,6 +94,11 @@ impl LocalApic {
         r
     }
 
+    /// The time, for registers that depend on it; the others are the busiest and spare the clock.
+    fn time_for(&self, register: u32) -> u64 {
+        if registers::is_timeless(register) { 0 } else { self.clock.now_ns() }
+    }
+
     /// Carries out an effect; no lock of this APIC may be held.
     fn perform(&self, effect: Effect) {
         let bus = || self.bus.upgrade();
@@ -148,7 +153,7 @@ impl LocalApic {
     pub fn mmio_read(&self, offset: u64, size: u8) -> u64 {
         let reg = (offset >> 4) as u32 & 0xff;
         let value = match offset & 0xf {
-            0..4 => lock(&self.state).read_register(reg, self.clock.now_ns()).unwrap_or(0),
+            0..4 => lock(&self.state).read_register(reg, self.time_for(reg)).unwrap_or(0),
             _ => 0,
         };
         if size != 4 || offset & 3 != 0 {
@@ -163,8 +168,9 @@ impl LocalApic {
             tracing::debug!(target: GUEST_ERRORS, "APIC write of {size} bytes at {offset:#x}");
             return;
         }
-        let now = self.clock.now_ns();
-        let effect = self.with(|s| s.write_register((offset >> 4) as u32 & 0xff, value as u32, now));
+        let reg = (offset >> 4) as u32 & 0xff;
+        let now = self.time_for(reg);
+        let effect = self.with(|s| s.write_register(reg, value as u32, now));
         self.perform(effect);
     }
 
@@ -184,11 +190,14 @@ impl Wired for LocalApic {
         &self.state
     }
     fn drive(&self, state: &mut Lapic) {
+        // Only this function stores to these, under the lock.
         self.priority.store(state.cr8(), Ordering::Release);
-        let new = state.signals();
-        let old = self.signals.swap(new, Ordering::AcqRel);
-        if new & !old != 0 {
-            self.kick();
+        let (new, old) = (state.signals(), self.signals.load(Ordering::Relaxed));
+        if new != old {
+            self.signals.store(new, Ordering::Release);
+            if new & !old != 0 {
+                self.kick();
+            }
         }
         self.timer.set(state.deadline());
         if state.take_window_change() {
@@ -242,10 +251,10 @@ impl CpuIrq for LocalApic {
     }
 
     fn read_x2apic(&self, msr: u32) -> Result<u64, GpFault> {
-        lock(&self.state).read_x2apic(msr, self.clock.now_ns())
+        lock(&self.state).read_x2apic(msr, self.time_for(msr.wrapping_sub(0x800)))
     }
     fn write_x2apic(&self, msr: u32, value: u64) -> Result<(), GpFault> {
-        let now = self.clock.now_ns();
+        let now = self.time_for(msr.wrapping_sub(0x800));
         let effect = self.with(|s| s.write_x2apic(msr, value, now))?;
         self.perform(effect);
         Ok(())

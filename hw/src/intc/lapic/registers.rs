@@ -26,6 +26,11 @@ pub(super) const CURRENT_COUNT: u32 = 0x39;
 pub(super) const DIVIDE: u32 = 0x3e;
 pub(super) const SELF_IPI: u32 = 0x3f;
 
+/// Whether accesses to register `r` neither show the time nor depend on what the timer has done until now.
+pub(super) fn is_timeless(r: u32) -> bool {
+    matches!(r, ID | TPR | PPR | EOI | ICR_LOW | ICR_HIGH | SELF_IPI)
+}
+
 /// Version 0x14, six LVT entries, no EOI broadcast suppression.
 pub(super) const VERSION_VALUE: u32 = 0x0005_0014;
 
