@@ -38,7 +38,8 @@ helpers! { super::X87_BASE;
     LOAD_CONSTANT = x87_load_constant(1), Effects::FAULTS;
     /// `(destination, address, mmu)`: stores ST(0) to memory; see [`store_code`].
     STORE = x87_store(3), Effects::FAULTS;
-    /// `(i, pop)`: copies ST(0) to ST(i).
+    /// `(i, pop)`: copies ST(0) to ST(i). `pop`: 0 does not pop, 1 pops, 2 is FSTPNCE, which pops an empty register without
+    /// a fault and copies nothing then.
     STORE_REGISTER = x87_store_register(2), Effects::FAULTS;
     /// `(operation)`: an operation on the top of the stack; see [`Misc`].
     MISC = x87_misc(1), Effects::FAULTS;
@@ -314,7 +315,7 @@ extern "C" fn x87_load(env: &mut X86Env, source: u64, low: u64, high: u64) -> u6
 extern "C" fn x87_load_register(env: &mut X86Env, i: u64) -> u64 {
     instruction(env, |fpu| {
         let i = i as usize & 7;
-        if fpu.is_empty(i) && fpu.is_empty(7) {
+        if fpu.is_empty(i) {
             if fpu.stack_fault(false) {
                 fpu.push(INDEFINITE);
             }
@@ -385,10 +386,10 @@ extern "C" fn x87_arith_memory(env: &mut X86Env, code: u64, value: u64) -> u64 {
 }
 
 /// Adds the denormal-operand exception of a widened memory operand, unless one of higher priority (a NaN operand, an
-/// invalid operation) keeps it from being raised.
+/// invalid operation, a division by zero) keeps it from being raised.
 fn with_denormal(sw: u16, denormal: u16, others: &[&F80]) -> u16 {
     let nan = others.iter().any(|v| classify(v) == Class::Nan);
-    if nan || sw & status::IE != 0 { sw } else { sw | denormal }
+    if nan || sw & (status::IE | status::ZE) != 0 { sw } else { sw | denormal }
 }
 
 extern "C" fn x87_compare(env: &mut X86Env, code: u64, value: u64) -> u64 {
@@ -470,6 +471,10 @@ extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> 
 extern "C" fn x87_store_register(env: &mut X86Env, i: u64, pop: u64) -> u64 {
     instruction(env, |fpu| {
         let v = if fpu.is_empty(0) {
+            if pop == 2 {
+                fpu.set_condition(status::C1, 0);
+                return fpu.pop();
+            }
             if !fpu.stack_fault(false) {
                 return;
             }
@@ -512,6 +517,7 @@ extern "C" fn x87_exchange(env: &mut X86Env, i: u64) -> u64 {
 
 extern "C" fn x87_free(env: &mut X86Env, i: u64, pop: u64) -> u64 {
     instruction(env, |fpu| {
+        fpu.set_condition(status::C1, 0);
         fpu.free(i as usize & 7);
         if pop != 0 {
             fpu.pop();
@@ -620,6 +626,7 @@ fn test(fpu: &mut Fpu) {
 
 fn unary(fpu: &mut Fpu, op: Unary, condition: u16) {
     if fpu.is_empty(0) {
+        fpu.set_condition(condition, 0);
         if fpu.stack_fault(false) {
             fpu.set_st(0, INDEFINITE);
         }
@@ -634,14 +641,18 @@ fn unary(fpu: &mut Fpu, op: Unary, condition: u16) {
 
 fn binary(fpu: &mut Fpu, op: Binary, condition: u16) {
     if any_empty(fpu, &[0, 1]) {
+        fpu.set_condition(condition & status::C2, 0);
         if fpu.stack_fault(false) {
             fpu.set_st(0, INDEFINITE);
         }
         return;
     }
     let (r, sw) = host::binary(op, fpu.control, fpu.st(0), fpu.st(1));
+    let nan = [0, 1].iter().any(|&i| classify(fpu.st(i)) == Class::Nan);
     let done = commit(fpu, sw);
-    fpu.set_condition(condition, sw);
+    // There is no quotient of NaNs and of invalid operations: its bits C0 and C3 stay.
+    let quotient = if nan || sw & status::IE != 0 { status::C1 | status::C2 } else { status::CONDITION };
+    fpu.set_condition(condition & quotient, sw);
     if done {
         fpu.set_st(0, r);
     }
@@ -666,6 +677,9 @@ fn popping(fpu: &mut Fpu, op: Popping) {
 fn pushing(fpu: &mut Fpu, op: Pushing) {
     let underflow = fpu.is_empty(0);
     if underflow || !fpu.is_empty(7) {
+        if op != Pushing::Extract {
+            fpu.set_condition(status::C2, 0);
+        }
         if fpu.stack_fault(!underflow) {
             fpu.set_st(0, INDEFINITE);
             fpu.push(INDEFINITE);

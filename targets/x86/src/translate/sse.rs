@@ -239,3 +239,7 @@ fn fence(t: &mut Translator<'_>, i: &Instruction) {
         t.call(helpers::sse::FENCE, &[]);
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+#[path = "vector_oracle.rs"]
+mod vector_oracle;

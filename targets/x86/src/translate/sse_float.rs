@@ -1,7 +1,7 @@
 //! SSE floating point: arithmetic, comparisons, rounding, conversions.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
-use tessera_tcg::ir::{Inst, VecInsOp, VecOp, VecSize, VecTestOp, Width};
+use tessera_tcg::ir::{Inst, Value, VecInsOp, VecOp, VecSize, VecTestOp, Width};
 
 use super::mmx::mmx_operand;
 use super::sse::{imm8, simple, simple_float, vec_rows};
@@ -96,26 +96,26 @@ fn to_int(t: &mut Translator<'_>, i: &Instruction, narrow: VecTestOp, wide: VecT
 
 /// Two integers of an MMX register or memory to the low two binary32 lanes.
 fn cvtpi2ps(t: &mut Translator<'_>, i: &Instruction) {
-    if !t.sse_available() || !t.mmx_available() {
-        return;
-    }
-    let src = mmx_operand(t, i, 1);
-    let dst = t.xmm(i.op0_register());
-    let r = t.floating(|t| t.vec1(VecOp::CvtI32F32, src, 0));
-    let r = t.vec(VecOp::MoveI64, dst, r, 0);
-    t.mmx_mode();
-    t.set_xmm(i.op0_register(), r);
+    from_mmx(t, i, |t, src| {
+        let dst = t.xmm(i.op0_register());
+        let r = t.floating(|t| t.vec1(VecOp::CvtI32F32, src, 0));
+        t.vec(VecOp::MoveI64, dst, r, 0)
+    });
 }
 
-/// Two integers of an MMX register or memory to two binary64 lanes. With a memory operand, the x87 unit is not
-/// touched.
+/// Two integers of an MMX register or memory to two binary64 lanes.
 fn cvtpi2pd(t: &mut Translator<'_>, i: &Instruction) {
+    from_mmx(t, i, |t, src| t.floating(|t| t.vec1(VecOp::CvtI32F64, src, 0)));
+}
+
+/// With a memory operand, the x87 unit is not touched.
+fn from_mmx(t: &mut Translator<'_>, i: &Instruction, f: impl FnOnce(&mut Translator<'_>, Value) -> Value) {
     let memory = i.op1_kind() == OpKind::Memory;
     if !t.sse_available() || !memory && !t.mmx_available() {
         return;
     }
     let src = if memory { t.load_vec(i, VecSize::B8, false) } else { mmx_operand(t, i, 1) };
-    let r = t.floating(|t| t.vec1(VecOp::CvtI32F64, src, 0));
+    let r = f(t, src);
     if !memory {
         t.mmx_mode();
     }

@@ -60,7 +60,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Fldz, |t, i| constant(t, i, 6)),
     Row::All(Mnemonic::Fst, |t, i| store(t, i, false, false)),
     Row::All(Mnemonic::Fstp, |t, i| store(t, i, true, false)),
-    Row::All(Mnemonic::Fstpnce, |t, i| store(t, i, true, false)),
+    Row::All(Mnemonic::Fstpnce, |t, i| store_register(t, i, 2)),
     Row::All(Mnemonic::Fist, |t, i| store(t, i, false, false)),
     Row::All(Mnemonic::Fistp, |t, i| store(t, i, true, false)),
     Row::All(Mnemonic::Fisttp, |t, i| store(t, i, true, true)),
@@ -304,10 +304,7 @@ fn store(t: &mut Translator<'_>, i: &Instruction, pop: bool, truncate: bool) {
         return;
     }
     if !is_memory(i) {
-        let [n, pop] = t.constants([i.op0_register().number() as u64, pop as u64]);
-        t.call(helper::STORE_REGISTER, &[n, pop]);
-        t.x87_record(None);
-        return;
+        return store_register(t, i, pop as u64);
     }
     let format = match (source(i), truncate) {
         (Source::F32, _) => Some(Format::F32),
@@ -325,6 +322,15 @@ fn store(t: &mut Translator<'_>, i: &Instruction, pop: bool, truncate: bool) {
     let [code, mmu] = t.constants([store_code(format, pop), t.mmu as u64]);
     t.call(helper::STORE, &[code, operand.linear, mmu]);
     t.x87_record(Some(&operand));
+}
+
+fn store_register(t: &mut Translator<'_>, i: &Instruction, pop: u64) {
+    if !t.x87_available() {
+        return;
+    }
+    let [n, pop] = t.constants([i.op0_register().number() as u64, pop]);
+    t.call(helper::STORE_REGISTER, &[n, pop]);
+    t.x87_record(None);
 }
 
 fn exchange(t: &mut Translator<'_>, i: &Instruction) {
