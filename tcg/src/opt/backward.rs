@@ -73,65 +73,93 @@ impl Backward {
         // A fault makes everything visible but the program counter, which becomes the instruction's address.
         let at_fault = GlobalSet(!pc.0);
         let mut live = GlobalSet::ALL;
+        let exits = &block.exits;
         for i in (0..block.insts.len()).rev() {
-            let inst = block.insts[i];
-            let dead = match inst {
-                Inst::Nop => true,
-                Inst::Set(g, _) => {
+            let inst = &mut block.insts[i];
+            // One match does everything that depends on the kind of instruction, for mispredicted jumps are what
+            // this pass spends its time on.
+            match inst {
+                Inst::Set(g, v) => {
                     let storage = self.storage[g.0 as usize];
-                    let dead = sets && live.0 & storage.0 == 0;
-                    if !dead {
+                    if sets && live.0 & storage.0 == 0 {
+                        *inst = Inst::Nop;
+                    } else {
                         live = GlobalSet(live.0 & !storage.0);
+                        self.used[v.index()] = true;
                     }
-                    dead
                 }
                 Inst::Get(g) => {
-                    let dead = code && !self.used[i];
-                    if !dead {
+                    if code && !self.used[i] {
+                        *inst = Inst::Nop;
+                    } else {
                         live = live.or(self.storage[g.0 as usize]);
                     }
-                    dead
                 }
-                Inst::EnvLoad { .. } => code && !self.used[i],
+                Inst::Const(_) | Inst::EnvLoad { .. } => {
+                    if code && !self.used[i] {
+                        *inst = Inst::Nop;
+                    }
+                }
+                Inst::Bin { a, b, .. } => {
+                    let (a, b) = (*a, *b);
+                    if code && !self.used[i] {
+                        *inst = Inst::Nop;
+                    } else {
+                        self.used[a.index()] = true;
+                        self.used[b.index()] = true;
+                    }
+                }
+                Inst::Load { addr, .. } | Inst::LoadVec { addr, .. } => {
+                    live = live.or(at_fault);
+                    self.used[addr.index()] = true;
+                }
+                Inst::Store { addr, v, .. } | Inst::StoreVec { addr, v, .. } => {
+                    live = live.or(at_fault);
+                    self.used[addr.index()] = true;
+                    self.used[v.index()] = true;
+                }
                 Inst::Call { helper, .. } => {
                     let effects = &self.guest.helpers[helper.0 as usize].effects;
-                    if effects.faults {
-                        live = live.or(at_fault);
+                    if code && effects.pure && !self.used[i] {
+                        *inst = Inst::Nop;
+                    } else {
+                        if effects.faults {
+                            live = live.or(at_fault);
+                        }
+                        live = live.or(self.storage_of(effects.reads));
+                        self.mark_uses(inst);
                     }
-                    live = live.or(self.storage_of(effects.reads));
-                    code && effects.pure && !self.used[i]
                 }
-                Inst::ExitIf { exit, .. } => {
-                    live = live.or(self.live_at_exit(&block.exits[exit.0 as usize]));
-                    false
+                Inst::ExitIf { f, exit, .. } => {
+                    live = live.or(self.live_at_exit(&exits[exit.0 as usize]));
+                    self.used[f.index()] = true;
                 }
-                Inst::Goto(exit) => {
-                    live = self.live_at_exit(&block.exits[exit.0 as usize]);
-                    false
+                Inst::Goto(exit) => live = self.live_at_exit(&exits[exit.0 as usize]),
+                Inst::Branch { f, taken, fall, .. } => {
+                    let taken = self.live_at_exit(&exits[taken.0 as usize]);
+                    live = taken.or(self.live_at_exit(&exits[fall.0 as usize]));
+                    self.used[f.index()] = true;
                 }
-                Inst::Branch { taken, fall, .. } => {
-                    let taken = self.live_at_exit(&block.exits[taken.0 as usize]);
-                    live = taken.or(self.live_at_exit(&block.exits[fall.0 as usize]));
-                    false
+                Inst::GotoIndirect | Inst::Leave { .. } => live = GlobalSet::ALL,
+                Inst::Nop | Inst::InsnStart { .. } => {}
+                _ => {
+                    if code && !self.used[i] && self.float.is_pure(inst) {
+                        *inst = Inst::Nop;
+                    } else {
+                        if inst.is_memory() {
+                            live = live.or(at_fault);
+                        }
+                        self.mark_uses(inst);
+                    }
                 }
-                Inst::GotoIndirect | Inst::Leave { .. } => {
-                    live = GlobalSet::ALL;
-                    false
-                }
-                _ if inst.is_memory() => {
-                    live = live.or(at_fault);
-                    false
-                }
-                _ => code && !self.used[i] && self.float.is_pure(&inst),
-            };
-            if dead {
-                block.insts[i] = Inst::Nop;
-            } else {
-                let used = &mut self.used;
-                inst.for_each_use(|v| used[v.index()] = true);
             }
         }
         self.compact(block);
+    }
+
+    fn mark_uses(&mut self, inst: &Inst) {
+        let used = &mut self.used;
+        inst.for_each_use(|v| used[v.index()] = true);
     }
 
     /// Removes the [`Inst::Nop`]s.
@@ -139,12 +167,14 @@ impl Backward {
         self.map.clear();
         let mut to = 0;
         for from in 0..block.insts.len() {
-            let mut inst = block.insts[from];
             self.map.push(Value(to as u32));
-            if inst == Inst::Nop {
-                continue;
+            let mut inst = block.insts[from];
+            match &mut inst {
+                Inst::Nop => continue,
+                Inst::Const(_) | Inst::Get(_) | Inst::InsnStart { .. } => {}
+                Inst::Set(_, v) => *v = self.map[v.index()],
+                inst => inst.map_uses(|v| self.map[v.index()]),
             }
-            inst.map_uses(|v| self.map[v.index()]);
             block.insts[to] = inst;
             to += 1;
         }

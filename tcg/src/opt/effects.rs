@@ -26,6 +26,7 @@ impl FloatOps {
 
     /// Whether the instruction's result is a function of its operands and it has no effect. Calls are for the caller
     /// to judge, by the helper's effects.
+    #[inline(always)]
     pub(super) fn is_pure(&self, inst: &Inst) -> bool {
         use Inst::*;
         match inst {

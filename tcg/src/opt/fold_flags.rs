@@ -184,8 +184,7 @@ impl Forward {
     pub(super) fn exit_if(&mut self, cond: Cond, f: Value, exit: ExitId) -> Value {
         let (cond, f) = self.simplify_cond(cond, f);
         match self.decide(cond, f) {
-            // `run` stops at a terminal.
-            Some(true) => self.emit(Inst::Goto(exit)),
+            Some(true) => self.end(Inst::Goto(exit)),
             // Nothing: a value that no one can name.
             Some(false) => Value(u32::MAX),
             None => self.emit(Inst::ExitIf { cond, f, exit }),
@@ -195,9 +194,9 @@ impl Forward {
     pub(super) fn branch(&mut self, cond: Cond, f: Value, taken: ExitId, fall: ExitId) -> Value {
         let (cond, f) = self.simplify_cond(cond, f);
         match self.decide(cond, f) {
-            Some(holds) => self.emit(Inst::Goto(if holds { taken } else { fall })),
-            None if taken == fall => self.emit(Inst::Goto(taken)),
-            None => self.emit(Inst::Branch { cond, f, taken, fall }),
+            Some(holds) => self.end(Inst::Goto(if holds { taken } else { fall })),
+            None if taken == fall => self.end(Inst::Goto(taken)),
+            None => self.end(Inst::Branch { cond, f, taken, fall }),
         }
     }
 }

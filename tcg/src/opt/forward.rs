@@ -2,7 +2,7 @@
 //!
 //! The block is rebuilt instruction by instruction, because folding wants to put new constants before their users. Each
 //! old value maps to a new one. What is known of a new value is its defining instruction and how many of its low bits
-//! may be set ([`Forward::bits`]).
+//! may be set ([`Facts`]).
 //!
 //! Invariants: `known[g]`, where present, is a value equal to what `Get(g)` would read now; only instructions whose
 //! result depends on their operands alone are numbered.
@@ -21,15 +21,23 @@ pub struct Forward {
     numbering: Numbering,
     /// The new block's instructions.
     pub(super) out: Vec<Inst>,
-    /// For each new value: an integer is below 2^bits; a vector's bits from `bits` on are zero (128 or 256 is held
-    /// as is). Meaningless for flags.
-    bits: Vec<u16>,
-    /// For each new value: the global it was last set to, or [`NO_GLOBAL`].
-    home: Vec<u8>,
+    /// What is known of each new value.
+    facts: Vec<Facts>,
     /// New value of each old one.
     map: Vec<Value>,
     /// Value of each global, where known.
     known: [Option<Value>; 64],
+    /// A terminal was appended.
+    ended: bool,
+}
+
+/// What is known of a value.
+#[derive(Clone, Copy)]
+struct Facts {
+    /// An integer is below 2^bits; a vector's bits from `bits` on are zero. Meaningless for flags.
+    bits: u16,
+    /// The global it was last set to, or [`NO_GLOBAL`].
+    home: u8,
 }
 
 const NO_GLOBAL: u8 = 0xff;
@@ -45,79 +53,116 @@ impl Forward {
             float: FloatOps::new(),
             numbering: Numbering::new(),
             out: Vec::new(),
-            bits: Vec::new(),
-            home: Vec::new(),
+            facts: Vec::new(),
             map: Vec::new(),
             known: [None; 64],
+            ended: false,
         }
     }
 
     /// Rebuilds the block.
     pub fn run(&mut self, block: &mut Block) {
         self.out.clear();
-        self.bits.clear();
-        self.home.clear();
+        self.facts.clear();
         self.map.clear();
         self.known = [None; 64];
+        self.numbering.clear();
+        self.ended = false;
         for inst in &block.insts {
-            let mut inst = *inst;
-            inst.map_uses(|v| self.map[v.index()]);
             let v = self.instruction(inst);
             self.map.push(v);
-            if self.out.last().is_some_and(Inst::is_terminal) {
+            if self.ended {
                 break;
             }
         }
         std::mem::swap(&mut block.insts, &mut self.out);
     }
 
-    /// Appends what `inst` (with new operands) comes to; its value.
-    fn instruction(&mut self, inst: Inst) -> Value {
-        match inst {
+    /// The new value of an old one.
+    #[inline]
+    fn renew(&self, old: Value) -> Value {
+        self.map[old.index()]
+    }
+
+    /// Appends what an old instruction comes to; its value.
+    ///
+    /// One match does everything that depends on the kind of instruction, for mispredicted jumps are what this pass
+    /// spends its time on.
+    fn instruction(&mut self, inst: &Inst) -> Value {
+        match *inst {
             Inst::Nop => return NO_VALUE,
             Inst::Get(g) => return self.get(g),
             Inst::Set(g, v) => {
-                self.set(g, v);
+                self.set(g, self.renew(v));
                 return NO_VALUE;
             }
-            Inst::Call { helper, .. } => return self.call(helper, inst),
-            _ => {}
-        }
-        if !self.opts.contains(OptFlags::FOLD) {
-            return self.emit(inst);
-        }
-        match inst {
-            Inst::Const(_) | Inst::VecZero | Inst::InsnStart { .. } => self.emit(inst),
-            Inst::Bin { op, w, a, b } => self.bin(op, w, a, b),
-            Inst::Un { op, w, a } => self.un(op, w, a),
-            Inst::Carry { sub, w, a, b, f } => self.carry(sub, w, a, b, f),
-            Inst::Lea { w, base, index, scale, disp } => self.lea(w, base, index, scale, disp),
-            Inst::Extend { from, ext, a } => self.extend(from, ext, a),
-            Inst::Extract { a, pos, len } => self.extract(a, pos, len),
-            Inst::Insert { a, b, pos, len } => self.insert(a, b, pos, len),
-            Inst::ShiftPair { w, hi, lo, count } => self.shift_pair(w, hi, lo, count),
-            Inst::Flags { op, w, a, b, old } => self.flags(op, w, a, b, old),
-            Inst::Pack(f) => self.pack(f),
-            Inst::SetCond { cond, f } => self.set_cond(cond, f),
-            Inst::Select { cond, f, a, b } => self.select(cond, f, a, b),
-            Inst::ExitIf { cond, f, exit } => self.exit_if(cond, f, exit),
-            Inst::Branch { cond, f, taken, fall } => self.branch(cond, f, taken, fall),
+            Inst::Const(c) => return self.constant(c),
+            Inst::InsnStart { pc } => return self.append(Inst::InsnStart { pc }),
+            Inst::Call { helper, .. } => return self.call(helper, self.renamed(inst)),
+            Inst::Load { width, ext, addr, mem } => {
+                return self.append(Inst::Load { width, ext, addr: self.renew(addr), mem });
+            }
+            Inst::Goto(_) | Inst::GotoIndirect | Inst::Leave { .. } => {
+                self.ended = true;
+                return self.append(*inst);
+            }
+            _ if !self.opts.contains(OptFlags::FOLD) => {
+                self.ended = inst.is_terminal();
+                return self.emit(self.renamed(inst));
+            }
+            Inst::Bin { op, w, a, b } => self.bin(op, w, self.renew(a), self.renew(b)),
+            Inst::Un { op, w, a } => self.un(op, w, self.renew(a)),
+            Inst::Carry { sub, w, a, b, f } => {
+                self.carry(sub, w, self.renew(a), self.renew(b), self.renew(f))
+            }
+            Inst::Lea { w, base, index, scale, disp } => {
+                self.lea(w, self.renew(base), self.renew(index), scale, disp)
+            }
+            Inst::Extend { from, ext, a } => self.extend(from, ext, self.renew(a)),
+            Inst::Extract { a, pos, len } => self.extract(self.renew(a), pos, len),
+            Inst::Insert { a, b, pos, len } => self.insert(self.renew(a), self.renew(b), pos, len),
+            Inst::ShiftPair { w, hi, lo, count } => {
+                self.shift_pair(w, self.renew(hi), self.renew(lo), self.renew(count))
+            }
+            Inst::Flags { op, w, a, b, old } => {
+                let a = self.renew(a);
+                let b = if op.reads_b() { self.renew(b) } else { a };
+                self.flags(op, w, a, b, old.map(|old| self.renew(old)))
+            }
+            Inst::Pack(f) => self.pack(self.renew(f)),
+            Inst::SetCond { cond, f } => self.set_cond(cond, self.renew(f)),
+            Inst::Select { cond, f, a, b } => self.select(cond, self.renew(f), self.renew(a), self.renew(b)),
+            Inst::ExitIf { cond, f, exit } => self.exit_if(cond, self.renew(f), exit),
+            Inst::Branch { cond, f, taken, fall } => self.branch(cond, self.renew(f), taken, fall),
             Inst::EnvStore { width, offset, v } => {
-                let v = self.low(v, width);
-                self.emit(Inst::EnvStore { width, offset, v })
+                let v = self.low(self.renew(v), width);
+                self.append(Inst::EnvStore { width, offset, v })
             }
             Inst::Store { width, addr, v, mem } => {
-                let v = self.low(v, width);
-                self.emit(Inst::Store { width, addr, v, mem })
+                let v = self.low(self.renew(v), width);
+                self.append(Inst::Store { width, addr: self.renew(addr), v, mem })
             }
-            Inst::Vec { op, len, a, b, imm } => self.vec(op, len, a, b, imm),
-            Inst::VecFromInt { w, a } => self.vec_from_int(w, a),
-            Inst::VecToInt { w, a } => self.vec_to_int(w, a),
-            _ => self.emit(inst),
+            Inst::Vec { op, len, a, b, imm } => {
+                let a = self.renew(a);
+                let b = if op.operands() > 1 { self.renew(b) } else { a };
+                self.vec(op, len, a, b, imm)
+            }
+            Inst::VecFromInt { w, a } => self.vec_from_int(w, self.renew(a)),
+            Inst::VecToInt { w, a } => self.vec_to_int(w, self.renew(a)),
+            _ => self.emit(self.renamed(inst)),
         }
     }
 
-    /// Appends an instruction, or finds the value of an equal one.
+    /// The instruction with new operands.
+    fn renamed(&self, inst: &Inst) -> Inst {
+        let mut inst = *inst;
+        inst.map_uses(|v| self.map[v.index()]);
+        inst
+    }
+
+    /// Appends an instruction, or finds the value of an equal one. Always inlined, so that what depends on the kind of
+    /// instruction is decided where it is built.
+    #[inline(always)]
     pub(super) fn emit(&mut self, inst: Inst) -> Value {
         if self.opts.contains(OptFlags::NUMBER)
             && self.float.is_pure(&inst)
@@ -128,12 +173,18 @@ impl Forward {
         self.append(inst)
     }
 
+    /// Appends a terminal.
+    pub(super) fn end(&mut self, inst: Inst) -> Value {
+        self.ended = true;
+        self.append(inst)
+    }
+
+    #[inline(always)]
     fn append(&mut self, inst: Inst) -> Value {
         let v = Value(self.out.len() as u32);
         let bits = self.result_bits(&inst);
         self.out.push(inst);
-        self.bits.push(bits);
-        self.home.push(NO_GLOBAL);
+        self.facts.push(Facts { bits, home: NO_GLOBAL });
         v
     }
 
@@ -160,13 +211,13 @@ impl Forward {
     /// How many low bits of a value may be set.
     #[inline]
     pub(super) fn bits(&self, v: Value) -> u32 {
-        self.bits[v.index()] as u32
+        self.facts[v.index()].bits as u32
     }
 
     /// Whether a value is what some global holds now. Such a value stays in a register anyway, so it is a better
     /// operand than what it was computed from.
     pub(super) fn is_homed(&self, v: Value) -> bool {
-        let home = self.home[v.index()];
+        let home = self.facts[v.index()].home;
         home != NO_GLOBAL && self.known[home as usize] == Some(v)
     }
 
@@ -179,7 +230,7 @@ impl Forward {
         }
         let v = self.append(Inst::Get(g));
         self.known[g.0 as usize] = Some(v);
-        self.home[v.index()] = g.0;
+        self.facts[v.index()].home = g.0;
         v
     }
 
@@ -193,7 +244,7 @@ impl Forward {
         }
         self.append(Inst::Set(g, v));
         self.known[g.0 as usize] = self.fitting(g, v);
-        self.home[v.index()] = g.0;
+        self.facts[v.index()].home = g.0;
         let desc = &self.guest.globals[g.0 as usize];
         if let Some(other) = desc.overlaps {
             let part = self.guest.globals[other.0 as usize].bytes <= desc.bytes;
@@ -236,9 +287,10 @@ impl Forward {
     }
 
     /// Upper bound of the bits that may be set in the result of an instruction about to be appended.
+    #[inline(always)]
     fn result_bits(&self, inst: &Inst) -> u16 {
         use Inst::*;
-        let of = |v: Value| self.bits[v.index()];
+        let of = |v: Value| self.facts[v.index()].bits;
         match *inst {
             Const(c) => 64 - c.leading_zeros() as u16,
             Bin { op, w, a, b } => self.bin_bits(op, w, a, b) as u16,

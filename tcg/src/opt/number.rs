@@ -11,27 +11,44 @@ const ENTRIES: usize = 256;
 /// The table.
 pub(super) struct Numbering {
     table: Box<[u32; ENTRIES]>,
+    /// Hash of each numbered instruction of the block; other entries are [`NOT_NUMBERED`].
+    hashes: Vec<u32>,
 }
+
+/// What [`hash`] never gives.
+const NOT_NUMBERED: u32 = u32::MAX;
 
 impl Numbering {
     pub(super) fn new() -> Numbering {
-        Numbering { table: Box::new([0; ENTRIES]) }
+        Numbering { table: Box::new([0; ENTRIES]), hashes: Vec::new() }
+    }
+
+    /// Begins a block.
+    pub(super) fn clear(&mut self) {
+        self.hashes.clear();
     }
 
     /// The value of an equal instruction in `insts`; otherwise remembers that `inst` is about to be appended.
-    #[inline]
+    ///
+    /// Always inlined: where the caller has just built the instruction, the hash is a few operations.
+    #[inline(always)]
     pub(super) fn find_or_note(&mut self, insts: &[Inst], inst: &Inst) -> Option<Value> {
-        let slot = &mut self.table[hash(inst) as usize % ENTRIES];
-        let known = *slot;
-        if insts.get(known as usize).is_some_and(|k| k == inst) {
-            return Some(Value(known));
+        let hash = hash(inst);
+        let slot = &mut self.table[hash as usize % ENTRIES];
+        let known = *slot as usize;
+        // The hash differs nearly always when the instruction does, and is quicker to compare.
+        if self.hashes.get(known) == Some(&hash) && insts[known] == *inst {
+            return Some(Value(known as u32));
         }
         *slot = insts.len() as u32;
+        self.hashes.resize(insts.len(), NOT_NUMBERED);
+        self.hashes.push(hash);
         None
     }
 }
 
 /// A cheap hash of what usually tells instructions apart: kind, operation, operands.
+#[inline(always)]
 fn hash(inst: &Inst) -> u32 {
     use Inst::*;
     let (kind, x, y) = match *inst {
@@ -60,5 +77,5 @@ fn hash(inst: &Inst) -> u32 {
         _ => (0, 0, 0),
     };
     let h = kind.wrapping_mul(0x9e37_79b1) ^ x.wrapping_mul(0x85eb_ca6b) ^ y.wrapping_mul(0xc2b2_ae35);
-    h >> 24 ^ h >> 12
+    (h ^ h >> 15) >> 1
 }
