@@ -13,6 +13,7 @@ use crate::state::{Segment, X86Env, global};
 /// Rows of this family.
 pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Mov, mov),
+    Row::All(Mnemonic::Movnti, mov),
     Row::All(Mnemonic::Movdiri, mov),
     Row::All(Mnemonic::Movzx, |t, i| extend(t, i, false)),
     Row::All(Mnemonic::Movsx, |t, i| extend(t, i, true)),
@@ -74,7 +75,12 @@ pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Prefetcht0, nothing),
     Row::All(Mnemonic::Prefetcht1, nothing),
     Row::All(Mnemonic::Prefetcht2, nothing),
+    Row::All(Mnemonic::Prefetchit0, nothing),
+    Row::All(Mnemonic::Prefetchit1, nothing),
     Row::All(Mnemonic::Cldemote, nothing),
+    // Without shadow stacks: the destination stays as it is.
+    Row::All(Mnemonic::Rdsspd, nothing),
+    Row::All(Mnemonic::Rdsspq, nothing),
     Row::All(Mnemonic::Clflush, cache_line),
     Row::All(Mnemonic::Clflushopt, cache_line),
     Row::All(Mnemonic::Clwb, cache_line),

@@ -47,6 +47,9 @@ mod x87;
 mod oracle;
 #[cfg(test)]
 mod test_platform;
+#[cfg(test)]
+#[path = "tests.rs"]
+mod unit_tests;
 
 /// Where instructions are looked up; a later family overrides an earlier one.
 const FAMILIES: &[&[Row]] = &[
@@ -276,6 +279,21 @@ impl<'a> Translator<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cpuid_claims_is_there() {
+        let cpuid = crate::cpuid::parse("max").unwrap();
+        let table = dispatch();
+        let missing: std::collections::BTreeSet<_> = Code::values()
+            .filter(|&code| code != Code::INVALID && cpuid.allows(code))
+            // Not what data directives of an assembler encode, nor forms that decode as FWAIT and another instruction.
+            .filter(|code| code.op_code().is_instruction() && !code.op_code().fwait())
+            .filter(|code| !matches!(code.mnemonic(), Mnemonic::Db | Mnemonic::Dw | Mnemonic::Dd | Mnemonic::Dq))
+            .filter(|&code| std::ptr::fn_addr_eq(table[code as usize], unsupported as TranslateFn))
+            .map(|code| format!("{:?}", code.mnemonic()))
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
 
     #[test]
     fn no_instruction_is_claimed_twice() {
