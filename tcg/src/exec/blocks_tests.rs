@@ -1,1 +1,174 @@
+//! The table of blocks, with blocks whose code is never run.
 
+use super::*;
+use crate::backend::JumpSite;
+
+struct Table {
+    blocks: Blocks,
+    jumps: Box<JumpCache>,
+}
+
+fn table(segments: usize, len: usize) -> Table {
+    let cache = CodeCache::with_segments(segments, len).unwrap();
+    let blocks = Blocks::new(cache, Arc::new(Remote::new()));
+    let jumps = vec![JumpEntry::EMPTY; JUMP_CACHE_ENTRIES].into_boxed_slice().try_into().unwrap();
+    Table { blocks, jumps }
+}
+
+impl Table {
+    /// A block of 64 bytes of code with two jumps, from guest address = physical address + 0x10000.
+    fn add(&mut self, phys: u64, page2: u64, bytes: u32) -> u32 {
+        let mut compiled = Compiled { code: vec![0x11; 64], body: 4, ..Compiled::default() };
+        compiled.jumps.extend([0, 1].map(|exit| JumpSite {
+            field: 8 + 8 * exit,
+            unlinked: 40,
+            exit: exit as u16,
+        }));
+        if self.blocks.cache.free().len() < 64 {
+            self.blocks.evict(&mut self.jumps);
+        }
+        let exit = Exit { pc: 0, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
+        let origin = Origin { pc: phys + 0x10000, mode: 3, phys, page2, bytes };
+        let number = self.blocks.next_number();
+        let (id, _) = self.blocks.insert(origin, &[exit; 2], &compiled);
+        assert_eq!(id, number);
+        id
+    }
+
+    fn find(&self, phys: u64) -> Found {
+        self.blocks.find(phys, phys + 0x10000, 3)
+    }
+
+    fn link(&mut self, from: u32, exit: u16, to: u32) -> u64 {
+        let (n, field, poll) = self.blocks.unlinked(from, exit).unwrap();
+        assert!(poll);
+        self.blocks.link(from, n, to, 0x2222_2222);
+        field
+    }
+
+    fn invalidate(&mut self, phys: u64, len: u64) {
+        self.blocks.invalidate(phys, len, &mut self.jumps);
+    }
+}
+
+fn field(at: u64) -> u32 {
+    // SAFETY: a field of a placed block, in the cache's executable mapping.
+    unsafe { (at as *const u32).read_volatile() }
+}
+
+#[test]
+fn a_block_is_found_by_all_of_its_key() {
+    let mut t = table(2, 4096);
+    let a = t.add(0x1000, NO_PAGE, 10);
+    assert_eq!(t.find(0x1000), Found::Block(a));
+    assert_eq!(t.blocks.find(0x1000, 0x11000, 2), Found::No);
+    assert_eq!(t.blocks.find(0x1000, 0x12000, 3), Found::No);
+    assert_eq!(t.blocks.find(0x2000, 0x11000, 3), Found::No);
+    let b = t.add(0x2ffe, 0x7000, 10);
+    assert_eq!(t.find(0x2ffe), Found::Spanning);
+    assert_eq!(t.blocks.find_spanning(0x2ffe, 0x12ffe, 3, 0x7000), Some(b));
+    assert_eq!(t.blocks.find_spanning(0x2ffe, 0x12ffe, 3, 0x8000), None);
+}
+
+#[test]
+fn many_blocks_are_all_found() {
+    let mut t = table(4, 1 << 20);
+    let ids: Vec<u32> = (0..5000).map(|n| t.add(n * 16, NO_PAGE, 16)).collect();
+    for (n, id) in ids.into_iter().enumerate() {
+        assert_eq!(t.find(n as u64 * 16), Found::Block(id));
+    }
+}
+
+#[test]
+fn invalidation_is_exact_to_the_byte() {
+    let mut t = table(2, 4096);
+    t.add(0x1010, NO_PAGE, 16);
+    t.add(0x1020, NO_PAGE, 16);
+    let spanning = t.add(0x1ff8, 0x5000, 16);
+    t.invalidate(0x1000, 16);
+    t.invalidate(0x1030, 0x1ff8 - 0x1030);
+    t.invalidate(0x5008, 100);
+    t.invalidate(0x2000, 8);
+    assert_eq!(t.blocks.live(), 3);
+    assert!(t.blocks.any_made_from(0x101f, 1) && !t.blocks.any_made_from(0x100f, 1));
+    t.invalidate(0x101f, 1);
+    assert_eq!(t.find(0x1010), Found::No);
+    assert_ne!(t.find(0x1020), Found::No);
+    assert!(t.blocks.made_from(spanning, 0x5007, 1) && !t.blocks.made_from(spanning, 0x5008, 1));
+    t.invalidate(0x5007, 1);
+    assert_eq!(t.find(0x1ff8), Found::No);
+    assert!(!t.blocks.has_code(0x5000));
+    assert!(t.blocks.has_code(0x1000));
+    t.blocks.invalidate_range(0, u64::MAX, &mut t.jumps);
+    assert!(!t.blocks.has_code(0x1000));
+    assert_eq!((t.blocks.live(), t.blocks.stats.invalidated), (0, 3));
+}
+
+#[test]
+fn a_block_with_both_parts_on_one_physical_page_goes_once() {
+    let mut t = table(2, 4096);
+    t.add(0x1ff8, 0x1000, 16);
+    t.invalidate(0x1000, 0x1000);
+    assert_eq!((t.blocks.live(), t.blocks.stats.invalidated), (0, 1));
+    assert!(!t.blocks.has_code(0x1000));
+}
+
+#[test]
+fn links_go_with_either_end() {
+    let mut t = table(2, 4096);
+    let a = t.add(0x1000, NO_PAGE, 16);
+    let b = t.add(0x1100, NO_PAGE, 16);
+    let c = t.add(0x1200, NO_PAGE, 16);
+    let fields = [t.link(a, 0, b), t.link(c, 0, b), t.link(b, 0, b), t.link(b, 1, a)];
+    assert!(fields.iter().all(|f| field(*f) == 0x2222_2222));
+    assert!(t.blocks.unlinked(a, 0).is_none() && t.blocks.unlinked(a, 1).is_some());
+    t.invalidate(0x1200, 1);
+    assert_eq!(fields.map(field), [0x2222_2222, 0x1111_1111, 0x2222_2222, 0x2222_2222]);
+    t.invalidate(0x1100, 1);
+    assert_eq!(fields.map(field), [0x1111_1111; 4]);
+    assert!(t.blocks.unlinked(b, 0).is_none(), "a dead block is not linked");
+    // What is left can be linked and unlinked again.
+    let d = t.add(0x1100, NO_PAGE, 16);
+    t.link(a, 0, d);
+    t.link(d, 0, a);
+    t.invalidate(0x1000, 1);
+    assert_eq!(field(fields[0]), 0x1111_1111);
+    t.invalidate(0x1100, 1);
+    assert_eq!(t.blocks.live(), 0);
+}
+
+#[test]
+fn a_dead_block_leaves_the_jump_cache() {
+    let mut t = table(2, 4096);
+    let a = t.add(0x1000, NO_PAGE, 16);
+    let index = JumpEntry::index(0x11000);
+    t.jumps[index] = JumpEntry { tag: 5, code: t.blocks.entry(a) };
+    t.invalidate(0x1000, 1);
+    assert_eq!(t.jumps[index].code, 0);
+}
+
+#[test]
+fn eviction_takes_the_oldest_segment_and_reuses_numbers() {
+    let mut t = table(4, 640);
+    let first: Vec<u32> = (0..10).map(|n| t.add(0x1000 + n * 32, NO_PAGE, 32)).collect();
+    let second = t.add(0x8000, NO_PAGE, 8);
+    let link = t.link(second, 0, first[3]);
+    for n in 0..29 {
+        t.add(0x20000 + n * 32, NO_PAGE, 32);
+    }
+    assert_eq!(t.blocks.live(), 40);
+    assert_eq!(field(link), 0x2222_2222);
+    let next = t.add(0x50000, NO_PAGE, 8);
+    assert!(first.contains(&next));
+    assert_eq!(t.blocks.live(), 31);
+    assert_eq!(field(link), 0x1111_1111);
+    assert_eq!(t.find(0x1000), Found::No);
+    assert_eq!(t.find(0x8000), Found::Block(second));
+    assert!(!t.blocks.has_code(0x1000));
+    for n in 0..10_000 {
+        t.add(0x10_0000 + n * 32, NO_PAGE, 32);
+    }
+    assert!(t.blocks.tbs.len() <= 41, "{} blocks in the table", t.blocks.tbs.len());
+    t.blocks.clear(&mut t.jumps);
+    assert_eq!((t.blocks.live(), t.blocks.pages.len()), (0, 0));
+}

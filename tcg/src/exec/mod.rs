@@ -36,6 +36,8 @@ mod context;
 mod remote;
 mod side_tables;
 mod slow;
+#[cfg(test)]
+pub(crate) mod toy;
 mod translate;
 mod vcpu;
 

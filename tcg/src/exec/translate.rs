@@ -61,7 +61,7 @@ struct Fetcher<'a, G: Guest> {
 
 impl<G: Guest> Fetcher<'_, G> {
     fn fill(&mut self, pc: u64) -> Result<(), Exception> {
-        let phys = fetch_page::<G>(self.env, self.rt, pc)?;
+        let phys = fetch_page::<G>(self.env, self.rt, pc)?.phys;
         let offset = (phys & PAGE_MASK) as usize;
         let page = &mut self.pages[self.used];
         page.phys = phys & !PAGE_MASK;
@@ -260,7 +260,8 @@ impl Log {
             let pc = key.pc.wrapping_add(at as u64);
             let (line, len) = G::disassemble(key, pc, &bytes[at..]);
             let len = len.clamp(1, bytes.len() - at);
-            text += &format!("\n{pc:#018x}: {:<24} {line}", hex(&bytes[at..at + len]));
+            let raw = hex(&bytes[at..at + len]);
+            text += &format!("\n{pc:#018x}: {raw:<24} {line}");
             at += len;
         }
         tracing::debug!(target: "in_asm", "{text}");

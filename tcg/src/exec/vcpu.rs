@@ -12,7 +12,7 @@ use crate::code_cache::CodeCache;
 use crate::env::{Header, JUMP_TAG_NONE, JumpEntry, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next};
 use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
-use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, name_mode, runtime};
+use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, jump_tag, runtime};
 
 type Enter = unsafe extern "C" fn(*mut Header, u64) -> u64;
 
@@ -124,17 +124,15 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 Next::Continue => (self.resume(), false),
                 Next::ContinueOne => (self.step(), true),
             };
-            next = match stop {
-                Stop::Poll => self.poll(),
-                Stop::Exception(e) if e.vector == RETRY_VECTOR => {
-                    // The instruction may itself have been the one that runs before events are looked at; they
-                    // are after the next round in any case.
-                    let stop = self.step();
-                    self.handle(stop)
-                }
-                stop => self.handle(stop),
+            let stop = match stop {
+                // The store that could not be done in its block is done alone.
+                Stop::Exception(e) if e.vector == RETRY_VECTOR => self.step(),
+                stop => stop,
             };
-            if next == Next::Continue && (once || self.exit_requested()) {
+            // All but exceptions look at events already.
+            let look = matches!(stop, Stop::Exception(_)) && (once || self.exit_requested());
+            next = self.handle(stop);
+            if next == Next::Continue && look {
                 next = self.poll();
             }
         }
@@ -255,24 +253,24 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let header = G::header(env);
         if header.jump_tag == JUMP_TAG_NONE || key.mode != self.tagged_mode || rt.mmu.fetch.renamed() {
             if self.options.chain {
-                name_mode::<G>(env, key.mode);
+                G::header(env).jump_tag = jump_tag(rt, key.mode, false);
             }
             self.tagged_mode = key.mode;
         }
         if tracing::enabled!(target: "exec", tracing::Level::TRACE) && logged(&self.options, key.pc) {
             tracing::trace!(target: "exec", "{:#x} mode {:#x}", key.pc, key.mode);
         }
-        let jump_tag = G::header(env).jump_tag;
+        let tag = G::header(env).jump_tag;
         if from.is_none() {
             let cached = rt.jump_cache[JumpEntry::index(key.pc)];
-            if cached.tag == key.pc ^ jump_tag && jump_tag != JUMP_TAG_NONE {
+            if cached.tag == key.pc ^ tag && tag != JUMP_TAG_NONE {
                 return Ok(Some(cached.code));
             }
         }
         self.stats.lookups += 1;
-        let phys = fetch_page::<G>(env, rt, key.pc)?;
+        let page = fetch_page::<G>(env, rt, key.pc)?;
         let evictions = rt.blocks.stats.evicted_segments;
-        let tb = match find::<G>(env, rt, key, phys) {
+        let tb = match find::<G>(env, rt, key, page.phys) {
             Some(tb) => tb,
             None => match self.translate(key, false)? {
                 Made::Block(tb) => tb,
@@ -288,11 +286,18 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             link::<B>(rt, from, exit, tb);
         }
         let code = rt.blocks.entry(tb);
-        // A walk may have renamed everything since the tag was made.
-        if self.options.chain && jump_tag != JUMP_TAG_NONE && !rt.mmu.fetch.renamed() {
-            rt.jump_cache[JumpEntry::index(key.pc)] = JumpEntry { tag: key.pc ^ jump_tag, code };
+        let (body, spans) = (rt.blocks.get(tb).body, rt.blocks.get(tb).spans());
+        if self.options.chain {
+            let env = self.context.env_mut();
+            let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
+            let global = page.global && (!spans || fetch_page::<G>(env, rt, next)?.global);
+            if rt.mmu.fetch.renamed() || !global && rt.mmu.fetch.shared() {
+                G::header(env).jump_tag = jump_tag(rt, key.mode, !global);
+            }
+            let tag = key.pc ^ G::header(env).jump_tag;
+            rt.jump_cache[JumpEntry::index(key.pc)] = JumpEntry { tag, code };
         }
-        Ok(Some(code + u64::from(rt.blocks.get(tb).body)))
+        Ok(Some(code + u64::from(body)))
     }
 
     fn translate(&mut self, key: BlockKey, single: bool) -> Result<Made, Exception> {
@@ -311,7 +316,7 @@ fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> O
         Found::Spanning => {
             // If its second page cannot be fetched, the block ends before that, and is another one.
             let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
-            let page2 = fetch_page::<G>(env, rt, next).ok()?;
+            let page2 = fetch_page::<G>(env, rt, next).ok()?.phys;
             rt.blocks.find_spanning(phys, key.pc, key.mode, page2)
         }
     }

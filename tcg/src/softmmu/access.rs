@@ -192,7 +192,7 @@ pub(crate) fn compare_exchange_as<G: Guest>(
         let place = resolve::<G>(env, va, Access::Write, mmu)?;
         check_code::<G>(env, va, place.phys, u64::from(size), writer)?;
         if !place.host.is_null() && place.writable {
-            // SAFETY: the page is RAM that may be written; pages are aligned, so the address is as aligned as `va`.
+            // SAFETY: the page is RAM that may be written, and an aligned access stays in it.
             let old = unsafe { host::compare_exchange(place.host, size, expect, new) };
             if let Some(old) = old {
                 return Ok(old);

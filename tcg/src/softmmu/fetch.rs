@@ -5,11 +5,14 @@
 //! made.
 //!
 //! Strategy: each combination of a space's *code id* and a block mode gets an epoch, a 16-bit number that is part of
-//! every tag ([`JumpEntry`]). A space gets a new code id when a mapping goes that a jump may rely on. Which ones may is
+//! every tag ([`JumpEntry`]). As long as all code that a space runs in a mode is in global pages (a kernel's, mostly), the
+//! combination has no epoch of its own but one that all such spaces share: switching between them keeps the jump cache
+//! warm. A space gets a new code id when a mapping goes that a jump may rely on. Which ones may is
 //! told by a filter of pages that were ever fetched from since the filter was cleared; it may say yes wrongly, which
 //! costs a refill of the jump cache, never no. Flushing a data page renames nothing.
 //!
 //! Invariants:
+//! - Under a shared epoch there are only entries for blocks in global pages.
 //! - A page in the TLB is in the filter, so a jump cache entry, which is made after a lookup here, is covered.
 //! - An epoch is issued once until they wrap around; then the jump cache is cleared.
 
@@ -38,6 +41,15 @@ struct Entry {
     phys: u64,
 }
 
+/// Where code is fetched from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fetched {
+    /// Guest-physical address.
+    pub phys: u64,
+    /// The mapping belongs to every address space.
+    pub global: bool,
+}
+
 const EMPTY: Entry = Entry { tag: u64::MAX, asid: 0, phys: 0 };
 
 #[derive(Clone, Copy)]
@@ -55,6 +67,8 @@ pub(crate) struct FetchTlb {
     last_epoch: u64,
     /// All combinations were renamed since [`jump_tag`] was last asked: the tag in the header is stale.
     renamed: bool,
+    /// The tag in the header has a shared epoch.
+    shared: bool,
 }
 
 /// What a flush of a page found.
@@ -66,8 +80,9 @@ pub(super) struct Found {
     pub global: bool,
 }
 
-fn index(page: u64, mmu: u8) -> usize {
-    ((page >> 12) ^ u64::from(mmu) << 7) as usize % ENTRIES
+fn index(page: u64, mmu: u8, asid: u64) -> usize {
+    let spread = asid.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55;
+    ((page >> 12) ^ u64::from(mmu) << 7 ^ spread) as usize % ENTRIES
 }
 
 fn filter_bit(va: u64, bits: u32, asid: u64) -> (usize, u64) {
@@ -86,6 +101,7 @@ impl FetchTlb {
             names: [Name { code_id: 0, mode: 0, epoch: 0 }; NAMES],
             last_epoch: 0,
             renamed: false,
+            shared: false,
         }
     }
 
@@ -95,10 +111,21 @@ impl FetchTlb {
         self.renamed
     }
 
+    /// Whether only blocks in global pages may be entered under the jump tag in the header.
     #[inline]
-    fn get(&self, page: u64, mmu: u8, asid: u64, global_asid: u64) -> Option<u64> {
-        let e = &self.entries[index(page, mmu)];
-        (e.tag == page | u64::from(mmu) && (e.asid == asid || e.asid == global_asid)).then_some(e.phys)
+    pub fn shared(&self) -> bool {
+        self.shared
+    }
+
+    #[inline]
+    fn get(&self, page: u64, mmu: u8, asid: u64, global_asid: u64) -> Option<Fetched> {
+        for asid in [asid, global_asid] {
+            let e = &self.entries[index(page, mmu, asid)];
+            if e.tag == page | u64::from(mmu) && e.asid == asid {
+                return Some(Fetched { phys: e.phys, global: asid == global_asid });
+            }
+        }
+        None
     }
 
     fn insert(&mut self, page: u64, mmu: u8, asid: u64, phys: u64, bits: u32) {
@@ -106,7 +133,7 @@ impl FetchTlb {
         if bits > 12 {
             self.note(page, bits, asid);
         }
-        self.entries[index(page, mmu)] = Entry { tag: page | u64::from(mmu), asid, phys };
+        self.entries[index(page, mmu, asid)] = Entry { tag: page | u64::from(mmu), asid, phys };
     }
 
     fn note(&mut self, va: u64, bits: u32, asid: u64) {
@@ -133,9 +160,11 @@ impl FetchTlb {
             found = Found { local: found.local | of.local, global: found.global | of.global };
             if bits == 12 {
                 for mmu in 0..MMU_MODES as u8 {
-                    let e = &mut self.entries[index(page, mmu)];
-                    if page_of(e.tag) == page && (e.asid == asid || e.asid == global_asid) {
-                        *e = EMPTY;
+                    for asid in [asid, global_asid] {
+                        let e = &mut self.entries[index(page, mmu, asid)];
+                        if page_of(e.tag) == page && e.asid == asid {
+                            *e = EMPTY;
+                        }
                     }
                 }
             } else {
@@ -149,13 +178,21 @@ impl FetchTlb {
         found
     }
 
+    fn slot(code_id: u64, mode: u64) -> usize {
+        let h = (code_id ^ mode.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 57;
+        h as usize % NAMES
+    }
+
+    /// The epoch of a combination, if it has one.
+    fn known(&self, code_id: u64, mode: u64) -> Option<u64> {
+        let name = self.names[Self::slot(code_id, mode)];
+        (name.epoch != 0 && name.code_id == code_id && name.mode == mode).then_some(name.epoch)
+    }
+
     /// The epoch of a combination; the flag says that the jump cache must be cleared first.
     fn epoch(&mut self, code_id: u64, mode: u64) -> (u64, bool) {
-        let h = (code_id ^ mode.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 57;
-        let slot = h as usize % NAMES;
-        let name = self.names[slot];
-        if name.epoch != 0 && name.code_id == code_id && name.mode == mode {
-            return (name.epoch, false);
+        if let Some(epoch) = self.known(code_id, mode) {
+            return (epoch, false);
         }
         let wrapped = self.last_epoch == LAST_EPOCH;
         if wrapped {
@@ -163,16 +200,19 @@ impl FetchTlb {
             self.last_epoch = 0;
         }
         self.last_epoch += 1;
-        self.names[slot] = Name { code_id, mode, epoch: self.last_epoch };
+        self.names[Self::slot(code_id, mode)] = Name { code_id, mode, epoch: self.last_epoch };
         (self.last_epoch, wrapped)
     }
 }
 
-/// The jump tag of the current space and `mode`.
-pub(crate) fn jump_tag(rt: &mut Runtime, mode: u64) -> u64 {
-    rt.mmu.fetch.renamed = false;
-    let code_id = rt.mmu.spaces.current().code_id;
-    let (epoch, wrapped) = rt.mmu.fetch.epoch(code_id, mode);
+/// The jump tag of the current space and `mode`; `local` if code in pages that are not global is to be entered under it.
+pub(crate) fn jump_tag(rt: &mut Runtime, mode: u64, local: bool) -> u64 {
+    let MmuState { spaces, fetch, .. } = &mut rt.mmu;
+    let own = spaces.current().code_id;
+    fetch.renamed = false;
+    fetch.shared = !local && fetch.known(own, mode).is_none();
+    let code_id = if fetch.shared { spaces.global_code_id() } else { own };
+    let (epoch, wrapped) = fetch.epoch(code_id, mode);
     if wrapped {
         rt.jump_cache.fill(JumpEntry::EMPTY);
     }
@@ -181,17 +221,17 @@ pub(crate) fn jump_tag(rt: &mut Runtime, mode: u64) -> u64 {
 
 /// Guest-physical address that code at `va` is fetched from. `rt` is the runtime of `env`.
 #[inline]
-pub(crate) fn fetch_page<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64) -> Result<u64, Exception> {
+pub(crate) fn fetch_page<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64) -> Result<Fetched, Exception> {
     let mmu = G::fetch_mmu(env);
     let spaces = &rt.mmu.spaces;
     match rt.mmu.fetch.get(page_of(va), mmu, spaces.current().asid, spaces.global_asid()) {
-        Some(phys) => Ok(phys | va & PAGE_MASK),
+        Some(page) => Ok(Fetched { phys: page.phys | va & PAGE_MASK, ..page }),
         None => walk::<G>(env, rt, va, mmu),
     }
 }
 
 #[cold]
-fn walk<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64, mmu: u8) -> Result<u64, Exception> {
+fn walk<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64, mmu: u8) -> Result<Fetched, Exception> {
     rt.mmu.stats.fetch_walks += 1;
     let mapping = G::walk(env, &rt.mmu.memory, va, Access::Execute, mmu)?;
     let bits = u32::from(mapping.page_bits).clamp(12, 63);
@@ -210,7 +250,7 @@ fn walk<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64, mmu: u8) -> Result<u6
         spaces.note_large(va, bits, mapping.global);
     }
     fetch.insert(page_of(va), mmu, asid, phys, bits);
-    Ok(phys | va & PAGE_MASK)
+    Ok(Fetched { phys: phys | va & PAGE_MASK, global: mapping.global })
 }
 
 #[cfg(test)]
@@ -239,13 +279,14 @@ mod tests {
         let mut f = FetchTlb::new();
         f.insert(0x5000, 1, 10, 0x9000, 12);
         f.insert(0xffff_8000_0000_0000, 0, 1, 0x20_0000, 21);
-        assert_eq!(f.get(0x5000, 1, 10, 1), Some(0x9000));
+        assert_eq!(f.get(0x5000, 1, 10, 1), Some(Fetched { phys: 0x9000, global: false }));
         assert_eq!(f.get(0x5000, 1, 11, 1), None);
         assert_eq!(f.get(0x5000, 0, 10, 1), None);
-        assert_eq!(f.get(0xffff_8000_0000_0000, 0, 77, 1), Some(0x20_0000));
+        let global = Fetched { phys: 0x20_0000, global: true };
+        assert_eq!(f.get(0xffff_8000_0000_0000, 0, 77, 1), Some(global));
         assert_eq!(f.drop_page(0x6000, 0, 10, 1), Found::default());
         assert_eq!(f.drop_page(0x5000, 0, 11, 1), Found::default());
-        assert_eq!(f.get(0x5000, 1, 10, 1), Some(0x9000));
+        assert_eq!(f.get(0x5000, 1, 10, 1), Some(Fetched { phys: 0x9000, global: false }));
         assert_eq!(f.drop_page(0x5123, 0, 10, 1), Found { local: true, global: false });
         assert_eq!(f.get(0x5000, 1, 10, 1), None);
         let elsewhere = 0xffff_8000_0010_0000;

@@ -1,6 +1,5 @@
 //! Flushing translations and switching address spaces, as the guest asks for it.
 
-use super::fetch;
 use super::fill::runtime;
 use super::page_of;
 use crate::env::JUMP_TAG_NONE;
@@ -71,13 +70,4 @@ pub fn switch_space<G: Guest>(env: &mut G::Env) {
     if !rt.mmu.spaces.switch(G::header(env), key, |page| blocks.has_code(page)) {
         rt.mmu.stats.cold_switches += 1;
     }
-}
-
-/// Names the combination of the current address space and `mode` for the jump cache. A guest whose block mode changes
-/// inside of a block that goes on by an indirect jump calls it, so that the jump finds blocks of the new mode; elsewhere the
-/// execution loop sees to it.
-pub fn name_mode<G: Guest>(env: &mut G::Env, mode: u64) {
-    // SAFETY: the environment is bound; no reference to its runtime is in use.
-    let rt = unsafe { runtime::<G>(env) };
-    G::header(env).jump_tag = fetch::jump_tag(rt, mode);
 }

@@ -93,14 +93,17 @@ pub(super) unsafe fn rmw(p: *mut u8, op: RmwOp, w: Width, v: u64) -> u64 {
 }
 
 /// Atomic compare-and-exchange of an aligned integer of 1, 2, 4, 8 or 16 bytes; the old value. `None` if the host cannot
-/// do it atomically (16 bytes on some hosts).
+/// do it atomically: the address is not aligned, or 16 bytes on some hosts.
 ///
 /// # Safety
-/// `p` is aligned to `size`, and the bytes are guest memory that is valid for writes.
+/// The bytes are in one page of guest memory that is valid for writes.
 pub(super) unsafe fn compare_exchange(p: *mut u8, size: u32, expect: u128, new: u128) -> Option<u128> {
+    if !(p as usize).is_multiple_of(size as usize) {
+        return None;
+    }
     macro_rules! op {
         ($atomic:ty, $int:ty) => {{
-            // SAFETY: by the caller's promise; the memory is only accessed by raw reads and writes otherwise.
+            // SAFETY: by the caller's promise, and alignment was just checked; the memory is only accessed by raw reads and writes otherwise.
             let a = unsafe { <$atomic>::from_ptr(p.cast()) };
             match a.compare_exchange(expect as $int, new as $int, Ordering::SeqCst, Ordering::SeqCst) {
                 Ok(old) | Err(old) => Some(u128::from(old)),
@@ -112,20 +115,40 @@ pub(super) unsafe fn compare_exchange(p: *mut u8, size: u32, expect: u128, new: 
         2 => op!(AtomicU16, u16),
         4 => op!(AtomicU32, u32),
         8 => op!(AtomicU64, u64),
-        // SAFETY: by the caller's promise.
+        // SAFETY: by the caller's promise, and alignment was just checked.
         _ => unsafe { compare_exchange_16(p, expect, new) },
     }
 }
 
+/// # Safety
+/// `p` is aligned to 16, and the bytes are guest memory that is valid for writes.
 #[cfg(target_arch = "x86_64")]
 unsafe fn compare_exchange_16(p: *mut u8, expect: u128, new: u128) -> Option<u128> {
     if !std::arch::is_x86_feature_detected!("cmpxchg16b") {
         return None;
     }
-    // SAFETY: the instruction exists, as was just checked; the rest by the caller's promise.
-    Some(unsafe { std::arch::x86_64::cmpxchg16b(p.cast(), expect, new, Ordering::SeqCst, Ordering::SeqCst) })
+    let (mut low, mut high) = (expect as u64, (expect >> 64) as u64);
+    // The intrinsic is compiled to a library call that does not exist when it is not inlined.
+    // SAFETY: the instruction exists, as was just checked, and `p` is aligned for it by the caller's promise. RBX, which
+    // the compiler may not give away, is exchanged and restored.
+    unsafe {
+        std::arch::asm!(
+            "xchg {new_low}, rbx",
+            "lock cmpxchg16b xmmword ptr [{p}]",
+            "mov rbx, {new_low}",
+            p = in(reg) p,
+            new_low = inout(reg) new as u64 => _,
+            in("rcx") (new >> 64) as u64,
+            inout("rax") low,
+            inout("rdx") high,
+            options(nostack),
+        );
+    }
+    Some(u128::from(low) | u128::from(high) << 64)
 }
 
+/// # Safety
+/// None is needed.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn compare_exchange_16(_: *mut u8, _: u128, _: u128) -> Option<u128> {
     None

@@ -180,6 +180,8 @@ pub(crate) struct Spaces {
     current: usize,
     next_id: u64,
     global_asid: u64,
+    /// [`Space::code_id`] of what spaces have in common: mappings of code in global pages.
+    global_code_id: u64,
     /// Counts switches, for the choice of the least recently used.
     clock: u64,
     /// Pages whose global translations were dropped; the last [`LOG`] of `logged`.
@@ -199,8 +201,8 @@ impl Spaces {
             .map(|i| Space {
                 key: 0,
                 in_use: false,
-                asid: 2 + 2 * i as u64,
-                code_id: 3 + 2 * i as u64,
+                asid: 3 + 2 * i as u64,
+                code_id: 4 + 2 * i as u64,
                 last_used: 0,
                 global_seen: 0,
                 protect_seen: 0,
@@ -211,8 +213,9 @@ impl Spaces {
         Spaces {
             slots,
             current: 0,
-            next_id: 2 + 2 * SPACES as u64,
+            next_id: 2 + 2 * SPACES as u64 + 1,
             global_asid: 1,
+            global_code_id: 2,
             clock: 0,
             log: [0; LOG],
             logged: 0,
@@ -232,6 +235,12 @@ impl Spaces {
     #[inline]
     pub fn global_asid(&self) -> u64 {
         self.global_asid
+    }
+
+    /// Name of the state of code mappings in global pages.
+    #[inline]
+    pub fn global_code_id(&self) -> u64 {
+        self.global_code_id
     }
 
     /// Slot of a resident space.
@@ -358,6 +367,7 @@ impl Spaces {
             }
         }
         self.global_asid = self.new_id();
+        self.global_code_id = self.new_id();
         self.global_large = LargePages::new();
         self.global_range = (u64::MAX, 0);
     }
@@ -438,7 +448,10 @@ impl Spaces {
     pub fn rename_code(&mut self, slot: Option<usize>) {
         match slot {
             Some(slot) => self.slots[slot].code_id = self.new_id(),
-            None => (0..SPACES).for_each(|slot| self.slots[slot].code_id = self.new_id()),
+            None => {
+                (0..SPACES).for_each(|slot| self.slots[slot].code_id = self.new_id());
+                self.global_code_id = self.new_id();
+            }
         }
     }
 
