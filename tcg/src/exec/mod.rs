@@ -50,6 +50,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::code_cache::{CacheError, DEFAULT_MIB};
+use crate::opt::OptFlags;
 use crate::softmmu::MmuStats;
 
 /// Guest instructions in a block, at most.
@@ -64,13 +65,21 @@ pub struct Options {
     pub max_insns: u32,
     /// Whether jumps are linked (`-d nochain`: not). Without links and jump cache, the `exec` log shows every block.
     pub chain: bool,
+    /// Optimisations.
+    pub passes: OptFlags,
     /// Guest-virtual addresses whose blocks are logged; empty for all (`-dfilter`).
     pub log_filter: Vec<Range<u64>>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cache_mib: DEFAULT_MIB, max_insns: MAX_INSNS, chain: true, log_filter: Vec::new() }
+        Options {
+            cache_mib: DEFAULT_MIB,
+            max_insns: MAX_INSNS,
+            chain: true,
+            passes: OptFlags::all(),
+            log_filter: Vec::new(),
+        }
     }
 }
 

@@ -7,8 +7,11 @@ use super::{Options, Stats};
 use crate::backend::{Compiled, GuestInfo, HostBackend};
 use crate::env::Runtime;
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
-use crate::ir::{Block, Builder};
+#[cfg(debug_assertions)]
+use crate::ir::verify;
+use crate::ir::{Block, Builder, text};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use crate::opt::{OptFlags, Optimizer};
 use crate::softmmu::fetch_page;
 
 /// Bytes that are read of code which is not in RAM or ROM: more than any guest's instruction.
@@ -18,6 +21,8 @@ const MMIO_FETCH: usize = 16;
 pub(super) struct Translator {
     block: Block,
     compiled: Compiled,
+    optimizer: Option<Optimizer>,
+    guest: GuestInfo,
     pages: [FetchedPage; 2],
 }
 
@@ -104,10 +109,13 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
 }
 
 impl Translator {
-    pub fn new() -> Translator {
+    /// A translator with these optimisations.
+    pub fn new(guest: GuestInfo, passes: OptFlags) -> Translator {
         Translator {
             block: Block::default(),
             compiled: Compiled::default(),
+            optimizer: (!passes.is_empty()).then(|| Optimizer::new(passes, guest)),
+            guest,
             pages: [FetchedPage::new(), FetchedPage::new()],
         }
     }
@@ -135,7 +143,11 @@ impl Translator {
         }
         let log = Log::new(options, key);
         log.guest_code::<G>(key, front.translated, &self.pages);
-        log.block(&self.block);
+        log.op(&self.block, &self.guest);
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.run(&mut self.block);
+            log.op_opt(&self.block, &self.guest);
+        }
         let made = if limits.single_step {
             let base = rt.blocks.cache.address(rt.blocks.cache.scratch().start);
             compile(backend, &self.block, base, SCRATCH, &mut self.compiled);
@@ -182,6 +194,10 @@ impl Translator {
         let volatile = fetcher.volatile;
         let translated = translated?;
         self.block = ir.finish();
+        #[cfg(debug_assertions)]
+        if let Err(e) = verify::verify(&self.block, &self.guest) {
+            panic!("the front end made a wrong block: {e}\n{}", text::print(&self.block, &self.guest));
+        }
         // A second page may have been fetched for an instruction that was then left out.
         let first = PAGE_SIZE - (key.pc & PAGE_MASK);
         Ok(Front { translated, volatile, spans: u64::from(translated.bytes) > first })
@@ -267,15 +283,16 @@ impl Log {
         tracing::debug!(target: "in_asm", "{text}");
     }
 
-    fn block(&self, block: &Block) {
-        if !self.wanted || !tracing::enabled!(target: "op", tracing::Level::DEBUG) {
-            return;
+    fn op(&self, block: &Block, guest: &GuestInfo) {
+        if self.wanted && tracing::enabled!(target: "op", tracing::Level::DEBUG) {
+            tracing::debug!(target: "op", "block {:#x}\n{}", self.pc, text::print(block, guest));
         }
-        let mut text = format!("block {:#x}", self.pc);
-        for (i, inst) in block.insts.iter().enumerate() {
-            text += &format!("\n    v{i} = {inst:?}");
+    }
+
+    fn op_opt(&self, block: &Block, guest: &GuestInfo) {
+        if self.wanted && tracing::enabled!(target: "op_opt", tracing::Level::DEBUG) {
+            tracing::debug!(target: "op_opt", "block {:#x}\n{}", self.pc, text::print(block, guest));
         }
-        tracing::debug!(target: "op", "{text}");
     }
 
     fn host_code(&self, base: u64, compiled: &Compiled) {

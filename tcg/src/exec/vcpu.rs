@@ -66,7 +66,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         Ok(Vcpu {
             context,
             backend,
-            translator: Translator::new(),
+            translator: Translator::new(guest_info::<G>(), options.passes),
             options,
             stats: Stats::default(),
             enter,
