@@ -8,6 +8,7 @@
 //! type its user expects; exactly one terminal, last; exits referred to exist; the rule of observers (see [`Inst`]).
 
 mod block;
+mod effects;
 pub mod flags;
 mod inst;
 pub mod text;

@@ -33,7 +33,7 @@ macro_rules! vec_table {
             pub const ALL: &'static [$enum] = &[$($enum::$name),*];
 
             /// Name in the text form.
-            pub fn text(self) -> &'static str {
+            pub const fn text(self) -> &'static str {
                 match self { $($enum::$name => $text),* }
             }
 

@@ -5,7 +5,6 @@
 //! the rest dead, and setting the wide one makes both.
 
 use super::OptFlags;
-use super::effects::FloatOps;
 use crate::backend::GuestInfo;
 use crate::ir::{Block, Exit, GlobalId, GlobalSet, Inst, Value};
 
@@ -13,7 +12,6 @@ use crate::ir::{Block, Exit, GlobalId, GlobalSet, Inst, Value};
 pub struct Backward {
     opts: OptFlags,
     guest: GuestInfo,
-    float: FloatOps,
     /// Globals that contain another one.
     wide: GlobalSet,
     /// For each global, the storage it covers.
@@ -46,7 +44,7 @@ impl Backward {
                 storage[i].insert(other);
             }
         }
-        Backward { opts, guest, float: FloatOps::new(), wide, storage, used: Vec::new(), map: Vec::new() }
+        Backward { opts, guest, wide, storage, used: Vec::new(), map: Vec::new() }
     }
 
     /// The storage that a set of globals covers.
@@ -143,7 +141,7 @@ impl Backward {
                 Inst::GotoIndirect | Inst::Leave { .. } => live = GlobalSet::ALL,
                 Inst::Nop | Inst::InsnStart { .. } => {}
                 _ => {
-                    if code && !self.used[i] && self.float.is_pure(inst) {
+                    if code && !self.used[i] && inst.is_pure() {
                         *inst = Inst::Nop;
                     } else {
                         if inst.is_memory() {

@@ -8,7 +8,6 @@
 //! result depends on their operands alone are numbered.
 
 use super::OptFlags;
-use super::effects::FloatOps;
 use super::number::Numbering;
 use crate::backend::GuestInfo;
 use crate::ir::{Block, GlobalId, GlobalSet, HelperId, Inst, Ty, Value};
@@ -17,7 +16,6 @@ use crate::ir::{Block, GlobalId, GlobalSet, HelperId, Inst, Ty, Value};
 pub struct Forward {
     pub(super) opts: OptFlags,
     guest: GuestInfo,
-    float: FloatOps,
     numbering: Numbering,
     /// The new block's instructions.
     pub(super) out: Vec<Inst>,
@@ -50,7 +48,6 @@ impl Forward {
         Forward {
             opts,
             guest,
-            float: FloatOps::new(),
             numbering: Numbering::new(),
             out: Vec::new(),
             facts: Vec::new(),
@@ -90,25 +87,25 @@ impl Forward {
     /// spends its time on.
     fn instruction(&mut self, inst: &Inst) -> Value {
         match *inst {
-            Inst::Nop => return NO_VALUE,
-            Inst::Get(g) => return self.get(g),
+            Inst::Nop => NO_VALUE,
+            Inst::Get(g) => self.get(g),
             Inst::Set(g, v) => {
                 self.set(g, self.renew(v));
-                return NO_VALUE;
+                NO_VALUE
             }
-            Inst::Const(c) => return self.constant(c),
-            Inst::InsnStart { pc } => return self.append(Inst::InsnStart { pc }),
-            Inst::Call { helper, .. } => return self.call(helper, self.renamed(inst)),
+            Inst::Const(c) => self.constant(c),
+            Inst::InsnStart { pc } => self.append(Inst::InsnStart { pc }),
+            Inst::Call { helper, .. } => self.call(helper, self.renamed(inst)),
             Inst::Load { width, ext, addr, mem } => {
-                return self.append(Inst::Load { width, ext, addr: self.renew(addr), mem });
+                self.append(Inst::Load { width, ext, addr: self.renew(addr), mem })
             }
             Inst::Goto(_) | Inst::GotoIndirect | Inst::Leave { .. } => {
                 self.ended = true;
-                return self.append(*inst);
+                self.append(*inst)
             }
             _ if !self.opts.contains(OptFlags::FOLD) => {
                 self.ended = inst.is_terminal();
-                return self.emit(self.renamed(inst));
+                self.emit(self.renamed(inst))
             }
             Inst::Bin { op, w, a, b } => self.bin(op, w, self.renew(a), self.renew(b)),
             Inst::Un { op, w, a } => self.un(op, w, self.renew(a)),
@@ -165,7 +162,7 @@ impl Forward {
     #[inline(always)]
     pub(super) fn emit(&mut self, inst: Inst) -> Value {
         if self.opts.contains(OptFlags::NUMBER)
-            && self.float.is_pure(&inst)
+            && inst.is_pure()
             && let Some(v) = self.numbering.find_or_note(&self.out, &inst)
         {
             return v;

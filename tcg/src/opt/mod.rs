@@ -16,7 +16,6 @@
 //! ([`interp::int`](crate::interp::int), [`flags::compute`](crate::ir::flags::compute)), so it cannot mean anything else.
 
 pub mod backward;
-mod effects;
 mod fold_flags;
 mod fold_int;
 mod fold_vec;

@@ -131,6 +131,8 @@ impl Generator {
         }
         match self.rng.pick(VecOp::ALL) {
             VecOp::RcpF32 | VecOp::RcpScalarF32 | VecOp::RsqrtF32 | VecOp::RsqrtScalarF32 => VecOp::AddF32,
+            // Which of several NaNs wins depends on the order in which a host sums.
+            VecOp::DotF32 | VecOp::DotF64 => VecOp::MulF32,
             op => op,
         }
     }
@@ -368,15 +370,9 @@ impl Generator {
                 self.push(inst)
             }
             _ => {
-                // Bit 9 of packed flags is unspecified: nothing but the masked value is picked later.
                 let f = self.flag();
                 let a = self.ir.push(Inst::Pack(f));
-                if self.rng.one_in(2) {
-                    let f = Inst::Flags { op: FlagOp::Unpack, w: Width::W64, a, b: a, old: None };
-                    return self.push(f);
-                }
-                let b = self.push(Inst::Const(flags::ALL as u64));
-                self.push(Inst::Bin { op: BinOp::And, w: Width::W32, a, b })
+                self.packed(a)
             }
         }
     }
@@ -432,10 +428,31 @@ impl Generator {
                 let (op, a) = (self.rng.pick(VecTestOp::ALL), self.vec());
                 let b = if op.operands() == 1 { a } else { self.vec() };
                 let imm = if op.has_imm() { imm } else { 0 };
-                Inst::VecTest { op, len: self.len(op.max_len()), a, b, imm }
+                let test = Inst::VecTest { op, len: self.len(op.max_len()), a, b, imm };
+                match op.text().starts_with("test") || op.text().starts_with("compare") {
+                    true => {
+                        // Packed flags.
+                        let a = self.ir.push(test);
+                        self.packed(a);
+                    }
+                    false => {
+                        self.push(test);
+                    }
+                }
+                return;
             }
         };
         self.push(inst);
+    }
+
+    /// Makes a value of packed flags. Their bit 9 is unspecified, so nothing but the flags or the masked integer is
+    /// picked later.
+    fn packed(&mut self, a: Value) -> Value {
+        if self.rng.one_in(2) {
+            return self.push(Inst::Flags { op: FlagOp::Unpack, w: Width::W64, a, b: a, old: None });
+        }
+        let b = self.push(Inst::Const(flags::ALL as u64));
+        self.push(Inst::Bin { op: BinOp::And, w: Width::W32, a, b })
     }
 
     fn call(&mut self) {
