@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use tessera_firmware::loader::{BOOT_CS, BOOT_DS, BootEntry};
 use tessera_hw::boards::pc::PcMachine;
+use tessera_hw::intc::lapic::TIMER_HZ;
 use tessera_hw::misc::a20::A20;
 use tessera_hw_core::clock::Clock;
 use tessera_hw_core::cpu::CpuIrq;
@@ -193,13 +194,16 @@ impl TcgEngine {
             events: board.events.clone(),
             control: control.clone(),
         };
-        let env = X86Env::new(Box::new(platform), config.cpu.clone());
+        let mut cpuid = config.cpu.clone();
+        cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
+        let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();
         if let Some(bytes) = config.accel.code_cache {
             options.cache_mib = (bytes >> 20) as u32;
         }
         options.chain = !config.log.items.iter().any(|item| item.name == "nochain");
-        options.log_filter = config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();
+        options.log_filter =
+            config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();
         let memory = Arc::new(Memory(board.address_space.clone()));
         let vcpu = Vcpu::new(env, memory, options).map_err(|error| error.to_string())?;
         board.address_space.set_observer(Arc::new(Observer(vcpu.remote().clone())));

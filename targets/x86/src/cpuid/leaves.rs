@@ -32,6 +32,22 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
+/// The last convergent of the continued fraction of `a / b` whose terms are at most `largest`.
+fn ratio(mut a: u64, mut b: u64, largest: u64) -> (u64, u64) {
+    let (mut p0, mut q0, mut p, mut q) = (0u64, 1u64, 1u64, 0u64);
+    while b != 0 {
+        let term = a / b;
+        let next = |now: u64, before: u64| term.checked_mul(now).and_then(|v| v.checked_add(before));
+        let (Some(p1), Some(q1)) = (next(p, p0), next(q, q0)) else { break };
+        if p1 > largest || q1 > largest {
+            break;
+        }
+        (p0, q0, p, q) = (p, q, p1, q1);
+        (a, b) = (b, a % b);
+    }
+    (p, q)
+}
+
 impl CpuidTable {
     /// EAX, EBX, ECX and EDX of a leaf. Beyond the last leaf, that of the highest basic one, as on Intel's.
     pub fn query(&self, leaf: u32, sub: u32, now: &Dynamic) -> [u32; 4] {
@@ -125,18 +141,18 @@ impl CpuidTable {
         }
     }
 
-    /// Leaf 15H: TSC = crystal * EBX / EAX. Only if that is exact in small numbers: guests multiply kHz by EBX in 32 bits.
+    /// Leaf 15H: TSC = crystal * EBX / EAX. Guests multiply the crystal's kHz by EBX in 32 bits, so the numbers are small: the
+    /// best ratio of that size, which is right to a millionth or is not told.
     fn crystal(&self) -> [u32; 4] {
         let (tsc, crystal) = (self.tsc_hz, self.crystal_hz);
-        if tsc == 0 || crystal == 0 || crystal > u32::MAX as u64 {
+        if tsc == 0 || crystal < 1000 || crystal > u32::MAX as u64 {
             return [0; 4];
         }
-        let (mut a, mut b) = (tsc, crystal);
-        while b != 0 {
-            (a, b) = (b, a % b);
-        }
-        let (numerator, denominator) = (tsc / a, crystal / a);
-        if numerator.saturating_mul(crystal / 1000) > u32::MAX as u64 {
+        let largest = u32::MAX as u64 / (crystal / 1000);
+        let (numerator, denominator) = ratio(tsc, crystal, largest);
+        let told = crystal as u128 * numerator as u128;
+        let exact = tsc as u128 * denominator as u128;
+        if denominator == 0 || told.abs_diff(exact) * 1_000_000 > exact {
             return [0; 4];
         }
         [denominator as u32, numerator as u32, crystal as u32, 0]
@@ -202,12 +218,19 @@ mod tests {
     }
 
     #[test]
-    fn crystal_is_exact_or_silent() {
+    fn crystal_is_close_or_silent() {
         let mut t = parse("max").unwrap();
         assert_eq!(t.query(0x15, 0, &Dynamic::default()), [0; 4]);
         t.set_frequencies(2_000_000_000, 1_000_000_000);
         assert_eq!(t.query(0x15, 0, &Dynamic::default()), [1, 2, 1_000_000_000, 0]);
-        t.set_frequencies(2_100_000_001, 1_000_000_000);
+        for tsc in [2_100_000_001u64, 2_599_985_123, 3_712_345_678, 999_999_937] {
+            t.set_frequencies(tsc, 1_000_000_000);
+            let [den, num, crystal, _] = t.query(0x15, 0, &Dynamic::default()).map(u64::from);
+            assert!((crystal / 1000) * num <= u32::MAX as u64);
+            assert!((crystal * num / den).abs_diff(tsc) <= tsc / 1_000_000, "{tsc}: {num}/{den}");
+        }
+        // The ratio 1 to 100001 cannot be said in numbers that small.
+        t.set_frequencies(10_000, 1_000_010_000);
         assert_eq!(t.query(0x15, 0, &Dynamic::default()), [0; 4]);
     }
 
