@@ -223,7 +223,7 @@ extern "C" fn rc_result(_: &mut X86Env, value: u64, count: u64, packed: u64, wid
 extern "C" fn rc_flags(_: &mut X86Env, value: u64, count: u64, packed: u64, width: u64) -> u64 {
     let bits = ((width & 0x7f) as u32).clamp(8, 64);
     // A full turn counts as none.
-    if count % (bits as u64 + 1) == 0 {
+    if count.is_multiple_of(bits as u64 + 1) {
         return packed;
     }
     let (result, carry) = rc(value, count, packed, width);

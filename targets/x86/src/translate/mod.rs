@@ -44,6 +44,8 @@ mod sse_move;
 mod system;
 mod x87;
 #[cfg(all(test, target_arch = "x86_64"))]
+mod engine_oracle;
+#[cfg(all(test, target_arch = "x86_64"))]
 mod oracle;
 #[cfg(test)]
 mod test_platform;

@@ -21,15 +21,15 @@ use crate::guest::X86;
 use crate::helpers::HELPERS;
 use crate::state::{self, X86Env, pack_flags, reg, unpack_flags};
 
-const BUFFER: usize = 64 << 10;
+pub(super) const BUFFER: usize = 64 << 10;
 /// Arithmetic flags in EFLAGS.
-const FLAGS: u64 = 0x8d5;
-const CODE_AT: u64 = 0x40_0000;
+pub(super) const FLAGS: u64 = 0x8d5;
+pub(super) const CODE_AT: u64 = 0x40_0000;
 
-struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,12 +37,12 @@ impl Rng {
         z ^ z >> 31
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
     /// Mostly values at the edges.
-    fn value(&mut self) -> u64 {
+    pub(super) fn value(&mut self) -> u64 {
         let v = self.next();
         match self.below(10) {
             0 => 0,
@@ -61,23 +61,23 @@ impl Rng {
 /// Registers (RSP is not touched) and flags.
 #[repr(C)]
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Regs {
-    flags: u64,
-    gpr: [u64; 16],
+pub(super) struct Regs {
+    pub(super) flags: u64,
+    pub(super) gpr: [u64; 16],
 }
 
 /// Runs code natively on registers.
-struct Native {
+pub(super) struct Native {
     state: Box<[u64; 64]>,
     stack: Box<[u64; 4096]>,
 }
 
 impl Native {
-    fn new() -> Native {
+    pub(super) fn new() -> Native {
         Native { state: Box::new([0; 64]), stack: Box::new([0; 4096]) }
     }
 
-    fn run(&mut self, code: &[u8], regs: &mut Regs) {
+    pub(super) fn run(&mut self, code: &[u8], regs: &mut Regs) {
         // state: flags and 15 registers in (popped), the host's RSP in 40, flags and 15 registers out (pushed) below 38.
         let order: Vec<usize> = (0..16).filter(|&n| n != reg::RSP).collect();
         self.state[0] = regs.flags | 0x202;
@@ -230,7 +230,7 @@ const TESTED: &[Mnemonic] = {
     ]
 };
 
-fn random_bytes(rng: &mut Rng, out: &mut Vec<u8>) {
+pub(super) fn random_bytes(rng: &mut Rng, out: &mut Vec<u8>) {
     out.clear();
     if rng.below(4) == 0 {
         out.push(0x66);
@@ -271,7 +271,7 @@ fn random_bytes(rng: &mut Rng, out: &mut Vec<u8>) {
     }
 }
 
-fn is_testable(i: &Instruction) -> bool {
+pub(super) fn is_testable(i: &Instruction) -> bool {
     let stack = |r: Register| r.full_register() == Register::RSP;
     if i.is_invalid() || !TESTED.contains(&i.mnemonic()) {
         return false;
@@ -302,16 +302,24 @@ fn is_testable(i: &Instruction) -> bool {
     true
 }
 
-#[test]
-fn silicon_agrees() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse().ok());
-    let cases: u64 = number("TESSERA_ORACLE_CASES").unwrap_or(30_000);
-    let seed: u64 = number("TESSERA_ORACLE_SEED").unwrap_or(1);
-    if !(std::is_x86_feature_detected!("bmi2")
+/// A number from the environment.
+pub(super) fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Whether the host has all instructions under test.
+pub(super) fn host_has_all() -> bool {
+    std::is_x86_feature_detected!("bmi2")
         && std::is_x86_feature_detected!("movbe")
         && std::is_x86_feature_detected!("adx")
-        && std::is_x86_feature_detected!("lzcnt"))
-    {
+        && std::is_x86_feature_detected!("lzcnt")
+}
+
+#[test]
+fn silicon_agrees() {
+    let cases = number("TESSERA_ORACLE_CASES").unwrap_or(30_000);
+    let seed = number("TESSERA_ORACLE_SEED").unwrap_or(1);
+    if !host_has_all() {
         println!("skipped: this host lacks BMI2, ADX, LZCNT or MOVBE");
         return;
     }
