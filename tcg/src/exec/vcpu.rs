@@ -24,8 +24,6 @@ pub struct Vcpu<G: Guest, B: HostBackend> {
     options: Options,
     stats: Stats,
     enter: Enter,
-    /// Block mode that the jump tag in the header was made for.
-    tagged_mode: u64,
 }
 
 /// Why the inner loop stopped.
@@ -70,7 +68,6 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             options,
             stats: Stats::default(),
             enter,
-            tagged_mode: 0,
         })
     }
 
@@ -250,12 +247,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
         let key = G::block_key(env);
-        let header = G::header(env);
-        if header.jump_tag == JUMP_TAG_NONE || key.mode != self.tagged_mode || rt.mmu.fetch.renamed() {
-            if self.options.chain {
-                G::header(env).jump_tag = jump_tag(rt, key.mode, false);
-            }
-            self.tagged_mode = key.mode;
+        if self.options.chain && (G::header(env).jump_tag == JUMP_TAG_NONE || rt.mmu.fetch.stale(key.mode)) {
+            G::header(env).jump_tag = jump_tag(rt, key.mode, false);
         }
         if tracing::enabled!(target: "exec", tracing::Level::TRACE) && logged(&self.options, key.pc) {
             tracing::trace!(target: "exec", "{:#x} mode {:#x}", key.pc, key.mode);
@@ -291,7 +284,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             let env = self.context.env_mut();
             let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
             let global = page.global && (!spans || fetch_page::<G>(env, rt, next)?.global);
-            if rt.mmu.fetch.renamed() || !global && rt.mmu.fetch.shared() {
+            if rt.mmu.fetch.stale(key.mode) || !global && rt.mmu.fetch.shared() {
                 G::header(env).jump_tag = jump_tag(rt, key.mode, !global);
             }
             let tag = key.pc ^ G::header(env).jump_tag;

@@ -69,6 +69,8 @@ pub(crate) struct FetchTlb {
     renamed: bool,
     /// The tag in the header has a shared epoch.
     shared: bool,
+    /// Block mode that the tag in the header is for.
+    pub(super) mode: Option<u64>,
 }
 
 /// What a flush of a page found.
@@ -102,13 +104,14 @@ impl FetchTlb {
             last_epoch: 0,
             renamed: false,
             shared: false,
+            mode: None,
         }
     }
 
-    /// Whether the jump tag in the header must be made anew.
+    /// Whether the jump tag in the header is stale, or for another mode.
     #[inline]
-    pub fn renamed(&self) -> bool {
-        self.renamed
+    pub fn stale(&self, mode: u64) -> bool {
+        self.renamed || self.mode != Some(mode)
     }
 
     /// Whether only blocks in global pages may be entered under the jump tag in the header.
@@ -210,6 +213,7 @@ pub(crate) fn jump_tag(rt: &mut Runtime, mode: u64, local: bool) -> u64 {
     let MmuState { spaces, fetch, .. } = &mut rt.mmu;
     let own = spaces.current().code_id;
     fetch.renamed = false;
+    fetch.mode = Some(mode);
     fetch.shared = !local && fetch.known(own, mode).is_none();
     let code_id = if fetch.shared { spaces.global_code_id() } else { own };
     let (epoch, wrapped) = fetch.epoch(code_id, mode);

@@ -1,8 +1,9 @@
 //! Flushing translations and switching address spaces, as the guest asks for it.
 
+use super::fetch::jump_tag;
 use super::fill::runtime;
-use super::page_of;
-use crate::env::JUMP_TAG_NONE;
+use super::{Running, page_of};
+use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::Guest;
 
 /// Drops every translation, of all address spaces, global ones too.
@@ -12,7 +13,7 @@ pub fn flush_all<G: Guest>(env: &mut G::Env) {
     tracing::trace!(target: "mmu", "flush all");
     rt.mmu.stats.flushes += 1;
     rt.mmu.spaces.clear_all();
-    G::header(env).jump_tag = JUMP_TAG_NONE;
+    retag::<G>(env, rt);
 }
 
 /// Drops the non-global translations of one address space (as [`Guest::address_space`] names it).
@@ -24,7 +25,7 @@ pub fn flush_space<G: Guest>(env: &mut G::Env, space: u64) {
     if let Some(slot) = rt.mmu.spaces.find(space) {
         rt.mmu.spaces.clear_local(slot);
         if rt.mmu.spaces.is_current(slot) {
-            G::header(env).jump_tag = JUMP_TAG_NONE;
+            retag::<G>(env, rt);
         }
     }
 }
@@ -56,7 +57,7 @@ pub fn flush_page<G: Guest>(env: &mut G::Env, space: u64, va: u64) {
     }
     mmu.stats.code_page_flushes += 1;
     if found.global || slot.is_some_and(|s| mmu.spaces.is_current(s)) {
-        G::header(env).jump_tag = JUMP_TAG_NONE;
+        retag::<G>(env, rt);
     }
 }
 
@@ -70,4 +71,22 @@ pub fn switch_space<G: Guest>(env: &mut G::Env) {
     if !rt.mmu.spaces.switch(G::header(env), key, |page| blocks.has_code(page)) {
         rt.mmu.stats.cold_switches += 1;
     }
+    retag::<G>(env, rt);
+}
+
+/// To be called when the block mode has changed, if the block that runs may go on by an indirect jump: the jump cache
+/// answers for this mode from now on.
+pub fn name_mode<G: Guest>(env: &mut G::Env, mode: u64) {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    rt.mmu.fetch.mode = Some(mode);
+    retag::<G>(env, rt);
+}
+
+/// Makes the jump tag anew. While one instruction is to run there is none, so that it does not jump on.
+fn retag<G: Guest>(env: &mut G::Env, rt: &mut Runtime) {
+    G::header(env).jump_tag = match rt.mmu.fetch.mode {
+        Some(mode) if rt.mmu.running != Running::Once => jump_tag(rt, mode, false),
+        _ => JUMP_TAG_NONE,
+    };
 }

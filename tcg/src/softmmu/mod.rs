@@ -47,7 +47,7 @@ mod spaces;
 #[cfg(test)]
 mod tests;
 
-pub use flush::{flush_all, flush_page, flush_space, switch_space};
+pub use flush::{flush_all, flush_page, flush_space, name_mode, switch_space};
 
 pub(crate) use access::{Operand, Writer, atomic_rmw, compare_exchange_as, store_as};
 pub use access::{compare_exchange, load, load_bytes, probe, raise, store, store_bytes};

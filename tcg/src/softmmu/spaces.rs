@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 
 use super::second_level::GLOBAL;
 use super::{MMU_MODES, TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
-use crate::env::{Header, JUMP_TAG_NONE};
+use crate::env::Header;
 
 /// Address spaces that are kept. Linux on x86 with PCIDs uses at most 6 on a CPU, doubled by page table isolation.
 pub(crate) const SPACES: usize = 16;
@@ -259,9 +259,6 @@ impl Spaces {
         let found = self.find(key);
         let slot = found.unwrap_or_else(|| self.claim(key));
         self.slots[slot].last_used = self.clock;
-        if slot != self.current || found.is_none() {
-            header.jump_tag = JUMP_TAG_NONE;
-        }
         self.current = slot;
         self.catch_up(slot, has_code);
         self.set_pointers(header);
