@@ -1,9 +1,9 @@
 //! The main thread's loop: everything that is not the guest's code happens here.
 //!
-//! vCPUs and timers have threads of their own; this one sleeps in `poll` until a descriptor of a character device is
-//! ready, a signal has come, or somebody calls [`Waker::wake`]: a device with output, the machine with a request, a vCPU
-//! that has stopped. So nothing of the host's slows a vCPU down, and a guest that never leaves a loop does not keep
-//! the user from ending it.
+//! vCPUs and timers have threads of their own; this one sleeps in `poll` until a descriptor of a character
+//! device is ready, a signal has come, or somebody calls [`Waker::wake`]: a device with output, the machine
+//! with a request, a vCPU that has stopped. So nothing of the host's slows a vCPU down, and a guest that
+//! never leaves a loop does not keep the user from ending it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -93,13 +93,14 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// A loop woken by `waker` that serves `endpoints`. From now on signals do not end the process by themselves.
+    /// A loop woken by `waker` that serves `endpoints`. From now on signals do not end the process by
+    /// themselves.
     pub fn new(waker: Waker, endpoints: Vec<Endpoint>) -> io::Result<Self> {
         Ok(EventLoop { signals: Signals::catch(&waker)?, waker, endpoints })
     }
 
-    /// Sleeps until something happens, serves the character devices, and returns what is the caller's to do. May return with
-    /// nothing: the caller then looks at what it shares with other threads.
+    /// Sleeps until something happens, serves the character devices, and returns what is the caller's to do.
+    /// May return with nothing: the caller then looks at what it shares with other threads.
     pub fn wait(&mut self) -> io::Result<Vec<Happening>> {
         let mut commands = Vec::new();
         poll_once(&mut self.endpoints, &self.waker, None, &mut commands)?;

@@ -1,7 +1,7 @@
 //! The files a guest is started from: kernel and initial RAM disk.
 //!
-//! They are read when the machine starts and, if the guest resets it, again: between, their contents are in guest memory
-//! only. What cannot be read twice (a pipe) is kept.
+//! They are read when the machine starts and, if the guest resets it, again: between, their contents are in
+//! guest memory only. What cannot be read twice (a pipe) is kept.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};

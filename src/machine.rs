@@ -1,8 +1,8 @@
 //! Builds the machine that the command line describes, and runs it to its end.
 //!
-//! Strategy: [`Machine::build`] does everything that can fail for a reason the user can mend, and changes nothing outside
-//! the process: it opens files, makes the board, loads the kernel. [`Machine::run`] then starts the threads and serves
-//! the main loop until the guest, the user or a signal ends the machine.
+//! Strategy: [`Machine::build`] does everything that can fail for a reason the user can mend, and changes
+//! nothing outside the process: it opens files, makes the board, loads the kernel. [`Machine::run`] then
+//! starts the threads and serves the main loop until the guest, the user or a signal ends the machine.
 //!
 //! Threads: one a vCPU ([`Vcpu`]), one for timers, and this one. A reset is done here, while no vCPU runs.
 
@@ -171,9 +171,7 @@ impl Machine {
             waker.wake();
         }));
         let _timers = TimerThread::spawn(self.board.timers.clone())?;
-        if let Some(entry) = self.entry.take() {
-            vcpu.reset(Some(entry));
-        }
+        vcpu.reset(self.entry.take());
         vcpu.run();
         let end = loop {
             let mut end = None;
@@ -195,9 +193,9 @@ impl Machine {
         // Nothing of the guest happens from here on.
         let _ = vcpu.stop();
         if self.config.log.items.iter().any(|item| item.name == "stats")
-            && let Some(description) = vcpu.describe()
+            && let Some(statistics) = vcpu.statistics()
         {
-            tracing::info!(target: "stats", "{}", description.statistics);
+            tracing::info!(target: "stats", "{statistics}");
         }
         Ok(end)
     }
@@ -215,7 +213,10 @@ impl Machine {
             (Err(why), _) => Some(End::Broken(why)),
             (Ok(Stop::TripleFault(state)), _) if self.config.no_reboot => Some(End::TripleFault(state)),
             (Ok(Stop::TripleFault(_)), _) | (Ok(_), Some(MachineEvent::Reset)) => self.reset(vcpu),
-            (Ok(_), Some(MachineEvent::Shutdown)) if self.config.no_shutdown => None,
+            (Ok(_), Some(MachineEvent::Shutdown)) if self.config.no_shutdown => {
+                self.board.pause();
+                None
+            }
             (Ok(_), Some(MachineEvent::Shutdown)) => Some(End::Wanted { status: 0 }),
             (Ok(_), Some(MachineEvent::DebugExit(status))) => {
                 Some(End::Wanted { status: (status & STATUS_MASK) as u8 })
@@ -245,8 +246,8 @@ impl Machine {
 }
 
 impl Guest {
-    /// Places the tables, and the kernel or what the firmware wants to know, in the memory of a board that was just made or
-    /// reset.
+    /// Places the tables, and the kernel or what the firmware wants to know, in the memory of a board that
+    /// was just made or reset.
     fn load(&mut self, board: &PcMachine, config: &Config) -> Result<Option<BootEntry>, UsageError> {
         let mut memory = LoaderMemory(&board.address_space);
         let ram = config.ram;

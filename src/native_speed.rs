@@ -1,6 +1,7 @@
 //! How fast this host runs, natively, the loop whose speed the embedded firmware prints.
 //!
-//! The firmware cannot know it, so the emulator measures it before the machine starts and leaves it in guest memory.
+//! The firmware cannot know it, so the emulator measures it before the machine starts and leaves it in guest
+//! memory.
 
 use tessera_firmware::bios;
 
@@ -23,8 +24,9 @@ pub fn measure() -> u64 {
     let Ok(mut memory) = memmap2::MmapMut::map_anon(code.len()) else { return 0 };
     memory.copy_from_slice(code);
     let Ok(memory) = memory.make_exec() else { return 0 };
-    // SAFETY: `memory` holds, executable and from its first byte, the code that `speed_loop` documents as a position
-    // independent function of this signature that touches only its own stack; it stays mapped until after the last call.
+    // SAFETY: `memory` holds, executable and from its first byte, the code that `speed_loop` documents as a
+    // position independent function of this signature that touches only its own stack; it stays mapped until
+    // after the last call.
     let run = unsafe { std::mem::transmute::<*const u8, extern "C" fn(u64) -> u64>(memory.as_ptr()) };
     let fastest = (0..RUNS)
         .map(|_| {

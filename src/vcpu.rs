@@ -1,7 +1,8 @@
 //! A vCPU's thread, as the main loop sees it.
 //!
-//! The engine lives on the thread and never leaves it. The main loop sends orders; each order to run ends in exactly one
-//! report of why the vCPU stopped, which also wakes the main loop. Other orders are for a stopped vCPU.
+//! The engine lives on the thread and never leaves it. The main loop sends orders; each order to run ends in
+//! exactly one report of why the vCPU stopped, which also wakes the main loop. Other orders are for a stopped
+//! vCPU.
 
 use std::any::Any;
 use std::io;
@@ -21,16 +22,8 @@ enum Order {
     Run,
     /// Power-up state, or where a loaded kernel begins.
     Reset(Option<BootEntry>),
-    /// What the engine can tell of itself.
-    Describe(Sender<Description>),
-}
-
-/// What an engine tells of itself.
-pub struct Description {
-    /// What it did so far.
-    pub statistics: String,
-    /// The processor's registers.
-    pub registers: String,
+    /// What the engine did so far.
+    Statistics(Sender<String>),
 }
 
 /// How a run ended: why the vCPU stopped, or what the engine panicked with.
@@ -56,7 +49,8 @@ impl Vcpu {
             for order in incoming {
                 match order {
                     Order::Run => {
-                        // A fault of the engine ends the machine, not the process: the main loop has a terminal to restore.
+                        // A fault of the engine ends the machine, not the process: the main loop has a
+                        // terminal to restore.
                         let report = catch_unwind(AssertUnwindSafe(|| drive(&mut *engine)))
                             .map_err(|panic| panic_message(panic.as_ref()));
                         let failed = report.is_err();
@@ -72,12 +66,13 @@ impl Vcpu {
                         if let Some(entry) = entry {
                             engine.boot(&entry);
                         }
+                        if tracing::enabled!(target: "cpu_reset", tracing::Level::DEBUG) {
+                            tracing::debug!(target: "cpu_reset", "CPU {index} reset\n{}", engine.dump());
+                        }
                     }
-                    Order::Describe(reply) => {
-                        let description =
-                            Description { statistics: engine.statistics(), registers: engine.dump() };
+                    Order::Statistics(reply) => {
                         // The asker may have given up.
-                        let _ = reply.send(description);
+                        let _ = reply.send(engine.statistics());
                     }
                 }
             }
@@ -129,10 +124,10 @@ impl Vcpu {
         report
     }
 
-    /// What the stopped vCPU's engine tells of itself.
-    pub fn describe(&self) -> Option<Description> {
+    /// What the stopped vCPU's engine did so far.
+    pub fn statistics(&self) -> Option<String> {
         let (reply, answer) = channel();
-        self.order(Order::Describe(reply));
+        self.order(Order::Statistics(reply));
         answer.recv().ok()
     }
 }
@@ -205,7 +200,7 @@ mod tests {
             vcpu.run();
             assert_eq!(vcpu.take_report(), None);
             assert_eq!(vcpu.stop(), Ok(Stop::Requested));
-            assert_eq!(vcpu.describe().unwrap().registers, "registers");
+            assert_eq!(vcpu.statistics().unwrap(), "statistics");
             assert_eq!(resets.load(Ordering::Relaxed), round);
         }
         vcpu.run();
@@ -225,6 +220,6 @@ mod tests {
             std::thread::yield_now();
         };
         assert_eq!(report, Err("out of order".into()));
-        assert!(vcpu.describe().is_none());
+        assert!(vcpu.statistics().is_none());
     }
 }

@@ -1,5 +1,5 @@
-//! Mistakes on the command line: each is one sentence on standard error that names the option, the value and the way out;
-//! the exit status is 1, nothing is started and nothing is written.
+//! Mistakes on the command line: each is one sentence on standard error that names the option, the value and
+//! the way out; the exit status is 1, nothing is started and nothing is written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,8 +68,8 @@ fn bzimage() -> Vec<u8> {
     file
 }
 
-/// Runs a line that must fail, with `-serial file:` before it, which must not be written; and checks that the message has
-/// these parts.
+/// Runs a line that must fail, with `-serial file:` before it, which must not be written; and checks that the
+/// message has these parts.
 fn refused(folder: &Folder, arguments: &[&str], parts: &[&str]) {
     let before = snapshot(&folder.0);
     let serial = format!("file:{}", folder.path("serial-output"));

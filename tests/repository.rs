@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Which of the project's own packages each package may use, for whatever purpose (tests and builds included).
+/// Which of the project's own packages each package may use, for whatever purpose (tests and builds
+/// included).
 const MAY_USE: &[(&str, &[&str])] = &[
     ("tessera-tcg", &[]),
     ("tessera-x86", &["tessera-tcg"]),

@@ -1,8 +1,8 @@
 //! Files the emulator writes to, opened in two steps.
 //!
-//! A mistake on the command line must leave nothing written behind, and whether a file can be opened is only known by
-//! opening it. So all files are opened first, without changing what is in them; once everything else is in
-//! order they are emptied by [`OutputFile::commit`]. One that is dropped before that, and was not there
+//! A mistake on the command line must leave nothing written behind, and whether a file can be opened is only
+//! known by opening it. So all files are opened first, without changing what is in them; once everything else
+//! is in order they are emptied by [`OutputFile::commit`]. One that is dropped before that, and was not there
 //! before, is removed again.
 
 use std::fs::{self, File};

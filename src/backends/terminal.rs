@@ -1,8 +1,8 @@
 //! The user's terminal: raw while a guest uses it, and as it was on every way out.
 //!
-//! A guest's console wants every key as it is typed, Ctrl-C among them. The settings that were found are kept in one
-//! place for the process, so that whoever ends it can put them back: the [`RawMode`] guard when it is dropped,
-//! and a panic hook, which does so before the panic's message is printed.
+//! A guest's console wants every key as it is typed, Ctrl-C among them. The settings that were found are kept
+//! in one place for the process, so that whoever ends it can put them back: the [`RawMode`] guard when it is
+//! dropped, and a panic hook, which does so before the panic's message is printed.
 
 use std::io::{IsTerminal, stdin};
 use std::sync::{Mutex, Once, PoisonError};
@@ -21,8 +21,8 @@ static HOOK: Once = Once::new();
 pub struct RawMode(());
 
 impl RawMode {
-    /// Puts the terminal into raw mode; with `signals`, Ctrl-C and Ctrl-Z keep their meaning. `None` if standard input is
-    /// no terminal.
+    /// Puts the terminal into raw mode; with `signals`, Ctrl-C and Ctrl-Z keep their meaning. `None` if
+    /// standard input is no terminal.
     pub fn enter(signals: bool) -> Option<Self> {
         if !stdin().is_terminal() {
             return None;

@@ -1,8 +1,9 @@
 //! The command line: QEMU's options, read and checked before anything is started.
 //!
-//! Three steps. [`tokenise`] tells options from their values as QEMU does (one dash or two, the value is always the next
-//! word, whatever it looks like) and sorts out what Tessera has, what only QEMU has, and what nobody has.
-//! clap, with the definitions in [`options`], assigns them. [`values`] says what each value means.
+//! Three steps. [`tokenise`] tells options from their values as QEMU does (one dash or two, the value is
+//! always the next word, whatever it looks like) and sorts out what Tessera has, what only QEMU has, and what
+//! nobody has. clap, with the definitions in [`options`], assigns them. [`values`] says what each value
+//! means.
 //!
 //! Every mistake is one sentence that names the option, the value and the way out.
 
@@ -258,10 +259,11 @@ fn path(option: &str, value: Option<OsString>) -> Result<Option<PathBuf>, UsageE
     }
 }
 
-/// The serial ports: those that were named, or by default the first one on the terminal, shared with the terminal's
-/// commands unless `-monitor none` takes these away.
+/// The serial ports: those that were named, or by default the first one on the terminal, shared with the
+/// terminal's commands unless `-monitor none` takes these away.
 fn serial_ports(options: &options::Options) -> Result<Vec<Option<CharSpec>>, UsageError> {
-    // Without a display, Ctrl-C belongs to the guest; with -display none and -serial stdio it ends the emulator.
+    // Without a display, Ctrl-C belongs to the guest; with -display none and -serial stdio it ends the
+    // emulator.
     let signals = options.display.is_some() && !options.nographic;
     let mut ports = Vec::new();
     for value in &options.serial {

@@ -1,7 +1,8 @@
 //! The options as they are typed and explained: names, values, help.
 //!
-//! clap holds the definitions and makes the help from them; what a value means is [`super::values`]' business,
-//! which also words the errors. Each field is named after its option; its comment is the option's help.
+//! clap holds the definitions and makes the help from them; what a value means is [`super::values`]'
+//! business, which also words the errors. Each field is named after its option; its comment is the option's
+//! help.
 
 use std::ffi::OsString;
 

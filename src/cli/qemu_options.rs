@@ -1,7 +1,7 @@
 //! The names of QEMU's options, so that what Tessera does not have yet is told from what nobody has.
 //!
-//! Options that Tessera has are defined in [`super::options`] and may stand here as well: the definition there
-//! wins.
+//! Options that Tessera has are defined in [`super::options`] and may stand here as well: the definition
+//! there wins.
 
 /// QEMU options that are followed by a value.
 const WITH_VALUE: &[&str] = &[

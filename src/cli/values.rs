@@ -1,7 +1,7 @@
 //! What the values of options mean.
 //!
-//! Each function takes a value as it was typed and returns its meaning, or an error whose message is one sentence that
-//! names the option, the value and the way out.
+//! Each function takes a value as it was typed and returns its meaning, or an error whose message is one
+//! sentence that names the option, the value and the way out.
 
 use std::ops::RangeInclusive;
 
@@ -139,7 +139,13 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
                 Ok(mib) if CODE_CACHE_MIB.contains(&mib) => accel.code_cache = Some(mib << 20),
                 _ => {
                     let (least, most) = (CODE_CACHE_MIB.start(), CODE_CACHE_MIB.end());
-                    return bad(OPTION, value, format!("the size of the code cache is not possible; give a tb-size from {least} to {most} (MiB)"));
+                    return bad(
+                        OPTION,
+                        value,
+                        format!(
+                            "the size of the code cache is not possible; give a tb-size from {least} to {most} (MiB)"
+                        ),
+                    );
                 }
             },
             // With one processor both are the same; the cache is always mapped twice.
@@ -204,8 +210,16 @@ pub fn device(value: &str) -> Result<DebugExit, UsageError> {
         match (key, number) {
             ("iobase", Some(port)) => device.iobase = port,
             ("iosize", Some(size @ (1 | 2 | 4))) => device.iosize = size,
-            ("iobase", None) => return bad(OPTION, value, "there is no such port; give iobase a port from 0 to 0xffff"),
-            ("iosize", _) => return bad(OPTION, value, "that many ports cannot be written at once; give iosize 1, 2 or 4"),
+            ("iobase", None) => {
+                return bad(OPTION, value, "there is no such port; give iobase a port from 0 to 0xffff");
+            }
+            ("iosize", _) => {
+                return bad(
+                    OPTION,
+                    value,
+                    "that many ports cannot be written at once; give iosize 1, 2 or 4",
+                );
+            }
             ("id", _) => {}
             _ => return bad(OPTION, value, format!("isa-debug-exit has no property {key}; leave it out")),
         }

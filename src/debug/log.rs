@@ -1,8 +1,9 @@
 //! The log: `-d` chooses what, `-D` where to, `-dfilter` about which guest addresses.
 //!
-//! All parts of the emulator log through `tracing`, under a target that is named like QEMU's item. Here the targets
-//! that were asked for are switched on, and records that carry a guest address (a field `pc`) outside the filter are
-//! left out. What is not asked for costs one test of a flag that `tracing` keeps at each place.
+//! All parts of the emulator log through `tracing`, under a target that is named like QEMU's item. Here the
+//! targets that were asked for are switched on, and records that carry a guest address (a field `pc`) outside
+//! the filter are left out. What is not asked for costs one test of a flag that `tracing` keeps at each
+//! place.
 
 use std::fmt;
 use std::io::Write;
@@ -85,8 +86,8 @@ pub fn parse_items(list: &str) -> Result<Vec<Item>, UsageError> {
         .collect()
 }
 
-/// Starts logging; `out` is where to. Warnings and errors of the emulator itself are always logged, to standard error if
-/// nothing else is chosen.
+/// Starts logging; `out` is where to. Warnings and errors of the emulator itself are always logged, to
+/// standard error if nothing else is chosen.
 pub fn start(config: &LogConfig, out: Box<dyn Write + Send>) {
     let mut targets = Targets::new().with_default(LevelFilter::WARN);
     for item in ITEMS {

@@ -1,11 +1,11 @@
 //! The half of a character backend that the main loop drives.
 //!
-//! An endpoint owns the descriptors of one character device: where input comes from, where output goes, and, for a
-//! server, where callers arrive. Between polls the main loop asks for its [`Interest`]; after a poll it calls
-//! [`Endpoint::service`] with what is ready. All descriptors are non-blocking, so no call here waits.
+//! An endpoint owns the descriptors of one character device: where input comes from, where output goes, and,
+//! for a server, where callers arrive. Between polls the main loop asks for its [`Interest`]; after a poll it
+//! calls [`Endpoint::service`] with what is ready. All descriptors are non-blocking, so no call here waits.
 //!
-//! Output is gathered for [`GATHER`] after each write: a guest that prints byte by byte costs the host a thousand writes
-//! a second instead of a hundred thousand, and a person sees no difference.
+//! Output is gathered for [`GATHER`] after each write: a guest that prints byte by byte costs the host a
+//! thousand writes a second instead of a hundred thousand, and a person sees no difference.
 
 use std::collections::VecDeque;
 use std::io;

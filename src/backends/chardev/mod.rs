@@ -162,9 +162,9 @@ impl Opened {
 
 /// A non-blocking descriptor for what `stream` is.
 ///
-/// Whether a descriptor blocks is a property of the open file, which standard input and output share with the shell and
-/// whoever else has them. So the file is opened again where that goes; otherwise (a socket, a terminal of
-/// another user) the flag is set on the shared one.
+/// Whether a descriptor blocks is a property of the open file, which standard input and output share with the
+/// shell and whoever else has them. So the file is opened again where that goes; otherwise (a socket, a
+/// terminal of another user) the flag is set on the shared one.
 fn nonblocking(stream: impl AsFd, access: OFlags) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let stream = stream.as_fd();
@@ -196,7 +196,8 @@ fn open_pty() -> io::Result<(OwnedFd, String)> {
     let mut settings = tcgetattr(&other)?;
     settings.make_raw();
     tcsetattr(&other, OptionalActions::Now, &settings)?;
-    // Closing `other` makes the master report a hang-up until somebody opens it again: that is how one notices.
+    // Closing `other` makes the master report a hang-up until somebody opens it again: that is how one
+    // notices.
     let flags = rustix::fs::fcntl_getfl(&master)?;
     rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
     Ok((master, name.to_string_lossy().into_owned()))

@@ -1,10 +1,11 @@
 //! The half of a character backend that the device sees.
 //!
-//! A device writes from a vCPU thread, under its own lock, and must not wait for the host. So a write goes to a
-//! bounded queue and wakes the main loop, whose [`Endpoint`](super::endpoint::Endpoint) moves it on. What does not fit
-//! stays in the device, whose guest sees a busy transmitter, until the endpoint has made room.
+//! A device writes from a vCPU thread, under its own lock, and must not wait for the host. So a write goes to
+//! a bounded queue and wakes the main loop, whose [`Endpoint`](super::endpoint::Endpoint) moves it on. What
+//! does not fit stays in the device, whose guest sees a busy transmitter, until the endpoint has made room.
 //!
-//! Lock order: the device's lock may be held when the queue's is taken; the device is called with neither held.
+//! Lock order: the device's lock may be held when the queue's is taken; the device is called with neither
+//! held.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,7 +73,8 @@ impl Port {
         !lock(&self.queue).bytes.is_empty()
     }
 
-    /// Offers what waits to `write`, which says how much of it went; then lets a device that waits for room go on.
+    /// Offers what waits to `write`, which says how much of it went; then lets a device that waits for room
+    /// go on.
     pub fn drain<E>(&self, mut write: impl FnMut(&[u8]) -> Result<usize, E>) -> Result<(), E> {
         // Taken out, so that the device can go on writing while the host does.
         let mut bytes = std::mem::take(&mut lock(&self.queue).bytes);

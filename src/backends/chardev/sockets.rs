@@ -34,7 +34,8 @@ pub enum Listener {
 impl Listener {
     /// Listens at a path.
     pub fn unix(path: &Path) -> io::Result<Self> {
-        // A socket that nobody serves any more is in the way, as after a crash; one that is served is not ours.
+        // A socket that nobody serves any more is in the way, as after a crash; one that is served is not
+        // ours.
         if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
             std::fs::remove_file(path)?;
         }

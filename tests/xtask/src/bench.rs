@@ -2,7 +2,8 @@
 //!
 //! Each pair is one run of ours and one of the other program on the same kernel, initial RAM disk and
 //! parameters, the order swapped from pair to pair, so that a machine that grows slower or faster meanwhile
-//! favours neither. The figure is the median of the pairs' ratios, with the smallest and the largest beside it.
+//! favours neither. The figure is the median of the pairs' ratios, with the smallest and the largest beside
+//! it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

@@ -196,9 +196,9 @@ fn boots_to_shell(rig: &Rig, guest: &Guest) -> Result<Outcome> {
     ask(&mut console, "echo $((6 * 7))-$(uname -m)", &format!("42-{}", guest.machine))?;
     // Sleeping needs timers, and the clock must agree with them.
     ask(&mut console, "a=$(date +%s); sleep 2; b=$(date +%s); echo slept $(((b - a + 1) / 2))", "slept 1")?;
-    // Ctrl-C reaches the program on the guest's console, not the emulator. What is typed into `cat` comes back
-    // twice, from the terminal and from `cat`, which shows that it runs. The shell takes its own line editing back
-    // before `echo` runs.
+    // Ctrl-C reaches the program on the guest's console, not the emulator. What is typed into `cat` comes
+    // back twice, from the terminal and from `cat`, which shows that it runs. The shell takes its own line
+    // editing back before `echo` runs.
     console.send("echo he''re; cat\n")?;
     console.expect("\nhere", ANSWER)?;
     console.send("twice\n")?;
