@@ -126,7 +126,7 @@ pub enum Inst {
     Const(u64),
     /// The zero vector.
     VecZero,
-    /// Current value of a global, of the global's type.
+    /// Current value of a global, of the global's type; a vector global of 128 bits is zero-extended.
     Get(GlobalId),
     /// Makes `v` the value of a global. The types agree. Setting a global changes those it overlaps: storing to
     /// the low half keeps the high half.
