@@ -20,13 +20,14 @@ impl X86Env {
     /// Recomputes [`X86Env::mode`]. To be called after a change to CR0, CR4, EFER, XCR0, DR7, MXCSR's masks, EFLAGS other
     /// than the arithmetic flags and DF, a segment register's hidden part, the CPL, the interrupt shadow or SMM.
     ///
-    /// A helper may do so and let its block go on by an indirect jump, which then misses the jump cache.
+    /// A helper may do so and let its block go on by an indirect jump: the jump cache then answers for the new mode.
     pub fn update_mode(&mut self) {
         let mode = self.compute_mode();
         if mode != self.mode {
             self.mode = mode;
-            // What the jump cache holds belongs to the old mode: it is named anew at the next lookup.
-            self.header.jump_tag = tessera_tcg::env::JUMP_TAG_NONE;
+            if !self.header.runtime.is_null() {
+                tessera_tcg::softmmu::name_mode::<crate::guest::X86>(self, mode);
+            }
         }
     }
 
