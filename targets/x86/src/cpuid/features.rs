@@ -21,6 +21,8 @@ pub enum Word {
     L7Ecx,
     /// CPUID.(7,0):EDX.
     L7Edx,
+    /// CPUID.(7,2):EDX.
+    L7Sub2Edx,
     /// CPUID.80000001H:EDX.
     Ext1Edx,
     /// CPUID.80000001H:ECX.
@@ -37,7 +39,7 @@ pub enum Word {
     ArchHigh,
 }
 
-const WORDS: usize = 12;
+const WORDS: usize = 13;
 
 /// A feature: word and bit of a [`FeatureSet`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -229,6 +231,9 @@ features! {
         27 STIBP "stibp" needs MSR;
         29 ARCH_CAPABILITIES "arch-capabilities" needs MSR;
         31 SSBD "ssbd" needs MSR;
+    }
+    L7Sub2Edx {
+        4 BHI_CTRL "bhi-ctrl" needs SPEC_CTRL;
     }
     Ext1Edx {
         11 SYSCALL "syscall" needs MSR;

@@ -32,22 +32,6 @@ fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// The last convergent of the continued fraction of `a / b` whose terms are at most `largest`.
-fn ratio(mut a: u64, mut b: u64, largest: u64) -> (u64, u64) {
-    let (mut p0, mut q0, mut p, mut q) = (0u64, 1u64, 1u64, 0u64);
-    while b != 0 {
-        let term = a / b;
-        let next = |now: u64, before: u64| term.checked_mul(now).and_then(|v| v.checked_add(before));
-        let (Some(p1), Some(q1)) = (next(p, p0), next(q, q0)) else { break };
-        if p1 > largest || q1 > largest {
-            break;
-        }
-        (p0, q0, p, q) = (p, q, p1, q1);
-        (a, b) = (b, a % b);
-    }
-    (p, q)
-}
-
 impl CpuidTable {
     /// EAX, EBX, ECX and EDX of a leaf. Beyond the last leaf, that of the highest basic one, as on Intel's.
     pub fn query(&self, leaf: u32, sub: u32, now: &Dynamic) -> [u32; 4] {
@@ -82,8 +66,9 @@ impl CpuidTable {
             0x6 => [w(Word::L6Eax), 0, 0, 0],
             0x7 if sub == 0 => {
                 let ospke = if now.ospke { 1 << 4 } else { 0 };
-                [0, w(Word::L7Ebx), w(Word::L7Ecx) | ospke, w(Word::L7Edx)]
+                [2, w(Word::L7Ebx), w(Word::L7Ecx) | ospke, w(Word::L7Edx)]
             }
+            0x7 if sub == 2 => [0, 0, 0, w(Word::L7Sub2Edx)],
             0xb => {
                 let shift = 32 - (self.cpus - 1).leading_zeros();
                 match sub {
@@ -93,7 +78,7 @@ impl CpuidTable {
                 }
             }
             0xd => self.xsave(sub, now),
-            0x15 => self.crystal(),
+            0x15 => self.crystal,
             0x16 if self.tsc_hz != 0 => {
                 let mhz = (self.tsc_hz / 1_000_000).min(0xffff) as u32;
                 [mhz, mhz, 100, 0]
@@ -141,21 +126,40 @@ impl CpuidTable {
         }
     }
 
-    /// Leaf 15H: TSC = crystal * EBX / EAX. Guests multiply the crystal's kHz by EBX in 32 bits, so the numbers are small: the
-    /// best ratio of that size, which is right to a millionth or is not told.
-    fn crystal(&self) -> [u32; 4] {
-        let (tsc, crystal) = (self.tsc_hz, self.crystal_hz);
-        if tsc == 0 || crystal < 1000 || crystal > u32::MAX as u64 {
+    /// Leaf 15H: TSC = crystal * EBX / EAX. Guests multiply the crystal's kHz by EBX in 32 bits, which leaves small numbers
+    /// only. So the crystal (the clock of the local APIC's timer) is told with an error of up to 20 parts in a million, as
+    /// real ones have, chosen such that the TSC, which is what guests keep time by, is right to one; or nothing is told.
+    pub(super) fn crystal(tsc_hz: u64, crystal_hz: u64) -> [u32; 4] {
+        let (tsc, khz) = (tsc_hz as u128, crystal_hz as u128 / 1000);
+        if tsc == 0 || khz == 0 || crystal_hz > u32::MAX as u64 {
             return [0; 4];
         }
-        let largest = u32::MAX as u64 / (crystal / 1000);
-        let (numerator, denominator) = ratio(tsc, crystal, largest);
-        let told = crystal as u128 * numerator as u128;
-        let exact = tsc as u128 * denominator as u128;
-        if denominator == 0 || told.abs_diff(exact) * 1_000_000 > exact {
-            return [0; 4];
+        let mut best: Option<(u128, u128, u128, u128)> = None;
+        for denominator in 1.. {
+            let numerator = (tsc * denominator).div_ceil(khz * 1000);
+            // Room for the tolerance, too.
+            if numerator * (khz + khz / 50_000) > u32::MAX as u128 || denominator > u32::MAX as u128 / khz {
+                break;
+            }
+            for numerator in [numerator - 1, numerator] {
+                if numerator == 0 {
+                    continue;
+                }
+                let product = tsc * denominator;
+                let told = (product + numerator * 500) / (numerator * 1000);
+                if told.abs_diff(khz) > khz / 50_000 {
+                    continue;
+                }
+                // In parts per 10^12.
+                let error = (told * 1000 * numerator).abs_diff(product) * 1_000_000_000_000 / product;
+                if error <= 1_000_000 && best.is_none_or(|(e, ..)| error < e) {
+                    best = Some((error, denominator, numerator, told));
+                }
+            }
         }
-        [denominator as u32, numerator as u32, crystal as u32, 0]
+        best.map_or([0; 4], |(_, denominator, numerator, told)| {
+            [denominator as u32, numerator as u32, (told * 1000) as u32, 0]
+        })
     }
 
     fn extended(&self, leaf: u32, now: &Dynamic) -> [u32; 4] {
@@ -223,11 +227,13 @@ mod tests {
         assert_eq!(t.query(0x15, 0, &Dynamic::default()), [0; 4]);
         t.set_frequencies(2_000_000_000, 1_000_000_000);
         assert_eq!(t.query(0x15, 0, &Dynamic::default()), [1, 2, 1_000_000_000, 0]);
-        for tsc in [2_100_000_001u64, 2_599_985_123, 3_712_345_678, 999_999_937] {
+        for tsc in [2_100_000_001u64, 2_599_985_123, 3_712_345_678, 999_999_937, 5_300_000_017] {
             t.set_frequencies(tsc, 1_000_000_000);
             let [den, num, crystal, _] = t.query(0x15, 0, &Dynamic::default()).map(u64::from);
+            assert_ne!(den, 0, "{tsc} cannot be said");
             assert!((crystal / 1000) * num <= u32::MAX as u64);
             assert!((crystal * num / den).abs_diff(tsc) <= tsc / 1_000_000, "{tsc}: {num}/{den}");
+            assert!(crystal.abs_diff(1_000_000_000) <= 20_000);
         }
         // The ratio 1 to 100001 cannot be said in numbers that small.
         t.set_frequencies(10_000, 1_000_010_000);

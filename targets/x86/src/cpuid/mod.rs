@@ -63,11 +63,11 @@ pub struct CpuidTable {
     phys_bits: u8,
     /// Which `iced_x86::Code`s exist, one bit each.
     codes: Box<[u64]>,
-    /// This CPU's APIC ID, the number of CPUs, and frequencies for leaf 15H.
+    /// This CPU's APIC ID, the number of CPUs, and leaf 15H.
     apic_id: u32,
     cpus: u32,
     tsc_hz: u64,
-    crystal_hz: u64,
+    crystal: [u32; 4],
 }
 
 impl Default for CpuidTable {
@@ -87,7 +87,7 @@ impl CpuidTable {
             apic_id: 0,
             cpus: 1,
             tsc_hz: 0,
-            crystal_hz: 0,
+            crystal: [0; 4],
         }
     }
 
@@ -132,10 +132,10 @@ impl CpuidTable {
     }
 
     /// Tells the frequencies for leaves 15H and 16H: of the TSC and of the clock that the local APIC's timer counts,
-    /// which guests take to be the same crystal. A leaf that could not be exact stays zero, and guests calibrate.
+    /// which guests take to be the same crystal. Without them the leaves are zero, and guests calibrate.
     pub fn set_frequencies(&mut self, tsc_hz: u64, apic_timer_hz: u64) {
         self.tsc_hz = tsc_hz;
-        self.crystal_hz = apic_timer_hz;
+        self.crystal = CpuidTable::crystal(tsc_hz, apic_timer_hz);
     }
 
     /// The XCR0 bits that may be set.
@@ -271,6 +271,15 @@ mod tests {
             CpuError::Needs { feature: "sse4.2".into(), needs: "sse4.1".into() }
         );
         assert!(matches!(parse("max,"), Err(CpuError::Syntax(_))));
+    }
+
+    #[test]
+    fn capabilities_are_where_the_manual_has_them() {
+        let t = parse("max").unwrap();
+        let has = |bit: u32| t.arch_capabilities() >> bit & 1 != 0;
+        assert!([0, 1, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62].into_iter().all(has));
+        assert!(!has(7) && !has(2));
+        assert_eq!(parse("max,-arch-capabilities").unwrap().arch_capabilities(), 0);
     }
 
     #[test]

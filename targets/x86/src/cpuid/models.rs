@@ -85,7 +85,8 @@ const SYSTEM: &[Feature] = {
 /// their like read through privilege checks in a way that translated code, whose every access goes through the software
 /// TLB of its privilege level, does not. What remains is that the *host* speculates, and a hostile program on the host
 /// may observe that: a guest cannot defend itself against this by any mitigation of its own, so claiming the flaws would
-/// only cost time. IBRS_ALL stands in that list because the alternative, retpolines, is no more effective here.
+/// only cost time. IBRS_ALL and BHI_CTRL stand in that list because the alternatives, retpolines and loops that clear branch
+/// history, are no more effective here.
 const NO_FLAWS: &[Feature] = {
     use Feature as F;
     &[
@@ -102,6 +103,7 @@ const NO_FLAWS: &[Feature] = {
         F::FBSDP_NO,
         F::PSDP_NO,
         F::BHI_NO,
+        F::BHI_CTRL,
         F::PBRSB_NO,
         F::GDS_NO,
         F::RFDS_NO,

@@ -9,8 +9,8 @@
 //! leaf only when the access is allowed. An entry outside of RAM reads as all ones (and so as one with reserved bits
 //! set); one in ROM cannot be marked and counts as marked.
 //!
-//! A non-canonical address raises #GP(0), for stack accesses, too, where the manual says #SS(0): an MMU mode does not tell
-//! which instruction or segment it serves.
+//! A non-canonical address raises #GP(0) with the address in [`Exception::address`]. For a stack access it should be #SS(0),
+//! but an MMU mode does not tell which segment it serves: delivery sees to that, by looking at the instruction.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -144,7 +144,7 @@ pub fn walk(
         }),
         Paging::Long4 | Paging::Long5 => {
             if !canonical(env, va) {
-                return Err(gp(0));
+                return Err(Exception { address: va, ..gp(0) });
             }
             let top = if paging == Paging::Long5 { 4 } else { 3 };
             // Bits 62:52 are ignored in long mode.

@@ -9,7 +9,9 @@
 //!
 //! #DB carries the bits to be set in DR6 in [`Exception::address`]; a page fault, as everywhere, the faulting address.
 
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Register};
 use tessera_tcg::guest::{Exception, Next};
+use tessera_tcg::softmmu;
 
 use super::segment::{
     self, Descriptor, check_ip, code_of, enter_code, fetch, is_null, mark_accessed, null_segment, null_stack,
@@ -17,7 +19,8 @@ use super::segment::{
 };
 use super::stack::Stack;
 use super::{Result, data_mmu, long_mode, read, task, virtual_8086};
-use crate::state::{Cr0, RFlags, Segment, X86Env, reg, seg};
+use crate::guest::X86;
+use crate::state::{Cr0, RFlags, Segment, X86Env, mmu_mode, reg, seg};
 
 /// Vectors.
 pub mod vector {
@@ -395,9 +398,47 @@ fn record(env: &mut X86Env, exception: &Exception) {
     }
 }
 
+/// The page walk raises #GP(0) for a non-canonical address, whatever the segment; if it was a stack access of the current
+/// instruction, this is #SS(0).
+fn refine(env: &mut X86Env, exception: Exception) -> Exception {
+    let candidate = exception.vector == vector::GP && exception.address != 0 && env.code64();
+    if candidate && accesses_stack_at(env, exception.address) { ss(0) } else { exception }
+}
+
+/// Whether the current instruction, of 64-bit code, has a stack operand that contains `va`.
+#[cold]
+fn accesses_stack_at(env: &mut X86Env, va: u64) -> bool {
+    let mmu = if env.cpl == 3 { mmu_mode::USER } else { mmu_mode::KERNEL };
+    let mut bytes = [0u8; 15];
+    let rest = 4096 - (env.rip as usize & 0xfff);
+    let mut len = bytes.len();
+    if softmmu::load_bytes::<X86>(env, env.rip, &mut bytes, mmu).is_err() {
+        len = len.min(rest);
+        if softmmu::load_bytes::<X86>(env, env.rip, &mut bytes[..len], mmu).is_err() {
+            return false;
+        }
+    }
+    let instruction = Decoder::with_ip(64, &bytes[..len], env.rip, DecoderOptions::NONE).decode();
+    let mut factory = InstructionInfoFactory::new();
+    factory.info(&instruction).used_memory().iter().filter(|m| m.segment() == Register::SS).any(|m| {
+        let register = |r: Register, _, _| {
+            let full = r.full_register();
+            let n = (full as usize).wrapping_sub(Register::RAX as usize);
+            match env.gpr.get(n) {
+                Some(&v) if r.size() == 4 => Some(v & 0xffff_ffff),
+                Some(&v) => Some(v),
+                // Segment bases, which the stack segment does not have.
+                None => Some(0),
+            }
+        };
+        let size = m.memory_size().size().max(8) as u64;
+        m.virtual_address(0, register).is_some_and(|start| va.wrapping_sub(start) < size)
+    })
+}
+
 /// Delivers an exception that an instruction raised, with those that its delivery raises.
 pub fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
-    let mut current = exception;
+    let mut current = refine(env, exception);
     loop {
         if current.vector > 0xff {
             // The software MMU's private vectors: nothing the guest sees. The instruction runs again.

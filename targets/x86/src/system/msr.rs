@@ -185,8 +185,9 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
         }
         SPEC_CTRL => {
             env.need_either(Feature::SPEC_CTRL, Feature::SSBD)?;
-            let ssbd = if env.cpuid.has(Feature::SSBD) { 4 } else { 0 };
-            unless(value & !(3 | ssbd) != 0)?;
+            let ssbd = if env.cpuid.has(Feature::SSBD) { 1 << 2 } else { 0 };
+            let bhi = if env.cpuid.has(Feature::BHI_CTRL) { 1 << 10 } else { 0 };
+            unless(value & !(3 | ssbd | bhi) != 0)?;
             env.msr.spec_ctrl = value;
         }
         PRED_CMD => {
