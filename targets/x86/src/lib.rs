@@ -10,8 +10,8 @@
 pub mod cpuid;
 pub mod guest;
 pub mod helpers;
-mod mode;
 pub mod mmu;
+mod mode;
 pub mod platform;
 pub mod state;
 pub mod system;

@@ -28,6 +28,8 @@ pub mod exits;
 pub mod operand;
 
 mod avx;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod engine_oracle;
 mod int_alu;
 mod int_bits;
 mod int_control;
@@ -37,21 +39,19 @@ mod int_shift;
 mod int_stack;
 mod int_string;
 mod mmx;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod oracle;
 mod sse;
 mod sse_float;
 mod sse_int;
 mod sse_move;
 mod system;
-mod x87;
-#[cfg(all(test, target_arch = "x86_64"))]
-mod engine_oracle;
-#[cfg(all(test, target_arch = "x86_64"))]
-mod oracle;
 #[cfg(test)]
 mod test_platform;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod unit_tests;
+mod x87;
 
 /// Where instructions are looked up; a later family overrides an earlier one.
 const FAMILIES: &[&[Row]] = &[
@@ -290,7 +290,9 @@ mod tests {
             .filter(|&code| code != Code::INVALID && cpuid.allows(code))
             // Not what data directives of an assembler encode, nor forms that decode as FWAIT and another instruction.
             .filter(|code| code.op_code().is_instruction() && !code.op_code().fwait())
-            .filter(|code| !matches!(code.mnemonic(), Mnemonic::Db | Mnemonic::Dw | Mnemonic::Dd | Mnemonic::Dq))
+            .filter(|code| {
+                !matches!(code.mnemonic(), Mnemonic::Db | Mnemonic::Dw | Mnemonic::Dd | Mnemonic::Dq)
+            })
             .filter(|&code| std::ptr::fn_addr_eq(table[code as usize], unsupported as TranslateFn))
             .map(|code| format!("{:?}", code.mnemonic()))
             .collect();

@@ -163,8 +163,8 @@ fn emit(e: &mut Emitter, inst: Inst) {
         Inst::Branch { cond, f, taken, fall } => e.branch(cond, f, taken, fall),
         Inst::GotoIndirect => e.goto_indirect(),
         Inst::Leave { code } => e.leave_block(code),
-        // From here on, instructions without effect beside their value.
-        _ if unused(e) => {}
+        // Vector floating point is not pure: it leaves sticky flags behind.
+        _ if unused(e) && (inst.is_pure() || matches!(inst, Inst::EnvLoad { .. })) => {}
         Inst::EnvLoad { width, offset } => e.env_load(width, offset),
         Inst::Bin { op, w, a, b } => e.bin(op, w, a, b),
         Inst::Un { op, w, a } => e.un(op, w, a),

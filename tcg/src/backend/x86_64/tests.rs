@@ -277,7 +277,7 @@ struct Report<'a>(&'a Block, u64);
 impl Drop for Report<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("seed {}: {:?} {:?}", self.1, self.0.insts, self.0.exits);
+            eprintln!("seed {}:\n{}", self.1, crate::ir::text::print(self.0, &guest()));
         }
     }
 }
@@ -295,7 +295,7 @@ fn compare(h: Harness, block: &Block, seed: u64, fill_tlb: bool) -> (Harness, Op
         let code: String = compiled.code.iter().map(|b| format!("{b:02x}")).collect();
         format!(
             "seed {seed}, TLB filled: {fill_tlb}\n{}\nexpected {expected:x?}\nfound    {found:x?}\nhost code {code}",
-            format!("{:?} {:?}", block.insts, block.exits)
+            crate::ir::text::print(block, &guest())
         )
     });
     (h, message)
