@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail};
 
 use crate::console::Console;
 use crate::guests::{self, Files};
-use crate::initramfs::MARKER;
 use crate::packages::PackageError;
 use crate::{process, project};
 
@@ -29,13 +28,13 @@ const KERNEL_SPEAKS: &str = "Linux version";
 struct Boot {
     /// From the emulator's start to the first line of the kernel proper.
     to_kernel: Duration,
-    /// From the emulator's start to `/init`.
+    /// From the emulator's start to userland.
     wall: Duration,
     /// Processor time to the same point, all threads.
     cpu: Duration,
 }
 
-/// Measures the boot from the start of the program to `/init`.
+/// Measures the boot from the start of the program to `/init`, or to the installer's first screen.
 pub fn boot(runs: usize, against: &str, guest: &str, emulator: Option<PathBuf>) -> Result<ExitCode> {
     if runs == 0 {
         bail!("--runs 0 measures nothing; give at least 1");
@@ -50,6 +49,7 @@ pub fn boot(runs: usize, against: &str, guest: &str, emulator: Option<PathBuf>) 
         }
         Err(PackageError::Broken(error)) => return Err(error),
     };
+    let arrival = guest.arrival();
     let other = match against {
         "none" => None,
         "qemu" if project::installed(QEMU) => Some(PathBuf::from(QEMU)),
@@ -61,7 +61,7 @@ pub fn boot(runs: usize, against: &str, guest: &str, emulator: Option<PathBuf>) 
     };
 
     println!(
-        "{} to /init, {runs} runs, wall and CPU seconds (of which before the kernel's first line)",
+        "{} to {arrival:?}, {runs} runs, wall and CPU seconds (of which before the kernel's first line)",
         file_name(&files.kernel)
     );
     let mut pairs = Vec::new();
@@ -69,11 +69,11 @@ pub fn boot(runs: usize, against: &str, guest: &str, emulator: Option<PathBuf>) 
         let ours_first = run % 2 == 0;
         let mut theirs = None;
         if let Some(other) = other.as_deref().filter(|_| !ours_first) {
-            theirs = Some(one(other, &files)?);
+            theirs = Some(one(other, &files, arrival)?);
         }
-        let mine = one(&ours, &files)?;
+        let mine = one(&ours, &files, arrival)?;
         if let Some(other) = other.as_deref().filter(|_| ours_first) {
-            theirs = Some(one(other, &files)?);
+            theirs = Some(one(other, &files, arrival)?);
         }
         print!("  {:>2}  {}", run + 1, describe(&mine));
         match theirs {
@@ -103,7 +103,7 @@ pub fn boot(runs: usize, against: &str, guest: &str, emulator: Option<PathBuf>) 
             println!("       ratio {ratios} (below 1: faster than {against})");
         }
     }
-    statistics(&ours, &files)?;
+    statistics(&ours, &files, arrival)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -144,24 +144,24 @@ fn command(emulator: &Path, files: &Files) -> Command {
     command
 }
 
-fn one(emulator: &Path, files: &Files) -> Result<Boot> {
+fn one(emulator: &Path, files: &Files, arrival: &str) -> Result<Boot> {
     let started = Instant::now();
     let mut console = Console::spawn(command(emulator, files))?;
     console.expect(KERNEL_SPEAKS, BOOT)?;
     let to_kernel = started.elapsed();
-    console.expect(MARKER, BOOT)?;
+    console.expect(arrival, BOOT)?;
     Ok(Boot { to_kernel, wall: started.elapsed(), cpu: process::cpu_time(console.pid())? })
 }
 
 /// One more run of our own for what the translator says of itself.
-fn statistics(emulator: &Path, files: &Files) -> Result<()> {
+fn statistics(emulator: &Path, files: &Files, arrival: &str) -> Result<()> {
     if !project::is_tessera(emulator) {
         return Ok(());
     }
     let mut line = command(emulator, files);
     line.args(["-d", "stats"]);
     let mut console = Console::spawn(line)?;
-    console.expect(MARKER, BOOT)?;
+    console.expect(arrival, BOOT)?;
     console.send("\x01x")?;
     console.wait(Duration::from_secs(10))?;
     println!("the translator says (-d stats):");

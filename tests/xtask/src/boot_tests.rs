@@ -221,7 +221,7 @@ fn boots_to_installer(rig: &Rig, guest: &Guest) -> Result<Outcome> {
     let files = files_or_skip!(rig, guest);
     let started = Instant::now();
     let mut console = Console::spawn(files.command(&rig.emulator, "console=ttyS0"))?;
-    console.expect("Select a language", BOOT)?;
+    console.expect(guest.arrival(), BOOT)?;
     let took = started.elapsed();
     console.send("\x01x")?;
     check_end(&mut console, 0)?;

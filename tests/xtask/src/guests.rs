@@ -104,6 +104,9 @@ pub const GUESTS: &[Guest] = &[
     },
 ];
 
+/// The first thing the installer asks.
+const FIRST_SCREEN: &str = "Select a language";
+
 const BUSYBOX: Package = Package { name: "busybox-static", follow: None, files: &["./bin/busybox"] };
 
 /// The files of a guest that was obtained.
@@ -122,6 +125,14 @@ pub fn named(name: &str) -> Option<&'static Guest> {
 }
 
 impl Guest {
+    /// What its console shows once it has booted.
+    pub fn arrival(&self) -> &'static str {
+        match self.userland {
+            Userland::Busybox => initramfs::MARKER,
+            Userland::Packaged(_) => FIRST_SCREEN,
+        }
+    }
+
     /// Obtains the kernel and the initial RAM disk, below `target`.
     pub fn obtain(&self, target: &Path) -> Result<Files, PackageError> {
         let packages = Packages::open(target)?;

@@ -82,7 +82,7 @@ enum Bench {
         /// The program to compare with; "none" for no comparison
         #[arg(long, default_value = "qemu")]
         against: String,
-        /// The guest to boot: cloud, amd64 or rt
+        /// The guest to boot: cloud, amd64, rt, installer-amd64 or installer-i386
         #[arg(long, default_value = "cloud")]
         guest: String,
         /// The emulator to run instead of this project's release build
