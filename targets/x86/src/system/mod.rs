@@ -32,6 +32,9 @@ pub mod tables;
 pub mod task;
 pub mod xsave;
 
+#[cfg(test)]
+mod tests;
+
 pub use dump::dump;
 pub use exception::deliver_exception;
 pub use interrupt::{exit, handle_leave, poll_events};
