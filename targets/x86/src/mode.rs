@@ -52,7 +52,8 @@ impl X86Env {
             let checked = |n: usize| !is_unchecked(&self.seg[n]);
             let flat = |n: usize| !checked(n) && self.seg[n].base == 0;
             set(mode::SEGMENTED, !(flat(seg::ES) && flat(seg::SS) && flat(seg::DS)));
-            set(mode::FS_GS_CHECKED, checked(seg::FS) || checked(seg::GS));
+            set(mode::FS_CHECKED, checked(seg::FS));
+            set(mode::GS_CHECKED, checked(seg::GS));
         }
         set(mode::TRAP, eflags.contains(RFlags::TF));
         set(mode::SHADOW, self.interrupt_shadow);
@@ -66,7 +67,7 @@ impl X86Env {
         set(mode::DEBUG, self.dr[7] & 0xff != 0);
         set(mode::UMIP, self.cr4.contains(Cr4::UMIP));
         set(mode::TSD, self.cr4.contains(Cr4::TSD));
-        set(mode::FSGSBASE, self.cr4.contains(Cr4::FSGSBASE));
+        set(mode::FSGSBASE, code64 && self.cr4.contains(Cr4::FSGSBASE));
         set(mode::PCE, self.cr4.contains(Cr4::PCE));
         set(mode::VME, self.cr4.contains(Cr4::VME));
         set(mode::PVI, self.cr4.contains(Cr4::PVI));

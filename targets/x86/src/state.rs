@@ -340,8 +340,8 @@ pub mod mode {
     pub const TRAP: u64 = 1 << 8;
     /// Data segments may need a base added or a limit check: not all of ES, SS, DS are flat.
     pub const SEGMENTED: u64 = 1 << 9;
-    /// FS or GS is not a flat data segment: accesses through them are checked (their bases are always added).
-    pub const FS_GS_CHECKED: u64 = 1 << 10;
+    /// FS is not a 4 GiB data segment: accesses through it are checked (its base is always added). Not in 64-bit code.
+    pub const FS_CHECKED: u64 = 1 << 10;
     /// CR0.TS, EM or MP as they matter to x87: two bits CR0.EM, CR0.TS.
     pub const FPU_EM: u64 = 1 << 11;
     /// CR0.TS.
@@ -368,6 +368,8 @@ pub mod mode {
     pub const TSD: u64 = 1 << 24;
     /// CR4.FSGSBASE.
     pub const FSGSBASE: u64 = 1 << 25;
+    /// As FS_CHECKED, for GS: shares the bit of FSGSBASE, which matters in 64-bit code only.
+    pub const GS_CHECKED: u64 = FSGSBASE;
     /// CR4.PCE.
     pub const PCE: u64 = 1 << 26;
     /// CR4.VME.

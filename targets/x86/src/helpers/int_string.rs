@@ -175,17 +175,22 @@ impl Run {
         }
     }
 
-    /// Iterations that may run at once on the host's memory: forward, unchecked, within the page of `va` and the
-    /// address size of `offset`.
-    fn bulk(&self, env: &X86Env, segment: u8, offset: u64) -> Option<(u64, u64)> {
-        if self.op.one || self.op.align || self.op.segmented || env.df != 1 {
+    /// Iterations that may run at once on the host's memory: forward, within the segment, the page and the address size; and
+    /// the linear address of the first.
+    fn bulk(&self, env: &X86Env, segment: u8, offset: u64, write: bool) -> Option<(u64, u64)> {
+        if self.op.one || self.op.align || env.df != 1 {
             return None;
         }
         let va = self.op.unchecked(env, segment, offset);
         let in_page = PAGE_MASK + 1 - (va & PAGE_MASK);
         let in_size = (self.mask - offset).saturating_add(1);
-        let bytes = in_page.min(in_size);
-        Some((va, (bytes >> self.op.width as u32).min(self.count)))
+        let n = (in_page.min(in_size) >> self.op.width as u32).min(self.count);
+        let bytes = n << self.op.width as u32;
+        let checked = self.op.segmented && n > 0;
+        if checked && segment::check_segment(env, segment as usize, offset, bytes, write).is_err() {
+            return None;
+        }
+        Some((va, n))
     }
 
     /// Goes on by `n` elements.
@@ -259,8 +264,8 @@ fn host_address(env: &X86Env, va: u64, write: bool, mmu: u8) -> Option<*mut u8> 
 extern "C" fn rep_movs(env: &mut X86Env, word: u64) -> u64 {
     Run::new(env, word).repeat(env, (true, true), |run, env| {
         let op = run.op;
-        if let Some((from, n)) = run.bulk(env, op.source, run.source)
-            && let Some((to, m)) = run.bulk(env, seg::ES as u8, run.dest)
+        if let Some((from, n)) = run.bulk(env, op.source, run.source, false)
+            && let Some((to, m)) = run.bulk(env, seg::ES as u8, run.dest, true)
             && let n = n.min(m)
             && n > 1
             && let Some(host_from) = host_address(env, from, false, op.mmu)
@@ -294,7 +299,7 @@ extern "C" fn rep_stos(env: &mut X86Env, word: u64) -> u64 {
     Run::new(env, word).repeat(env, (false, true), |run, env| {
         let op = run.op;
         let bytes = op.width.bytes() as usize;
-        if let Some((to, n)) = run.bulk(env, seg::ES as u8, run.dest)
+        if let Some((to, n)) = run.bulk(env, seg::ES as u8, run.dest, true)
             && n > 1
             && let Some(host) = host_address(env, to, true, op.mmu)
         {

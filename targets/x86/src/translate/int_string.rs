@@ -57,7 +57,7 @@ pub(super) fn string_op(t: &Translator<'_>, i: &Instruction, width: Width) -> St
         source: segment_number(i.memory_segment()) as u8,
         mmu: t.mmu,
         legacy: !t.code64(),
-        segmented: !t.code64() && t.mode & (mode::SEGMENTED | mode::FS_GS_CHECKED) != 0,
+        segmented: t.segment_checked(seg::ES) || t.segment_checked(segment_number(i.memory_segment())),
         align: t.is(mode::ALIGN) && width != Width::W8,
         one: t.single,
         until_equal: i.has_repne_prefix(),

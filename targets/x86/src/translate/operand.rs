@@ -339,12 +339,7 @@ impl Translator<'_> {
     }
 
     fn legacy_linear(&mut self, n: usize, offset: Value, bytes: u32, write: bool) -> Value {
-        let checked = match n {
-            seg::CS => self.mode & (mode::PROTECTED | mode::SEGMENTED) != 0,
-            seg::FS | seg::GS => self.is(mode::FS_GS_CHECKED),
-            _ => self.is(mode::SEGMENTED),
-        };
-        if checked && bytes != 0 {
+        if self.segment_checked(n) && bytes != 0 {
             let segment = self.b.iconst(n as u64);
             let size = self.b.iconst(bytes as u64);
             let write = self.b.iconst(write as u64);
@@ -355,6 +350,19 @@ impl Translator<'_> {
             seg::FS | seg::GS => self.add_base(n, offset),
             _ if self.is(mode::SEGMENTED) => self.add_base(n, offset),
             _ => offset,
+        }
+    }
+
+    /// Whether accesses through segment register `n` must be checked against its hidden part.
+    pub fn segment_checked(&self, n: usize) -> bool {
+        if self.code64() {
+            return false;
+        }
+        match n {
+            seg::CS => self.mode & (mode::PROTECTED | mode::SEGMENTED) != 0,
+            seg::FS => self.is(mode::FS_CHECKED),
+            seg::GS => self.is(mode::GS_CHECKED),
+            _ => self.is(mode::SEGMENTED),
         }
     }
 
