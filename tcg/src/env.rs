@@ -23,7 +23,7 @@ pub const SAVED_VEC_REGS: usize = 32;
 /// Spill slots of a translation block, 8 bytes each; vectors take four, aligned.
 pub const SPILL_SLOTS: usize = 128;
 /// Entries of the jump cache; a power of two.
-pub const JUMP_CACHE_ENTRIES: usize = 4096;
+pub const JUMP_CACHE_ENTRIES: usize = 16384;
 
 /// Head of every guest environment.
 #[repr(C, align(64))]

@@ -10,7 +10,8 @@
 //! generated code runs, makes it free. So a block number in host code always means the block that this code belongs to.
 //!
 //! Invariants:
-//! - A live block is in the hash table once, and in the list of each page that its bytes are in.
+//! - A live block is in the hash table once, and in the list of each page that its bytes are in (but see
+//!   [`Blocks::insert_bridge`]).
 //! - A jump is linked only from a live block to a live block, and is in the target's list of incoming jumps.
 //! - The jump cache holds no address of a dead block: its entry can only be at one index, which is checked.
 //! - The number of blocks is bounded by the size of the code cache; a page without blocks has no descriptor.
@@ -92,6 +93,8 @@ pub(super) struct Tb {
     site_count: u16,
     segment: u16,
     state: State,
+    /// It is in no table: see [`Blocks::insert_bridge`].
+    bridge: bool,
     hash_next: u32,
     /// Next in the lists of its pages: block number times 2 plus which page of that block.
     page_next: [u32; 2],
@@ -113,6 +116,7 @@ impl Tb {
         site_count: 0,
         segment: 0,
         state: State::Free,
+        bridge: false,
         hash_next: NONE,
         page_next: [NONE; 2],
         incoming: NO_SITE,
@@ -211,9 +215,9 @@ pub(super) enum Found {
 pub struct BlockStats {
     /// Jumps linked.
     pub links: u64,
-    /// Segments emptied to make room.
-    pub evicted_segments: u64,
-    /// Blocks that went with them.
+    /// Segments that became full.
+    pub segments: u64,
+    /// Blocks that went to make room.
     pub evicted: u64,
     /// Blocks invalidated because their bytes changed.
     pub invalidated: u64,
@@ -382,6 +386,7 @@ impl Blocks {
             site_count: compiled.jumps.len() as u16,
             segment: segment as u16,
             state: State::Live,
+            bridge: false,
             hash_next: NONE,
             page_next: [NONE; 2],
             incoming: NO_SITE,
@@ -396,6 +401,30 @@ impl Blocks {
         let first = self.page_insert(id, 0);
         let second = origin.page2 != NO_PAGE && self.page_insert(id, 1);
         (id, [first, second])
+    }
+
+    /// Places code that jumps linked to it reach, but that cannot be found and was made from no guest bytes, at the start of
+    /// the cache's free part, where it was compiled for.
+    pub(super) fn insert_bridge(&mut self, compiled: &Compiled) -> u32 {
+        let id = self.next_number();
+        if self.free.pop().is_none() {
+            self.tbs.push(Tb::FREE);
+        }
+        let at = self.cache.free().start;
+        self.cache.write(at, &compiled.code);
+        self.cache.take(compiled.code.len());
+        let segment = self.cache.current_segment();
+        self.segments[segment].blocks.push(id);
+        self.tbs[id as usize] = Tb {
+            code: at,
+            body: compiled.body as u16,
+            segment: segment as u16,
+            state: State::Live,
+            bridge: true,
+            ..Tb::FREE
+        };
+        self.live += 1;
+        id
     }
 
     /// Places the block that runs once; it was compiled for the scratch area, as number [`SCRATCH`].
@@ -520,7 +549,7 @@ impl Blocks {
         let segment = self.cache.advance();
         let before = self.live;
         self.empty(segment, jumps);
-        self.stats.evicted_segments += 1;
+        self.stats.segments += 1;
         self.stats.evicted += (before - self.live) as u64;
         self.remote.retain_code(self.pages.keys().copied());
     }
@@ -562,10 +591,12 @@ impl Blocks {
         if cached.code == entry {
             *cached = JumpEntry::EMPTY;
         }
-        self.hash_remove(id);
-        self.page_remove(id, 0);
-        if t.page2 != NO_PAGE {
-            self.page_remove(id, 1);
+        if !t.bridge {
+            self.hash_remove(id);
+            self.page_remove(id, 0);
+            if t.page2 != NO_PAGE {
+                self.page_remove(id, 1);
+            }
         }
         let mut at = t.incoming;
         while at != NO_SITE {
@@ -653,7 +684,7 @@ impl Blocks {
     fn grow(&mut self) {
         self.buckets = vec![NONE; self.buckets.len() * 2];
         for id in 0..self.tbs.len() as u32 {
-            if self.get(id).state == State::Live {
+            if self.get(id).state == State::Live && !self.get(id).bridge {
                 self.hash_insert(id);
             }
         }

@@ -23,7 +23,8 @@
 //! - The *jump cache* is by virtual address, under a tag that changes with address space, mode and code mappings.
 //! - A *link* jumps directly. It is made only between blocks of the same mode, to a block that lies in one page, which is
 //!   one of the page(s) of the block that jumps, at the same physical and virtual address: so it is right
-//!   whenever the first block is.
+//!   whenever the first block is. If the target goes on in a second page, the link leads to a *bridge*, a few
+//!   instructions that look up the jump cache.
 //!
 //! # Code that changes
 //!

@@ -9,7 +9,7 @@ use crate::env::Runtime;
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
 use crate::ir::verify;
-use crate::ir::{Block, Builder, text};
+use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, text};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::{OptFlags, Optimizer};
 use crate::softmmu::fetch_page;
@@ -24,6 +24,8 @@ pub(super) struct Translator {
     optimizer: Option<Optimizer>,
     guest: GuestInfo,
     pages: [FetchedPage; 2],
+    /// What is in the scratch area: its key and guest bytes.
+    once: Option<(BlockKey, Vec<u8>)>,
 }
 
 /// What translation came to.
@@ -117,6 +119,7 @@ impl Translator {
             optimizer: (!passes.is_empty()).then(|| Optimizer::new(passes, guest)),
             guest,
             pages: [FetchedPage::new(), FetchedPage::new()],
+            once: None,
         }
     }
 
@@ -130,6 +133,9 @@ impl Translator {
         single: bool,
         (options, stats): (&Options, &mut Stats),
     ) -> Result<Made, Exception> {
+        if single && self.holds_once::<G>(env, rt, key) {
+            return Ok(Made::Once);
+        }
         let start = Instant::now();
         let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single };
         if single {
@@ -142,7 +148,9 @@ impl Translator {
             front = self.front_end::<G>(env, rt, key, limits)?;
         }
         let log = Log::new(options, key);
-        log.guest_code::<G>(key, front.translated, &self.pages);
+        if log.guest_code() {
+            log.print_guest_code::<G>(key, &self.guest_bytes(key.pc, front.translated.bytes));
+        }
         log.op(&self.block, &self.guest);
         if let Some(optimizer) = &mut self.optimizer {
             optimizer.run(&mut self.block);
@@ -153,6 +161,7 @@ impl Translator {
             compile(backend, &self.block, base, SCRATCH, &mut self.compiled);
             rt.blocks.insert_scratch(key.pc, &self.compiled);
             stats.translated_once += 1;
+            self.once = (!front.volatile).then(|| (key, self.guest_bytes(key.pc, front.translated.bytes)));
             log.host_code(base, &self.compiled);
             Made::Once
         } else {
@@ -179,6 +188,49 @@ impl Translator {
         stats.host_bytes += self.compiled.code.len() as u64;
         stats.translation_time += start.elapsed();
         Ok(made)
+    }
+
+    /// Whether the scratch area holds the block at `key` already: the same instruction that is run alone is often run alone
+    /// again (a copy loop that overwrites code).
+    fn holds_once<G: Guest>(&mut self, env: &G::Env, rt: &mut Runtime, key: BlockKey) -> bool {
+        let Some((held, bytes)) = &self.once else { return false };
+        if *held != key {
+            return false;
+        }
+        let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, volatile: false };
+        let mut at = 0;
+        while at < bytes.len() {
+            let Ok(code) = fetcher.fetch(key.pc.wrapping_add(at as u64)) else { return false };
+            let n = code.len().min(bytes.len() - at);
+            if code[..n] != bytes[at..at + n] {
+                return false;
+            }
+            at += n;
+        }
+        !fetcher.volatile
+    }
+
+    /// Bytes of the block that was just translated.
+    fn guest_bytes(&self, pc: u64, len: u32) -> Vec<u8> {
+        let mut bytes = self.pages[0].get(pc).unwrap_or_default().to_vec();
+        if bytes.len() < len as usize {
+            bytes.extend_from_slice(&self.pages[1].bytes[..self.pages[1].len]);
+        }
+        bytes.truncate(len as usize);
+        bytes
+    }
+
+    /// Makes code that goes on at `pc` by way of the jump cache; `None` if the segment is full.
+    pub fn bridge<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B, pc: u64) -> Option<u32> {
+        let exit = Exit { pc, poll: false, chain: false, dead: GlobalSet::NONE };
+        let mut ir = Builder::new(std::mem::take(&mut self.block));
+        let exit = ir.exit(exit);
+        ir.push(Inst::Goto(exit));
+        self.block = ir.finish();
+        let free = rt.blocks.cache.free();
+        let base = rt.blocks.cache.address(free.start);
+        compile(backend, &self.block, base, rt.blocks.next_number(), &mut self.compiled);
+        (self.compiled.code.len() <= free.len()).then(|| rt.blocks.insert_bridge(&self.compiled))
     }
 
     fn front_end<G: Guest>(
@@ -261,15 +313,11 @@ impl Log {
         Log { wanted, pc: key.pc }
     }
 
-    fn guest_code<G: Guest>(&self, key: BlockKey, t: Translated, pages: &[FetchedPage; 2]) {
-        if !self.wanted || !tracing::enabled!(target: "in_asm", tracing::Level::DEBUG) {
-            return;
-        }
-        let mut bytes = pages[0].get(key.pc).unwrap_or_default().to_vec();
-        if bytes.len() < t.bytes as usize {
-            bytes.extend_from_slice(&pages[1].bytes[..pages[1].len]);
-        }
-        bytes.truncate(t.bytes as usize);
+    fn guest_code(&self) -> bool {
+        self.wanted && tracing::enabled!(target: "in_asm", tracing::Level::DEBUG)
+    }
+
+    fn print_guest_code<G: Guest>(&self, key: BlockKey, bytes: &[u8]) {
         let mut text = format!("block {:#x} mode {:#x}", key.pc, key.mode);
         let mut at = 0;
         while at < bytes.len() {

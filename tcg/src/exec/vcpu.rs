@@ -198,6 +198,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     /// Runs one instruction.
     fn step(&mut self) -> Stop {
         let key = G::block_key(self.context.env());
+        tracing::trace!(target: "exec", "{:#x} mode {:#x} alone", key.pc, key.mode);
         match self.translate(key, true) {
             Ok(_) => self.run_scratch(),
             Err(exception) => Stop::Exception(exception),
@@ -262,7 +263,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         }
         self.stats.lookups += 1;
         let page = fetch_page::<G>(env, rt, key.pc)?;
-        let evictions = rt.blocks.stats.evicted_segments;
+        let segments = rt.blocks.stats.segments;
         let tb = match find::<G>(env, rt, key, page.phys) {
             Some(tb) => tb,
             None => match self.translate(key, false)? {
@@ -274,9 +275,17 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let rt = unsafe { runtime::<G>(self.context.env_mut()) };
         if let Some((from, exit)) = from
             && self.options.chain
-            && rt.blocks.stats.evicted_segments == evictions
+            && rt.blocks.stats.segments == segments
+            && is_linkable(rt, from, tb)
         {
-            link::<B>(rt, from, exit, tb);
+            let to = if rt.blocks.get(tb).spans() {
+                self.translator.bridge(rt, &mut self.backend, key.pc)
+            } else {
+                Some(tb)
+            };
+            if let Some(to) = to {
+                link::<B>(rt, from, exit, to);
+            }
         }
         let code = rt.blocks.entry(tb);
         let (body, spans) = (rt.blocks.get(tb).body, rt.blocks.get(tb).spans());
@@ -315,18 +324,20 @@ fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> O
     }
 }
 
-/// Links the jumps of an exit to the block that it led to, if that is right whenever the first block is: see the module
+/// Whether block `to` is at its address whenever block `from` is at its own, its second page apart: see the module
 /// documentation of [`exec`](super).
-fn link<B: HostBackend>(rt: &mut Runtime, from: u32, exit: u16, to: u32) {
+fn is_linkable(rt: &Runtime, from: u32, to: u32) -> bool {
     let (a, b) = (rt.blocks.get(from), rt.blocks.get(to));
     let page = |address: u64| address & !PAGE_MASK;
     let first = page(a.pc) == page(b.pc) && page(a.phys) == page(b.phys);
     let second = page(a.pc).wrapping_add(PAGE_SIZE) == page(b.pc) && a.page2 == page(b.phys);
-    if a.mode != b.mode || b.spans() || !(first || second) {
-        return;
-    }
+    a.mode == b.mode && (first || second)
+}
+
+/// Links the jumps of an exit to a block.
+fn link<B: HostBackend>(rt: &mut Runtime, from: u32, exit: u16, to: u32) {
     let entry = rt.blocks.entry(to);
-    let body = entry + u64::from(b.body);
+    let body = entry + u64::from(rt.blocks.get(to).body);
     while let Some((n, field, poll)) = rt.blocks.unlinked(from, exit) {
         rt.blocks.link(from, n, to, B::link_field(field, if poll { entry } else { body }));
     }

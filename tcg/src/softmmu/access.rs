@@ -66,7 +66,13 @@ pub fn store<G: Guest>(env: &mut G::Env, va: u64, size: u32, value: u64, mmu: u8
 
 /// Loads bytes; on an exception the buffer's content is unspecified.
 pub fn load_bytes<G: Guest>(env: &mut G::Env, va: u64, buf: &mut [u8], mmu: u8) -> Result<(), Exception> {
-    if in_page(va, buf.len() as u64) < buf.len() as u64 {
+    if in_page(va, buf.len() as u64) == buf.len() as u64 {
+        if let Some(p) = direct::<G>(env, va, mmu, false) {
+            // SAFETY: the first level says that this page is RAM or ROM, and the access stays in it.
+            unsafe { read_host(p, buf) };
+            return Ok(());
+        }
+    } else {
         // All pages before any byte: reading MMIO has effects.
         probe::<G>(env, va, buf.len() as u64, Access::Read, mmu)?;
     }
@@ -99,6 +105,11 @@ pub(crate) fn store_as<G: Guest>(
     let len = bytes.len() as u64;
     let first = in_page(va, len);
     if first == len {
+        if let Some(p) = direct::<G>(env, va, mmu, true) {
+            // SAFETY: the first level says that this page is RAM that may be written, and the access stays in it.
+            unsafe { write_host(p, bytes) };
+            return Ok(());
+        }
         let place = resolve::<G>(env, va, Access::Write, mmu)?;
         check_code::<G>(env, va, place.phys, len, writer)?;
         write_place::<G>(env, place, bytes);
@@ -152,6 +163,28 @@ pub fn probe<G: Guest>(
         at += in_page(here, len - at);
     }
     Ok(())
+}
+
+/// Host address of the byte at `va` if it, and what follows up to the end of its page, may be accessed directly: it is RAM
+/// (for reads also ROM), and for writes no block was made from the page. Raises what the access would raise.
+///
+/// For bulk operations on two ranges: unlike what is in the TLB, two addresses obtained one after the other are both good,
+/// until the guest's mappings or its memory's layout change or code is translated.
+pub fn host_bytes<G: Guest>(
+    env: &mut G::Env,
+    va: u64,
+    access: Access,
+    mmu: u8,
+) -> Result<Option<*mut u8>, Exception> {
+    let write = access == Access::Write;
+    if let Some(p) = direct::<G>(env, va, mmu, write) {
+        return Ok(Some(p));
+    }
+    let place = resolve::<G>(env, va, access, mmu)?;
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let blocks = unsafe { &runtime::<G>(env).blocks };
+    let direct = !write || place.writable && !blocks.has_code(page_of(place.phys));
+    Ok((!place.host.is_null() && direct).then_some(place.host))
 }
 
 /// Atomic compare-and-exchange of 1, 2, 4, 8 or 16 bytes; the old value. Needs write permission also when it does not
@@ -266,14 +299,8 @@ fn store_to_code(rt: &mut Runtime, va: u64, phys: u64, len: u64, writer: Writer)
 /// Reads bytes of one page.
 fn read_place(memory: &dyn PhysMemory, place: Place, buf: &mut [u8]) {
     if !place.host.is_null() {
-        if let Some(size) = integer_size(buf.len()) {
-            // SAFETY: the page is RAM or ROM, and the caller stays in it.
-            let v = unsafe { host::read(place.host, size) };
-            buf.copy_from_slice(&v.to_le_bytes()[..buf.len()]);
-        } else {
-            // SAFETY: as above; `buf` is Rust memory, which guest memory does not overlap.
-            unsafe { std::ptr::copy_nonoverlapping(place.host, buf.as_mut_ptr(), buf.len()) };
-        }
+        // SAFETY: the page is RAM or ROM, and the caller stays in it.
+        unsafe { read_host(place.host, buf) };
         return;
     }
     for (at, n) in mmio_parts(place.phys, buf.len()) {
@@ -285,15 +312,8 @@ fn read_place(memory: &dyn PhysMemory, place: Place, buf: &mut [u8]) {
 /// Writes bytes of one page.
 fn write_place<G: Guest>(env: &mut G::Env, place: Place, bytes: &[u8]) {
     if !place.host.is_null() && place.writable {
-        if let Some(size) = integer_size(bytes.len()) {
-            let mut word = [0; 8];
-            word[..bytes.len()].copy_from_slice(bytes);
-            // SAFETY: the page is RAM that may be written, and the caller stays in it.
-            unsafe { host::write(place.host, size, u64::from_le_bytes(word)) };
-        } else {
-            // SAFETY: as above; `bytes` is Rust memory, which guest memory does not overlap.
-            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), place.host, bytes.len()) };
-        }
+        // SAFETY: the page is RAM that may be written, and the caller stays in it.
+        unsafe { write_host(place.host, bytes) };
         return;
     }
     // SAFETY: the environment is bound; no reference to its runtime is in use.
@@ -302,6 +322,39 @@ fn write_place<G: Guest>(env: &mut G::Env, place: Place, bytes: &[u8]) {
         let mut word = [0; 8];
         word[..n].copy_from_slice(&bytes[at..at + n]);
         memory.mmio_write(place.phys + at as u64, n as u32, u64::from_le_bytes(word));
+    }
+}
+
+/// Reads bytes of guest memory; integers at once.
+///
+/// # Safety
+/// They are in one page that is valid for reads.
+#[inline]
+unsafe fn read_host(p: *const u8, buf: &mut [u8]) {
+    if let Some(size) = integer_size(buf.len()) {
+        // SAFETY: by the caller's promise.
+        let v = unsafe { host::read(p, size) };
+        buf.copy_from_slice(&v.to_le_bytes()[..buf.len()]);
+    } else {
+        // SAFETY: by the caller's promise; `buf` is Rust memory, which guest memory does not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), buf.len()) };
+    }
+}
+
+/// Writes bytes of guest memory; integers at once.
+///
+/// # Safety
+/// They are in one page that is valid for writes.
+#[inline]
+unsafe fn write_host(p: *mut u8, bytes: &[u8]) {
+    if let Some(size) = integer_size(bytes.len()) {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: by the caller's promise.
+        unsafe { host::write(p, size, u64::from_le_bytes(word)) };
+    } else {
+        // SAFETY: by the caller's promise; `bytes` is Rust memory, which guest memory does not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), p, bytes.len()) };
     }
 }
 

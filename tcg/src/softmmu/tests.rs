@@ -237,6 +237,25 @@ fn more_global_flushes_than_are_logged_reach_other_spaces() {
 }
 
 #[test]
+fn host_bytes_are_those_of_ram() {
+    let (memory, mut c) = context();
+    for (va, phys) in [(0x4000, 0x5000), (0x40_4000, 0x6000), (0x8000, ROM), (0x9000, RAM)] {
+        c.env_mut().map(1, va, phys);
+    }
+    // These two share an entry of the first level.
+    let a = host_bytes::<Toy>(c.env_mut(), 0x4010, Access::Read, 0).unwrap().unwrap();
+    let b = host_bytes::<Toy>(c.env_mut(), 0x40_4010, Access::Write, 0).unwrap().unwrap();
+    memory.poke(0x5010, &[77]);
+    // SAFETY: both are bytes of the test's memory.
+    unsafe { b.write(a.read()) };
+    assert_eq!(memory.peek(0x6010, 1), 77);
+    assert!(host_bytes::<Toy>(c.env_mut(), 0x8000, Access::Read, 0).unwrap().is_some());
+    assert_eq!(host_bytes::<Toy>(c.env_mut(), 0x8000, Access::Write, 0), Ok(None));
+    assert_eq!(host_bytes::<Toy>(c.env_mut(), 0x9000, Access::Read, 0), Ok(None));
+    assert!(host_bytes::<Toy>(c.env_mut(), 0xa000, Access::Read, 0).is_err());
+}
+
+#[test]
 fn probe_raises_what_an_access_would() {
     let (_, mut c) = context();
     c.env_mut().map(1, 0x4000, 0x4000).write = false;
