@@ -151,6 +151,51 @@ struct Run {
     mask: u64,
     /// Bytes done in this call.
     done: u64,
+    /// Where the pages are that the last elements were loaded from and stored to.
+    source_page: Option<HostPage>,
+    dest_page: Option<HostPage>,
+}
+
+/// A page of guest RAM or ROM as the TLB knew it when an element was accessed.
+///
+/// It is kept for the rest of the run even if another page takes its place in the TLB (which two pages of one run do to
+/// each other whenever they are a multiple of the table's reach apart). That is sound: memory stays valid, and while a
+/// helper runs nothing is flushed or translated.
+#[derive(Clone, Copy)]
+struct HostPage {
+    /// Linear address of the page.
+    va: u64,
+    host: *mut u8,
+    readable: bool,
+    /// Directly, that is: the page has no translated code, and its dirty bit is set.
+    writable: bool,
+}
+
+impl HostPage {
+    fn of(env: &X86Env, va: u64, mmu: u8) -> Option<HostPage> {
+        let table = env.header.tlb[mmu as usize];
+        if table.is_null() {
+            return None;
+        }
+        // SAFETY: the header's tables have `TLB_ENTRIES` entries, and this is the thread of the vCPU, which owns them.
+        let entry = unsafe { &*table.add((va >> 12) as usize % TLB_ENTRIES) };
+        let page = va & !PAGE_MASK;
+        let (readable, writable) = (entry.read == page, entry.write == page);
+        let host = page.wrapping_add(entry.addend) as *mut u8;
+        (readable || writable).then_some(HostPage { va: page, host, readable, writable })
+    }
+
+    /// The remembered page, if `va` is in it, or what the TLB says now.
+    fn find(remembered: Option<HostPage>, env: &X86Env, va: u64, mmu: u8) -> Option<HostPage> {
+        match remembered {
+            Some(page) if page.va == va & !PAGE_MASK => remembered,
+            _ => HostPage::of(env, va, mmu),
+        }
+    }
+
+    fn at(self, va: u64) -> *mut u8 {
+        self.host.wrapping_add((va & PAGE_MASK) as usize)
+    }
 }
 
 /// How an iteration ended.
@@ -172,6 +217,8 @@ impl Run {
             step: env.df.wrapping_mul(op.width.bytes() as u64),
             mask,
             done: 0,
+            source_page: None,
+            dest_page: None,
         }
     }
 
@@ -248,81 +295,113 @@ impl Run {
     }
 }
 
-/// Host address of the bytes at `va`, if the TLB says that they may be read (or written) directly. The bytes up to the
-/// end of the page are so.
-fn host_address(env: &X86Env, va: u64, write: bool, mmu: u8) -> Option<*mut u8> {
-    let table = env.header.tlb[mmu as usize];
-    if table.is_null() {
-        return None;
-    }
-    // SAFETY: the header's tables have `TLB_ENTRIES` entries, and this is the thread of the vCPU, which owns them.
-    let entry = unsafe { &*table.add((va >> 12) as usize % TLB_ENTRIES) };
-    let tag = if write { entry.write } else { entry.read };
-    (tag == va & !PAGE_MASK).then(|| va.wrapping_add(entry.addend) as *mut u8)
-}
+/// Bytes that are stored at once to RAM that needs the slow path (a page with translated code).
+const CHUNK: u64 = 256;
 
 extern "C" fn rep_movs(env: &mut X86Env, word: u64) -> u64 {
     Run::new(env, word).repeat(env, (true, true), |run, env| {
         let op = run.op;
-        if let Some((from, n)) = run.bulk(env, op.source, run.source, false)
-            && let Some((to, m)) = run.bulk(env, seg::ES as u8, run.dest, true)
-            && let n = n.min(m)
-            && n > 1
-            && let Some(host_from) = host_address(env, from, false, op.mmu)
-            && let Some(host_to) = host_address(env, to, true, op.mmu)
-        {
-            let bytes = n << op.width as u32;
-            // Elements are copied one after the other: a destination shortly after the source repeats what is between.
-            // What counts is the distance on the host, as two guest pages may be the same memory.
-            let distance = (host_to as usize).wrapping_sub(host_from as usize) as u64;
-            let bytes = if distance != 0 && distance < bytes { distance } else { bytes };
-            let bytes = bytes & !(op.width.bytes() as u64 - 1);
-            if bytes > 0 {
-                // SAFETY: both ranges lie within a page that the TLB maps to host memory for this access.
-                unsafe { std::ptr::copy(host_from, host_to, bytes as usize) };
-                run.advance(bytes >> op.width as u32, true, true);
-                return Ok(Element::Next);
-            }
+        if copy_bulk(run, env) {
+            return Ok(Element::Next);
         }
         let bytes = op.width.bytes();
         let from = op.address(env, op.source, run.source, false)?;
         let to = op.address(env, seg::ES as u8, run.dest, true)?;
         let v = softmmu::load::<X86>(env, from, bytes, op.mmu)?;
+        run.source_page = HostPage::of(env, from, op.mmu);
         softmmu::store::<X86>(env, to, bytes, v, op.mmu)?;
+        run.dest_page = HostPage::of(env, to, op.mmu);
         run.advance(1, true, true);
         Ok(Element::Next)
     })
+}
+
+/// Copies as many elements as possible at once; false if that is none.
+fn copy_bulk(run: &mut Run, env: &mut X86Env) -> bool {
+    let op = run.op;
+    let Some((from, n)) = run.bulk(env, op.source, run.source, false) else { return false };
+    let Some((to, m)) = run.bulk(env, seg::ES as u8, run.dest, true) else { return false };
+    let source = HostPage::find(run.source_page, env, from, op.mmu);
+    let dest = HostPage::find(run.dest_page, env, to, op.mmu);
+    let (Some(source), Some(dest)) = (source, dest) else { return false };
+    if n.min(m) < 2 || !source.readable {
+        return false;
+    }
+    let (host_from, host_to) = (source.at(from), dest.at(to));
+    // Elements are copied one after the other: a destination shortly after the source repeats what is between.
+    // What counts is the distance on the host, as two guest pages may be the same memory.
+    let distance = (host_to as usize).wrapping_sub(host_from as usize) as u64;
+    let whole = |bytes: u64| bytes & !(op.width.bytes() as u64 - 1);
+    let mut bytes = n.min(m) << op.width as u32;
+    if distance != 0 {
+        bytes = whole(bytes.min(distance));
+    }
+    if bytes == 0 {
+        return false;
+    }
+    if dest.writable {
+        // SAFETY: both ranges lie within a page that the TLB mapped to host memory for this access.
+        unsafe { std::ptr::copy(host_from, host_to, bytes as usize) };
+    } else {
+        let mut buf = [0; CHUNK as usize];
+        bytes = bytes.min(CHUNK);
+        let buf = &mut buf[..bytes as usize];
+        // SAFETY: as above for the source; the buffer is this function's.
+        unsafe { std::ptr::copy_nonoverlapping(host_from, buf.as_mut_ptr(), buf.len()) };
+        // What cannot be stored at once is tried element by element, which finds the one that faults.
+        if !dest.readable || softmmu::store_bytes::<X86>(env, to, buf, op.mmu).is_err() {
+            return false;
+        }
+    }
+    run.advance(bytes >> op.width as u32, true, true);
+    true
 }
 
 extern "C" fn rep_stos(env: &mut X86Env, word: u64) -> u64 {
     let value = env.gpr[reg::RAX];
     Run::new(env, word).repeat(env, (false, true), |run, env| {
         let op = run.op;
-        let bytes = op.width.bytes() as usize;
-        if let Some((to, n)) = run.bulk(env, seg::ES as u8, run.dest, true)
-            && n > 1
-            && let Some(host) = host_address(env, to, true, op.mmu)
-        {
-            let element = value & op.width.mask();
-            let repeated = element.wrapping_mul(u64::MAX / op.width.mask());
-            if repeated == (repeated & 0xff).wrapping_mul(0x0101_0101_0101_0101) {
-                // SAFETY: the range lies within a page that the TLB maps to host memory for writing.
-                unsafe { std::ptr::write_bytes(host, value as u8, n as usize * bytes) };
-            } else {
-                let pattern = value.to_le_bytes();
-                for k in 0..n as usize {
-                    // SAFETY: as above; the pattern has at least `bytes` bytes.
-                    unsafe { std::ptr::copy_nonoverlapping(pattern.as_ptr(), host.add(k * bytes), bytes) };
-                }
-            }
-            run.advance(n, false, true);
+        if fill_bulk(run, env, value) {
             return Ok(Element::Next);
         }
         let to = op.address(env, seg::ES as u8, run.dest, true)?;
-        softmmu::store::<X86>(env, to, bytes as u32, value, op.mmu)?;
+        softmmu::store::<X86>(env, to, op.width.bytes(), value, op.mmu)?;
+        run.dest_page = HostPage::of(env, to, op.mmu);
         run.advance(1, false, true);
         Ok(Element::Next)
     })
+}
+
+/// Fills as many elements as possible at once; false if that is none.
+fn fill_bulk(run: &mut Run, env: &mut X86Env, value: u64) -> bool {
+    let op = run.op;
+    let width = op.width.bytes() as usize;
+    let Some((to, mut n)) = run.bulk(env, seg::ES as u8, run.dest, true) else { return false };
+    let Some(page) = HostPage::find(run.dest_page, env, to, op.mmu) else { return false };
+    if n < 2 {
+        return false;
+    }
+    let pattern = value.to_le_bytes();
+    let host = page.at(to);
+    if !page.writable {
+        n = n.min(CHUNK >> op.width as u32);
+        let mut buf = [0; CHUNK as usize];
+        let buf = &mut buf[..n as usize * width];
+        buf.chunks_exact_mut(width).for_each(|element| element.copy_from_slice(&pattern[..width]));
+        if !page.readable || softmmu::store_bytes::<X86>(env, to, buf, op.mmu).is_err() {
+            return false;
+        }
+    } else if pattern[..width].iter().all(|&b| b == pattern[0]) {
+        // SAFETY: the range lies within a page that the TLB mapped to host memory for writing.
+        unsafe { std::ptr::write_bytes(host, pattern[0], n as usize * width) };
+    } else {
+        for k in 0..n as usize {
+            // SAFETY: as above; the pattern has at least `width` bytes.
+            unsafe { std::ptr::copy_nonoverlapping(pattern.as_ptr(), host.add(k * width), width) };
+        }
+    }
+    run.advance(n, false, true);
+    true
 }
 
 extern "C" fn rep_lods(env: &mut X86Env, word: u64) -> u64 {
