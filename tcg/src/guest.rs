@@ -166,6 +166,10 @@ pub trait Guest: Sized + Send + 'static {
     ) -> Result<Translated, Exception>;
     /// Disassembles one instruction for logs: its text and length in bytes (1 for bytes that are none).
     fn disassemble(key: BlockKey, pc: u64, bytes: &[u8]) -> (String, usize);
+    /// The CPU's state for people, for logs. A guest that has nothing to show there leaves it empty.
+    fn dump(_env: &Self::Env) -> String {
+        String::new()
+    }
 
     /// Walks the page tables for `va` in an MMU mode, setting accessed and dirty bits.
     fn walk(

@@ -148,6 +148,10 @@ impl Guest for X86 {
         Ok(Translated { bytes: len as u32, insns: 1 })
     }
 
+    fn dump(env: &X86Env) -> String {
+        crate::system::dump(env)
+    }
+
     fn disassemble(key: BlockKey, pc: u64, bytes: &[u8]) -> (String, usize) {
         let ip = pc.wrapping_sub(code_base(key.mode));
         let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);

@@ -254,6 +254,9 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         if tracing::enabled!(target: "exec", tracing::Level::TRACE) && logged(&self.options, key.pc) {
             tracing::trace!(target: "exec", "{:#x} mode {:#x}", key.pc, key.mode);
         }
+        if tracing::enabled!(target: "cpu", tracing::Level::TRACE) && logged(&self.options, key.pc) {
+            tracing::trace!(target: "cpu", "{}", G::dump(env).trim_end());
+        }
         let tag = G::header(env).jump_tag;
         if from.is_none() {
             let cached = rt.jump_cache[JumpEntry::index(key.pc)];
