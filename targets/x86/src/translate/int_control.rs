@@ -77,7 +77,7 @@ fn jcc(t: &mut Translator<'_>, i: &Instruction) {
     let f = t.flags();
     let cond = condition(i);
     check_taken(t, cond, f, target);
-    t.branch(cond, f, t.linear_target(target), t.next);
+    t.branch_aside(cond, f, t.linear_target(target));
 }
 
 fn jmp(t: &mut Translator<'_>, i: &Instruction) {
