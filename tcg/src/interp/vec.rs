@@ -186,6 +186,7 @@ pub fn compute(op: VecOp, len: VecLen, a: Word4, b: Word4, imm: u8, control: &mu
         ExtendU16To64 => l.build(64, |n| get(&a, 16, n)),
         ExtendU32To64 => l.build(64, |n| get(&a, 32, n)),
         LowI64 => [a[0], 0, 0, 0],
+        LowI128 => [a[0], a[1], 0, 0],
         MoveI32 => l.lane0(32, get(&b, 32, 0)),
         MoveI64 => l.lane0(64, b[0]),
         MoveHighLow => [b[1], a[1], 0, 0],

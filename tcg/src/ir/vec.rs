@@ -309,6 +309,8 @@ vec_table! {
     ExtendU32To64 "extend.u32.64" 1 false V256;
     /// The low 64 bits of `a`, zero above.
     LowI64 "low.i64" 1 false V128;
+    /// The low 128 bits of `a`, zero above.
+    LowI128 "low.i128" 1 false V128;
     /// Lane 0 of 32 bits from `b`, the others from `a`.
     MoveI32 "move.i32" 2 false V128;
     /// Lane 0 of 64 bits from `b`, the other from `a`.

@@ -18,6 +18,7 @@ impl Forward {
             VecOp::Or | VecOp::Xor if zero(a, self) && self.bits(b) <= bits => return b,
             VecOp::Or | VecOp::Xor if zero(b, self) && self.bits(a) <= bits => return a,
             VecOp::LowI64 if self.bits(a) <= 64 => return a,
+            VecOp::LowI128 if self.bits(a) <= 128 => return a,
             _ => {}
         }
         self.emit(Inst::Vec { op, len, a, b, imm })

@@ -6,7 +6,7 @@
 //! operands; where those work on the whole register (packing, unpacking, shuffles) operands are arranged first.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
-use tessera_tcg::ir::{BinOp, Inst, Value, VecInsOp, VecOp, VecSize, VecTestOp, Width};
+use tessera_tcg::ir::{BinOp, Inst, Value, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
 
 use super::sse::{imm8, vec_number};
 use super::{Row, Translator, vector};
@@ -231,7 +231,7 @@ pub(super) fn pmovmskb(t: &mut Translator<'_>, i: &Instruction) {
         return;
     }
     let v = t.mmx(i.op1_register());
-    let r = t.vec_test(VecTestOp::MaskI8, v, v, 0);
+    let r = t.vec_test(VecLen::V128, VecTestOp::MaskI8, v, v, 0);
     t.mmx_mode();
     t.set_reg(i.op0_register(), r);
 }
@@ -253,7 +253,7 @@ pub(super) fn pextrw(t: &mut Translator<'_>, i: &Instruction) {
         return;
     }
     let v = t.mmx(i.op1_register());
-    let r = t.vec_test(VecTestOp::ExtractI16, v, v, imm8(i) & 3);
+    let r = t.vec_test(VecLen::V128, VecTestOp::ExtractI16, v, v, imm8(i) & 3);
     t.mmx_mode();
     t.set_reg(i.op0_register(), r);
 }
@@ -264,7 +264,7 @@ fn maskmovq(t: &mut Translator<'_>, i: &Instruction) {
     }
     let data = t.mmx_int(i.op1_register());
     let mask = t.mmx(i.op2_register());
-    let mask = t.vec_test(VecTestOp::MaskI8, mask, mask, 0);
+    let mask = t.vec_test(VecLen::V128, VecTestOp::MaskI8, mask, mask, 0);
     let zero = t.b.iconst(0);
     mask_store(t, i, data, zero, mask);
     t.mmx_mode();

@@ -69,11 +69,13 @@ const FAMILIES: &[&[Row]] = &[
     sse::ROWS,
     sse_move::SIMPLE_ROWS,
     sse_move::ROWS,
+    sse_move::CODE_ROWS,
     sse_int::SIMPLE_ROWS,
     sse_int::ROWS,
     sse_float::SIMPLE_ROWS,
     sse_float::ROWS,
-    avx::ROWS,
+    sse_float::CODE_ROWS,
+    avx::SIMPLE_ROWS,
 ];
 
 /// Translates one instruction.
