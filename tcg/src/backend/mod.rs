@@ -13,7 +13,10 @@
 
 use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecSize, Width, flags};
 
+mod host;
 pub mod x86_64;
+
+pub use host::HostVec;
 
 /// Where a value is while a point's slow path runs. Registers are those of the save area
 /// ([`Runtime::saved_int`](crate::env::Runtime::saved_int) and `saved_vec`).

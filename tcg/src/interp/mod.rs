@@ -226,7 +226,9 @@ impl<M: Machine> Run<'_, M> {
                 truncate(len, r)
             }
             Inst::Vec3 { op, len, a, b, c } => {
-                truncate(len, vec::compute3(op, len, self.vec(a), self.vec(b), self.vec(c)))
+                let (a, b, c) = (self.vec(a), self.vec(b), self.vec(c));
+                let r = self.with_fp_control(|control| vec::compute3(op, len, a, b, c, control));
+                truncate(len, r)
             }
             Inst::VecIns { op, a, b, imm } => {
                 let (a, b) = (self.vec(a), self.int(b));

@@ -2,14 +2,19 @@
 //!
 //! A value is four words, lane 0 in the low bits of word 0. Lanes beyond the operation's length are not computed
 //! (floating point would leave flags) and are zero in the result. Integer lanes are here, floating point is in
-//! [`float`], AES in [`aes`].
+//! [`float`], operations on three vectors in [`three`], cryptography in [`aes`], [`sha`] and [`gf`].
 
 mod aes;
 pub mod float;
+mod gf;
+mod sha;
+mod three;
+
+pub use three::compute3;
 
 use self::float::{Format, Rounding};
 use super::Word4;
-use crate::ir::{Vec3Op, VecInsOp, VecLen, VecOp, VecTestOp, flags};
+use crate::ir::{VecInsOp, VecLen, VecOp, VecTestOp, flags};
 
 /// The floating-point control word where the guest has none: all exceptions masked, round to nearest.
 pub const DEFAULT_CONTROL: u32 = 0x1f80;
@@ -236,10 +241,12 @@ pub fn compute(op: VecOp, len: VecLen, a: Word4, b: Word4, imm: u8, control: &mu
         CvtTruncF32I32 => {
             l.build(32, |n| float::to_int(F32, 32, get(&a, 32, n), Rounding::Truncate, control))
         }
-        CvtF64I32 => l.narrow(|n| float::to_int(F64, 32, a[n], Rounding::Control, control)),
-        CvtTruncF64I32 => l.narrow(|n| float::to_int(F64, 32, a[n], Rounding::Truncate, control)),
+        CvtF64I32 => l.narrow(64, |n| float::to_int(F64, 32, a[n], Rounding::Control, control)),
+        CvtTruncF64I32 => l.narrow(64, |n| float::to_int(F64, 32, a[n], Rounding::Truncate, control)),
         CvtF32F64 => l.build(64, |n| float::widen(get(&a, 32, n), control)),
-        CvtF64F32 => l.narrow(|n| float::narrow(a[n], control)),
+        CvtF64F32 => l.narrow(64, |n| float::narrow(a[n], control)),
+        CvtF16F32 => l.build(32, |n| float::from_half(get(&a, 16, n), control)),
+        CvtF32F16 => l.narrow(32, |n| float::to_half(get(&a, 32, n), imm, control)),
         CvtScalarF32F64 => l.lane0(64, float::widen(b[0], control)),
         CvtScalarF64F32 => l.lane0(32, float::narrow(b[0], control)),
         AesEnc => l.halves(aes::encrypt),
@@ -248,22 +255,20 @@ pub fn compute(op: VecOp, len: VecLen, a: Word4, b: Word4, imm: u8, control: &mu
         AesDecLast => l.halves(aes::decrypt_last),
         AesInvMix => l.halves(|a, _| aes::inverse_mix(a)),
         AesKeygen => l.halves(|a, _| aes::keygen(a, imm)),
-        ClmulI64 => {
-            let (x, y) = (a[(i & 1) as usize], b[(i >> 4 & 1) as usize]);
-            let r = (0..64).filter(|k| y >> k & 1 != 0).fold(0u128, |r, k| r ^ (x as u128) << k);
-            [r as u64, (r >> 64) as u64, 0, 0]
-        }
+        ClmulI64 => l.halves(|a, b| {
+            let (x, y) = (a >> (64 * (i & 1)) & u64::MAX as u128, b >> (64 * (i >> 4 & 1)));
+            (0..64).filter(|k| y >> k & 1 != 0).fold(0, |r, k| r ^ x << k)
+        }),
+        GfMulI8 => l.zip(8, |a, b| gf::multiply(a as u8, b as u8) as u64),
+        GfAffineI8 => l.build(8, |n| gf::affine(get(&a, 8, n) as u8, b[n / 8], imm) as u64),
+        GfAffineInvI8 => l.build(8, |n| gf::affine(gf::inverse(get(&a, 8, n) as u8), b[n / 8], imm) as u64),
+        Sha1NextE => l.words(sha::sha1_next_e),
+        Sha1Msg1 => l.words(sha::sha1_msg1),
+        Sha1Msg2 => l.words(sha::sha1_msg2),
+        Sha1Rounds4 => l.words(|a, b| sha::sha1_rounds4(a, b, imm)),
+        Sha256Msg1 => l.words(sha::sha256_msg1),
+        Sha256Msg2 => l.words(sha::sha256_msg2),
     }
-}
-
-/// `op a, b, c`.
-pub fn compute3(op: Vec3Op, len: VecLen, a: Word4, b: Word4, c: Word4) -> Word4 {
-    let bits = match op {
-        Vec3Op::SelectI8 => 8,
-        Vec3Op::SelectI32 => 32,
-        Vec3Op::SelectI64 => 64,
-    };
-    Lanes { len, a, b }.build(bits, |n| get(if signed(&c, bits, n) < 0 { &b } else { &a }, bits, n))
 }
 
 /// `op a, b, imm` with an integer `b`.
@@ -372,6 +377,15 @@ fn signed(v: &Word4, bits: usize, n: usize) -> i64 {
     (get(v, bits, n) << up) as i64 >> up
 }
 
+/// The low 128 bits as lanes of 32.
+fn words(v: &Word4) -> [u32; 4] {
+    std::array::from_fn(|n| get(v, 32, n) as u32)
+}
+
+fn from_words(v: [u32; 4]) -> Word4 {
+    [v[0] as u64 | (v[1] as u64) << 32, v[2] as u64 | (v[3] as u64) << 32, 0, 0]
+}
+
 fn mask(set: bool) -> u64 {
     if set { u64::MAX } else { 0 }
 }
@@ -439,13 +453,19 @@ impl Lanes {
         r
     }
 
-    /// 64-bit lanes to 32-bit lanes in the low half.
-    fn narrow(&self, mut f: impl FnMut(usize) -> u64) -> Word4 {
+    /// Lanes of `bits` bits to lanes of half as many in the low half.
+    fn narrow(&self, bits: usize, mut f: impl FnMut(usize) -> u64) -> Word4 {
         let mut r = [0; 4];
-        for n in 0..lanes(self.len, 64) {
-            r[n / 2] |= (f(n) & 0xffff_ffff) << (32 * (n % 2));
+        for n in 0..lanes(self.len, bits) {
+            let at = n * bits / 2;
+            r[at / 64] |= (f(n) & u64::MAX >> (64 - bits / 2)) << (at % 64);
         }
         r
+    }
+
+    /// Four lanes of 32 bits each, in 128 bits.
+    fn words(&self, f: impl Fn([u32; 4], [u32; 4]) -> [u32; 4]) -> Word4 {
+        from_words(f(words(&self.a), words(&self.b)))
     }
 
     /// Lanes of `a`, then of `b`, halved in size.

@@ -1,6 +1,6 @@
 //! Which instructions depend on their operands alone.
 
-use super::{Inst, VecInsOp, VecOp, VecTestOp};
+use super::{Inst, Vec3Op, VecInsOp, VecOp, VecTestOp};
 
 /// Whether a vector operation reads or changes the guest's floating-point control and status word: those on lanes of
 /// binary32 and binary64 that do more than move them. In the text form such lanes are `f32`, `sf32`, `f64`, `sf64`.
@@ -51,6 +51,7 @@ macro_rules! float_table {
 }
 
 float_table!(FLOAT_VEC, VecOp);
+float_table!(FLOAT_VEC3, Vec3Op);
 float_table!(FLOAT_VEC_INS, VecInsOp);
 float_table!(FLOAT_VEC_TEST, VecTestOp);
 
@@ -78,10 +79,10 @@ impl Inst {
             | Pack(_)
             | SetCond { .. }
             | Select { .. }
-            | Vec3 { .. }
             | VecFromInt { .. }
             | VecToInt { .. } => true,
             Vec { op, .. } => !FLOAT_VEC[*op as usize],
+            Vec3 { op, .. } => !FLOAT_VEC3[*op as usize],
             VecIns { op, .. } => !FLOAT_VEC_INS[*op as usize],
             VecTest { op, .. } => !FLOAT_VEC_TEST[*op as usize],
             Nop
@@ -120,9 +121,11 @@ mod tests {
             (VecOp::ShuffleF32, false),
             (VecOp::BlendF64, false),
             (VecOp::AesEnc, false),
+            (VecOp::CvtF16F32, true),
         ] {
             assert_eq!(FLOAT_VEC[op as usize], float, "{}", op.text());
         }
+        assert!(FLOAT_VEC3[Vec3Op::MulAddScalarCF64 as usize] && !FLOAT_VEC3[Vec3Op::SelectI8 as usize]);
         assert!(FLOAT_VEC_TEST[VecTestOp::CompareQuietF32 as usize]);
         assert!(!FLOAT_VEC_TEST[VecTestOp::MaskF64 as usize]);
         assert!(FLOAT_VEC_INS[VecInsOp::CvtI64F32 as usize] && !FLOAT_VEC_INS[VecInsOp::InsertI8 as usize]);

@@ -8,7 +8,8 @@
 
 use super::flags::FlagOp;
 use super::types::{Cond, GlobalId, Ty, Value, VecLen, VecSize, Width};
-use super::vec::{Vec3Op, VecInsOp, VecOp, VecTestOp};
+use super::vec::{VecInsOp, VecOp, VecTestOp};
+use super::vec3::Vec3Op;
 
 /// Two-operand integer operations; see [`Inst::Bin`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -14,10 +14,12 @@ mod inst;
 pub mod text;
 mod types;
 pub mod vec;
+pub mod vec3;
 pub mod verify;
 
 pub use block::{Block, Builder, Exit};
 pub use flags::FlagOp;
 pub use inst::{BinOp, CallArgs, ExitId, Ext, HelperId, Inst, MemFlags, RmwOp, UnOp};
 pub use types::{Cond, GlobalDesc, GlobalId, GlobalSet, Ty, Value, VecLen, VecSize, Width};
-pub use vec::{Vec3Op, VecInsOp, VecOp, VecTestOp};
+pub use vec::{VecInsOp, VecOp, VecTestOp};
+pub use vec3::Vec3Op;

@@ -6,12 +6,14 @@
 //! lane 0 and take the other lanes of the low 128 bits from `a`; they exist in 128 bits only. "Within each 128 bits"
 //! means that the operation on 256 bits is two independent operations on 128.
 //!
-//! Four tables, by the types of operands and result: [`VecOp`] (vectors to a vector), [`Vec3Op`] (three vectors to a
-//! vector), [`VecInsOp`] (a vector and an integer to a vector), [`VecTestOp`] (vectors to an integer).
+//! Four tables, by the types of operands and result: [`VecOp`] (vectors to a vector), [`Vec3Op`](super::Vec3Op) (three
+//! vectors to a vector), [`VecInsOp`] (a vector and an integer to a vector), [`VecTestOp`] (vectors to an integer).
 //!
 //! Floating-point operations follow IEEE 754 with the guest's rounding mode and flush controls in the host's control
 //! register, accumulate its sticky flags, and choose NaN results as SSE does (the first operand's quieted NaN, else
 //! the second's, else the default NaN). A back end for a host with other rules makes them by other means.
+//!
+//! A host may lack some operations: [`HostVec`](crate::backend::HostVec) says which, and a front end does not make those.
 //!
 //! To add one: a row here, a row in each backend's encoding table, an arm in the interpreter.
 
@@ -59,6 +61,7 @@ macro_rules! vec_table {
         }
     };
 }
+pub(super) use vec_table;
 
 vec_table! {
     /// Vectors to a vector; see [`Inst::Vec`](super::Inst::Vec) and the module documentation.
@@ -440,35 +443,51 @@ vec_table! {
     CvtF32F64 "cvt.f32.f64" 1 false V256;
     /// Binary64 lanes to binary32 in the low half, zero above.
     CvtF64F32 "cvt.f64.f32" 1 false V256;
+    /// Low binary16 lanes to binary32, exactly. Only a signalling NaN raises anything; nothing is flushed.
+    CvtF16F32 "cvt.f16.f32" 1 false V256;
+    /// Binary32 lanes to binary16 in the low half, zero above; rounded by mode `imm[1:0]` (nearest even, down, up,
+    /// zero), or by the control word if `imm[2]`. Denormal operands are zeros if the control word says so, but
+    /// denormal results are never flushed.
+    CvtF32F16 "cvt.f32.f16" 1 true V256;
     /// `b`'s lane 0 from binary32 to binary64, scalar (bits 127:64 from `a`).
     CvtScalarF32F64 "cvt.sf32.f64" 2 false V128;
     /// `b`'s lane 0 from binary64 to binary32, scalar (bits 127:32 from `a`).
     CvtScalarF64F32 "cvt.sf64.f32" 2 false V128;
-    /// One AES encryption round of state `a` with round key `b` (FIPS 197).
-    AesEnc "aesenc" 2 false V128;
+    /// One AES encryption round of state `a` with round key `b` (FIPS 197), for each 128 bits.
+    AesEnc "aesenc" 2 false V256;
     /// The last AES encryption round.
-    AesEncLast "aesenclast" 2 false V128;
+    AesEncLast "aesenclast" 2 false V256;
     /// One AES decryption round (equivalent inverse cipher).
-    AesDec "aesdec" 2 false V128;
+    AesDec "aesdec" 2 false V256;
     /// The last AES decryption round.
-    AesDecLast "aesdeclast" 2 false V128;
+    AesDecLast "aesdeclast" 2 false V256;
     /// AES InvMixColumns of `a`.
     AesInvMix "aesimc" 1 false V128;
     /// AES key expansion step of `a` with round constant `imm`.
     AesKeygen "aeskeygen" 1 true V128;
-    /// Carry-less product of the 64-bit lanes `imm[0]` of `a` and `imm[4]` of `b`.
-    ClmulI64 "clmul.i64" 2 true V128;
-}
-
-vec_table! {
-    /// Three vectors to a vector; see [`Inst::Vec3`](super::Inst::Vec3).
-    Vec3Op;
-    /// 8-bit lanes of `b` where the top bit of `c`'s lane is set, else of `a`.
-    SelectI8 "select.i8" 3 false V256;
-    /// 32-bit lanes of `b` where the top bit of `c`'s lane is set, else of `a`.
-    SelectI32 "select.i32" 3 false V256;
-    /// 64-bit lanes of `b` where the top bit of `c`'s lane is set, else of `a`.
-    SelectI64 "select.i64" 3 false V256;
+    /// Carry-less product of the 64-bit lanes `imm[0]` of `a` and `imm[4]` of `b` (within each 128 bits).
+    ClmulI64 "clmul.i64" 2 true V256;
+    /// Products of 8-bit lanes in GF(2^8) with the polynomial x^8 + x^4 + x^3 + x + 1.
+    GfMulI8 "gfmul.i8" 2 false V256;
+    /// For each byte of `a`: the 8x8 bit matrix in the 64-bit lane of `b` times the byte, plus `imm`. Bit `n` of the product
+    /// is the parity of the byte and the matrix's byte `7 - n`.
+    GfAffineI8 "gfaffine.i8" 2 true V256;
+    /// As `GfAffineI8`, of the byte's inverse in GF(2^8) (zero for zero; polynomial as in `GfMulI8`).
+    GfAffineInvI8 "gfaffineinv.i8" 2 true V256;
+    /// SHA-1 (FIPS 180-4): 32-bit lane 3 of `b` plus lane 3 of `a` rotated left by 30; the other lanes from `b`.
+    Sha1NextE "sha1nexte" 2 false V128;
+    /// SHA-1: the first half of the message schedule's step for four words, the exclusive ors but one. The word that
+    /// comes first is in the highest lane.
+    Sha1Msg1 "sha1msg1" 2 false V128;
+    /// SHA-1: the second half of the message schedule's step, on the result of the first half in `a`.
+    Sha1Msg2 "sha1msg2" 2 false V128;
+    /// SHA-1: four rounds with function and constant `imm[1:0]` on the state A, B, C, D in `a`'s lanes 3 to 0, with
+    /// the message words (the first with E added) in `b`'s lanes 3 to 0.
+    Sha1Rounds4 "sha1rounds4" 2 true V128;
+    /// SHA-256: lanes of `a` plus sigma0 of the lanes that follow, of which the last is `b`'s lane 0.
+    Sha256Msg1 "sha256msg1" 2 false V128;
+    /// SHA-256: lanes of `a` plus sigma1 of `b`'s lanes 2 and 3, then of the results in lanes 0 and 1.
+    Sha256Msg2 "sha256msg2" 2 false V128;
 }
 
 vec_table! {

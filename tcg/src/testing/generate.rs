@@ -9,6 +9,7 @@
 use std::mem::offset_of;
 
 use super::{GLOBALS, HELPERS, SplitMix, TestEnv, TestMemory, global, helper};
+use crate::backend::HostVec;
 use crate::ir::{
     BinOp, Block, Builder, Cond, Exit, ExitId, Ext, FlagOp, GlobalSet, Inst, MemFlags, RmwOp, Ty, UnOp,
     Value, Vec3Op, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width, flags,
@@ -409,14 +410,18 @@ impl Generator {
         let inst = match self.rng.below(8) {
             0..4 => {
                 let (op, a) = (self.vec_op(), self.vec());
+                let len = self.len(op.max_len());
+                // What the host lacks is not made.
+                let op = if HostVec::detect().has(op, len) { op } else { VecOp::Xor };
                 let b = if op.operands() == 1 || self.rng.one_in(5) { a } else { self.vec() };
                 let imm = if op.has_imm() { imm } else { 0 };
-                Inst::Vec { op, len: self.len(op.max_len()), a, b, imm }
+                Inst::Vec { op, len, a, b, imm }
             }
             4 => Inst::VecFromInt { w: self.wide_width(), a: self.int() },
             5 => Inst::VecToInt { w: self.wide_width(), a: self.vec() },
             6 if self.rng.one_in(2) => {
                 let op = self.rng.pick(Vec3Op::ALL);
+                let op = if HostVec::detect().has3(op) { op } else { Vec3Op::SelectI8 };
                 Inst::Vec3 { op, len: self.len(op.max_len()), a: self.vec(), b: self.vec(), c: self.vec() }
             }
             6 => {

@@ -1,15 +1,21 @@
 //! Vector instructions: the table from vector operations to VEX encodings, and their encoder.
 //!
-//! Every [`VecOp`] is one non-destructive AVX or AVX2 instruction, so there is nothing to choose: [`row`] names it
+//! Nearly every [`VecOp`] is one non-destructive VEX instruction, so there is nothing to choose: [`row`] names it
 //! and [`emit_vec`] encodes it for any registers, in 128 or 256 bits. A VEX instruction of 128 bits zeroes the upper
-//! half of its destination, which is what the IR asks of 128-bit operations.
+//! half of its destination, which is what the IR asks of 128-bit operations. SHA has no VEX form: there, a move puts `a` in
+//! the destination first and zeroes what is above it. Operations on three vectors are in [`three`].
 //!
 //! Registers are host numbers 0 to 15. Vector-to-vector instructions leave the host's flags alone; those that
 //! [`emit_vec_test`] emits for comparisons do not.
 //!
 //! Encoding: SDM volume 2, section 2.3 (VEX prefix); opcodes from the instruction pages.
 
-use crate::ir::{Vec3Op, VecInsOp, VecLen, VecOp, VecSize, VecTestOp};
+use crate::ir::{VecInsOp, VecLen, VecOp, VecSize, VecTestOp};
+
+pub mod three;
+
+/// A vector register that an emitted sequence may change.
+const SCRATCH: u8 = 15;
 
 /// Opcode maps as VEX.mmmmm numbers them.
 const M0F: u8 = 1;
@@ -37,6 +43,10 @@ enum Form {
     VmI(u8),
     /// `a` in ModRM.reg, `dst` in ModRM.rm, an immediate byte.
     MrI,
+    /// Without VEX: `dst`, which holds `a`, in ModRM.reg, `b` in ModRM.rm. Keeps the destination's upper half.
+    Legacy,
+    /// `Legacy` with an immediate byte.
+    LegacyI,
 }
 
 use Form::*;
@@ -250,6 +260,8 @@ const fn vec_row(op: VecOp) -> Row {
         CvtTruncF64I32 => row("vcvttpd2dq", Rm, M0F, P66, 0xe6),
         CvtF32F64 => row("vcvtps2pd", Rm, M0F, NP, 0x5a),
         CvtF64F32 => row("vcvtpd2ps", Rm, M0F, P66, 0x5a),
+        CvtF16F32 => row("vcvtph2ps", Rm, M0F38, P66, 0x13),
+        CvtF32F16 => row("vcvtps2ph", MrI, M0F3A, P66, 0x1d),
         CvtScalarF32F64 => row("vcvtss2sd", Rvm, M0F, PF3, 0x5a),
         CvtScalarF64F32 => row("vcvtsd2ss", Rvm, M0F, PF2, 0x5a),
         AesEnc => row("vaesenc", Rvm, M0F38, P66, 0xdc),
@@ -259,15 +271,15 @@ const fn vec_row(op: VecOp) -> Row {
         AesInvMix => row("vaesimc", Rm, M0F38, P66, 0xdb),
         AesKeygen => row("vaeskeygenassist", RmI, M0F3A, P66, 0xdf),
         ClmulI64 => row("vpclmulqdq", RvmI, M0F3A, P66, 0x44),
-    }
-}
-
-/// The instruction of a three-vector operation (form `Rvm`, `c` in the immediate's high nibble).
-const fn vec3_row(op: Vec3Op) -> Row {
-    match op {
-        Vec3Op::SelectI8 => row("vpblendvb", RvmI, M0F3A, P66, 0x4c),
-        Vec3Op::SelectI32 => row("vblendvps", RvmI, M0F3A, P66, 0x4a),
-        Vec3Op::SelectI64 => row("vblendvpd", RvmI, M0F3A, P66, 0x4b),
+        GfMulI8 => row("vgf2p8mulb", Rvm, M0F38, P66, 0xcf),
+        GfAffineI8 => row_w("vgf2p8affineqb", RvmI, M0F3A, P66, 0xce),
+        GfAffineInvI8 => row_w("vgf2p8affineinvqb", RvmI, M0F3A, P66, 0xcf),
+        Sha1NextE => row("sha1nexte", Legacy, M0F38, NP, 0xc8),
+        Sha1Msg1 => row("sha1msg1", Legacy, M0F38, NP, 0xc9),
+        Sha1Msg2 => row("sha1msg2", Legacy, M0F38, NP, 0xca),
+        Sha1Rounds4 => row("sha1rnds4", LegacyI, M0F3A, NP, 0xcc),
+        Sha256Msg1 => row("sha256msg1", Legacy, M0F38, NP, 0xcc),
+        Sha256Msg2 => row("sha256msg2", Legacy, M0F38, NP, 0xcd),
     }
 }
 
@@ -390,6 +402,19 @@ fn encode(buf: &mut Vec<u8>, row: Row, len: VecLen, reg: u8, vvvv: u8, rm: Opera
     }
 }
 
+/// REX prefix if there must be one, opcode, ModRM; registers only.
+fn encode_legacy(buf: &mut Vec<u8>, row: Row, reg: u8, rm: u8) {
+    if (reg | rm) >> 3 != 0 {
+        buf.push(0x40 | (reg >> 3) << 2 | rm >> 3);
+    }
+    buf.extend([
+        0x0f,
+        if row.map == M0F38 { 0x38 } else { 0x3a },
+        row.opcode,
+        0xc0 | (reg & 7) << 3 | rm & 7,
+    ]);
+}
+
 /// Encodes a row whose operands are registers.
 fn encode_row(buf: &mut Vec<u8>, row: Row, len: VecLen, dst: u8, a: u8, b: u8, imm: u8) {
     match row.form {
@@ -397,21 +422,27 @@ fn encode_row(buf: &mut Vec<u8>, row: Row, len: VecLen, dst: u8, a: u8, b: u8, i
         Rm | RmI => encode(buf, row, len, dst, 0, Operand::Reg(a)),
         VmI(ext) => encode(buf, row, len, ext, dst, Operand::Reg(a)),
         MrI => encode(buf, row, len, a, 0, Operand::Reg(dst)),
+        Legacy | LegacyI => {
+            let place = if dst == b && dst != a { SCRATCH } else { dst };
+            emit_vec_move(buf, VecLen::V128, place, a);
+            encode_legacy(buf, row, place, b);
+            if row.form == LegacyI {
+                buf.push(imm);
+            }
+            if place != dst {
+                emit_vec_move(buf, VecLen::V128, dst, place);
+            }
+        }
     }
     if matches!(row.form, RvmI | RmI | VmI(_) | MrI) {
         buf.push(imm);
     }
 }
 
-/// `dst = op(a, b, imm)` in vector registers, any of which may coincide. Operations that read one operand
-/// ignore `b`. Host flags are kept.
+/// `dst = op(a, b, imm)` in vector registers, any of which may coincide, but none of which is a scratch register. Operations
+/// that read one operand ignore `b`. Host flags are kept.
 pub fn emit_vec(buf: &mut Vec<u8>, op: VecOp, len: VecLen, dst: u8, a: u8, b: u8, imm: u8) {
     encode_row(buf, vec_row(op), len, dst, a, b, imm);
-}
-
-/// `dst = op(a, b, c)` in vector registers, any of which may coincide. Host flags are kept.
-pub fn emit_vec3(buf: &mut Vec<u8>, op: Vec3Op, len: VecLen, dst: u8, a: u8, b: u8, c: u8) {
-    encode_row(buf, vec3_row(op), len, dst, a, b, c << 4);
 }
 
 /// `dst = op(a, b, imm)`: vector registers `dst` and `a`, general register `b`. Host flags are kept.

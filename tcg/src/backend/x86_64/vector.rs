@@ -1,8 +1,9 @@
-//! Emission of vector instructions: every operation is one VEX instruction, from the table in [`super::vec`].
+//! Emission of vector instructions: nearly every operation is one VEX instruction, from the table in [`super::vec`].
 
 use super::emitter::{Emitter, NONE};
 use super::encode::r;
-use super::vec::{emit_vec, emit_vec_from_int, emit_vec_ins, emit_vec_test, emit_vec_to_int, emit_vec3};
+use super::vec::three::{emit_vec3, overwritten};
+use super::vec::{emit_vec, emit_vec_from_int, emit_vec_ins, emit_vec_test, emit_vec_to_int};
 use crate::ir::{Value, Vec3Op, VecInsOp, VecLen, VecOp, VecTestOp, Width};
 
 impl Emitter<'_> {
@@ -17,7 +18,8 @@ impl Emitter<'_> {
     /// [`Inst::Vec3`](crate::ir::Inst::Vec3).
     pub fn vec3(&mut self, op: Vec3Op, len: VecLen, a: Value, b: Value, c: Value) {
         let (ra, rb, rc) = (self.use_vec(a), self.use_vec(b), self.use_vec(c));
-        let dst = self.define_vec(ra, 0);
+        let (prefer, avoid) = overwritten(op, ra, rb, rc);
+        let dst = self.define_vec(prefer, avoid);
         emit_vec3(&mut self.asm().buf, op, len, dst, ra, rb, rc);
     }
 

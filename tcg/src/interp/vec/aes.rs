@@ -7,7 +7,8 @@ const fn double(a: u8) -> u8 {
     a << 1 ^ (a >> 7) * 0x1b
 }
 
-const fn multiply(a: u8, b: u8) -> u8 {
+/// Multiplication in GF(2^8) modulo x^8 + x^4 + x^3 + x + 1.
+pub const fn multiply(a: u8, b: u8) -> u8 {
     let (mut a, mut b, mut r) = (a, b, 0);
     while b != 0 {
         if b & 1 != 0 {

@@ -38,6 +38,14 @@ pub enum Arith {
     Max,
 }
 
+/// What becomes of the addend of a multiply-add.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Addend {
+    Add,
+    Sub,
+}
+
 /// How a conversion to an integer rounds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rounding {
@@ -104,7 +112,7 @@ pub use host::*;
 
 #[cfg(target_arch = "x86_64")]
 mod host {
-    use super::{Arith, Format, Relation, Rounding};
+    use super::{Addend, Arith, Format, Relation, Rounding};
     use std::arch::asm;
 
     /// Runs one instruction template under `control` (exceptions masked) and accumulates its sticky flags.
@@ -172,6 +180,70 @@ mod host {
             Arith::Min => scalar!(f, control, a, b, "minss", "minsd"),
             Arith::Max => scalar!(f, control, a, b, "maxss", "maxsd"),
         }
+    }
+
+    /// `a * b + c` rounded once; `negate` negates the product.
+    pub fn mul_add(
+        f: Format,
+        a: u64,
+        b: u64,
+        c: u64,
+        negate: bool,
+        addend: Addend,
+        control: &mut u32,
+    ) -> u64 {
+        macro_rules! fused {
+            ($insn32:literal, $insn64:literal) => {
+                match f {
+                    Format::Binary32 => {
+                        let mut r = f32::from_bits(c as u32);
+                        under!(control, concat!($insn32, " {r}, {a}, {b}"), r = inout(xmm_reg) r,
+                            a = in(xmm_reg) f32::from_bits(a as u32), b = in(xmm_reg) f32::from_bits(b as u32),);
+                        r.to_bits() as u64
+                    }
+                    Format::Binary64 => {
+                        let mut r = f64::from_bits(c);
+                        under!(control, concat!($insn64, " {r}, {a}, {b}"), r = inout(xmm_reg) r,
+                            a = in(xmm_reg) f64::from_bits(a), b = in(xmm_reg) f64::from_bits(b),);
+                        r.to_bits()
+                    }
+                }
+            };
+        }
+        match (negate, addend) {
+            (false, Addend::Add) => fused!("vfmadd231ss", "vfmadd231sd"),
+            (false, Addend::Sub) => fused!("vfmsub231ss", "vfmsub231sd"),
+            (true, Addend::Add) => fused!("vfnmadd231ss", "vfnmadd231sd"),
+            (true, Addend::Sub) => fused!("vfnmsub231ss", "vfnmsub231sd"),
+        }
+    }
+
+    /// Lane 0 with zeros above, which raise nothing.
+    fn alone(a: u64) -> std::arch::x86_64::__m128i {
+        // SAFETY: SSE2 is part of x86-64.
+        unsafe { std::arch::x86_64::_mm_set_epi64x(0, a as i64) }
+    }
+
+    /// binary16 to binary32.
+    pub fn from_half(a: u64, control: &mut u32) -> u64 {
+        let r: f32;
+        let a = alone(a as u16 as u64);
+        under!(control, "vcvtph2ps {r}, {a}", r = out(xmm_reg) r, a = in(xmm_reg) a,);
+        r.to_bits() as u64
+    }
+
+    /// binary32 to binary16, rounded as VCVTPS2PH does with immediate `imm`.
+    pub fn to_half(a: u64, imm: u8, control: &mut u32) -> u64 {
+        let mut word = match imm & 4 {
+            0 => *control & !0x6000 | (imm as u32 & 3) << 13,
+            _ => *control,
+        };
+        let word = &mut word;
+        let r: f32;
+        let a = alone(a as u32 as u64);
+        under!(word, "vcvtps2ph {r}, {a}, 4", r = out(xmm_reg) r, a = in(xmm_reg) a,);
+        *control |= *word & 0x3f;
+        r.to_bits() as u16 as u64
     }
 
     /// Square root.
@@ -300,7 +372,7 @@ mod host {
 #[cfg(not(target_arch = "x86_64"))]
 #[allow(missing_docs)]
 mod host {
-    use super::{Arith, Format, Relation, Rounding};
+    use super::{Addend, Arith, Format, Relation, Rounding};
 
     fn each(f: Format, a: u64, b: u64, g: impl Fn(f64, f64) -> f64, h: impl Fn(f32, f32) -> f32) -> u64 {
         match f {
@@ -318,6 +390,54 @@ mod host {
             Arith::Min => each(f, a, b, |a, b| if a < b { a } else { b }, |a, b| if a < b { a } else { b }),
             Arith::Max => each(f, a, b, |a, b| if a > b { a } else { b }, |a, b| if a > b { a } else { b }),
         }
+    }
+
+    pub fn mul_add(
+        f: Format,
+        a: u64,
+        b: u64,
+        c: u64,
+        negate: bool,
+        addend: Addend,
+        _control: &mut u32,
+    ) -> u64 {
+        let sign = 1 << (f.bits() - 1);
+        let a = if negate { a ^ sign } else { a };
+        let c = if addend == Addend::Sub { c ^ sign } else { c };
+        match f {
+            Format::Binary32 => f32::from_bits(a as u32)
+                .mul_add(f32::from_bits(b as u32), f32::from_bits(c as u32))
+                .to_bits() as u64,
+            Format::Binary64 => f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits(),
+        }
+    }
+
+    pub fn from_half(a: u64, _control: &mut u32) -> u64 {
+        let (sign, exponent, fraction) = ((a >> 15 & 1) as u32, (a >> 10 & 31) as i32, (a & 0x3ff) as u32);
+        let magnitude = match exponent {
+            31 if fraction == 0 => f32::INFINITY,
+            31 => f32::from_bits(0x7fc0_0000 | fraction << 13),
+            0 => fraction as f32 * 2f32.powi(-24),
+            e => (1024 + fraction) as f32 * 2f32.powi(e - 25),
+        };
+        (magnitude.to_bits() | sign << 31) as u64
+    }
+
+    pub fn to_half(a: u64, _imm: u8, _control: &mut u32) -> u64 {
+        let sign = (a >> 16 & 0x8000) as u32;
+        let v = f32::from_bits(a as u32 & 0x7fff_ffff);
+        let bits = v.to_bits();
+        let half = if v.is_nan() {
+            0x7e00 | bits >> 13 & 0x3ff
+        } else if v >= 65520.0 {
+            0x7c00
+        } else if v < 2f32.powi(-14) {
+            (v * 2f32.powi(24)).round_ties_even() as u32
+        } else {
+            // Half of the last place, less one if that is even: rounds to nearest even, carrying into the exponent.
+            (bits + 0xfff + (bits >> 13 & 1) >> 13) - (112 << 10)
+        };
+        (half | sign) as u64
     }
 
     pub fn sqrt(f: Format, a: u64, _control: &mut u32) -> u64 {
