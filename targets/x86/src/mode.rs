@@ -8,6 +8,7 @@
 //! translated twice.
 
 use crate::state::{Cr0, Cr4, Efer, RFlags, Segment, X86Env, mmu_mode, mode, seg};
+use crate::system::debug;
 
 /// Whether accesses through the segment need no checks: a present, writable, expand-up data segment of 4 GiB.
 fn is_unchecked(s: &Segment) -> bool {
@@ -22,6 +23,7 @@ impl X86Env {
     ///
     /// A helper may do so and let its block go on by an indirect jump: the jump cache then answers for the new mode.
     pub fn update_mode(&mut self) {
+        debug::arm(self);
         let mode = self.compute_mode();
         if mode != self.mode {
             self.mode = mode;
@@ -64,7 +66,7 @@ impl X86Env {
         set(mode::OSFXSR, self.cr4.contains(Cr4::OSFXSR));
         set(mode::AVX, self.cr4.contains(Cr4::OSXSAVE) && self.xcr0 & 6 == 6);
         set(mode::SSE_UNMASKED, self.mxcsr & 0x1f80 != 0x1f80);
-        set(mode::DEBUG, self.dr[7] & 0xff != 0);
+        set(mode::DEBUG, debug::checks_instructions(self));
         set(mode::UMIP, self.cr4.contains(Cr4::UMIP));
         set(mode::TSD, self.cr4.contains(Cr4::TSD));
         set(mode::FSGSBASE, code64 && self.cr4.contains(Cr4::FSGSBASE));

@@ -296,6 +296,10 @@ pub struct X86Env {
     pub cpl: u8,
     /// Interrupts are held off for one instruction (after STI, MOV SS, POP SS).
     pub interrupt_shadow: bool,
+    /// The interrupt shadow is that of MOV SS or POP SS, which holds off debug exceptions, too.
+    pub debug_shadow: bool,
+    /// A repeated string instruction has done some iterations and is to go on: what interrupts it pushes RF set.
+    pub repeating: bool,
     /// HLT was executed; an interrupt wakes the CPU.
     pub halted: bool,
     /// NMIs are blocked until IRET.
@@ -308,6 +312,10 @@ pub struct X86Env {
     pub wait_for_sipi: bool,
     /// Bits for DR6 of a #DB that is due before the next instruction.
     pub pending_debug: u64,
+    /// DR0 to DR3 and DR7 as the software MMU's watches are set up for.
+    pub(crate) watched: [u64; 5],
+    /// Linear address of an instruction at which RF held a breakpoint off; all ones if none.
+    pub(crate) resumed_at: u64,
     /// What an INS has read from its port and could not store yet, see [`crate::system::io`].
     pub held_input: Option<u32>,
     /// [`Platform::a20_mask`] as translations in the TLB have it.
@@ -360,7 +368,7 @@ pub mod mode {
     pub const SHADOW: u64 = 1 << 20;
     /// Some unmasked SSE exception: floating point checks for #XM.
     pub const SSE_UNMASKED: u64 = 1 << 21;
-    /// Some enabled data or I/O breakpoint in DR7.
+    /// Some enabled instruction or I/O breakpoint in DR7.
     pub const DEBUG: u64 = 1 << 22;
     /// CR4.UMIP; CR4.TSD; CR4.FSGSBASE; CR4.PCE; CR4.DE in bits 23 to 27.
     pub const UMIP: u64 = 1 << 23;

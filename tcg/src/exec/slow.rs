@@ -66,6 +66,7 @@ fn complete<G: Guest>(env: &mut G::Env, tb: u32, access: &SlowAccess) -> Result<
         AccessKind::Load { width, ext, dst, for_write } => {
             if for_write {
                 softmmu::probe::<G>(env, va, u64::from(width.bytes()), Access::Write, mmu)?;
+                softmmu::retry_if_watched::<G>(env, va, u64::from(width.bytes()), true)?;
             }
             let v = softmmu::load::<G>(env, va, width.bytes(), mmu)?;
             set_int::<G>(env, dst, extend(width, ext, v));

@@ -10,6 +10,7 @@
 //! it raises [`RETRY_VECTOR`] instead and stores nothing, and the execution loop runs the guest instruction again, alone.
 
 use super::fill::{Place, direct, resolve, runtime};
+use super::watch::watched;
 use super::{RETRY_VECTOR, Running, host, page_of};
 use crate::env::Runtime;
 use crate::guest::{Access, Exception, Guest};
@@ -81,6 +82,9 @@ pub fn load_bytes<G: Guest>(env: &mut G::Env, va: u64, buf: &mut [u8], mmu: u8) 
         let here = va.wrapping_add(at as u64);
         let n = in_page(here, (buf.len() - at) as u64) as usize;
         let place = resolve::<G>(env, here, Access::Read, mmu)?;
+        if at == 0 {
+            watched::<G>(env, va, buf.len() as u64, false)?;
+        }
         // SAFETY: the environment is bound; no reference to its runtime is in use.
         let memory = unsafe { &runtime::<G>(env).mmu.memory };
         read_place(&**memory, place, &mut buf[at..at + n]);
@@ -112,6 +116,7 @@ pub(crate) fn store_as<G: Guest>(
         }
         let place = resolve::<G>(env, va, Access::Write, mmu)?;
         check_code::<G>(env, va, place.phys, len, writer)?;
+        watched::<G>(env, va, len, true)?;
         write_place::<G>(env, place, bytes);
         return Ok(());
     }
@@ -122,6 +127,7 @@ pub(crate) fn store_as<G: Guest>(
         let b = resolve::<G>(env, next, Access::Write, mmu)?;
         check_code::<G>(env, va, a.phys, first, writer)?;
         check_code::<G>(env, next, b.phys, len - first, writer)?;
+        watched::<G>(env, va, len, true)?;
         write_place::<G>(env, a, head);
         write_place::<G>(env, b, tail);
         return Ok(());
@@ -136,6 +142,7 @@ pub(crate) fn store_as<G: Guest>(
         parts.push((at as usize, n as usize, place));
         at += n;
     }
+    watched::<G>(env, va, len, true)?;
     for (at, n, place) in parts {
         write_place::<G>(env, place, &bytes[at..at + n]);
     }
@@ -166,7 +173,8 @@ pub fn probe<G: Guest>(
 }
 
 /// Host address of the byte at `va` if it, and what follows up to the end of its page, may be accessed directly: it is RAM
-/// (for reads also ROM), and for writes no block was made from the page. Raises what the access would raise.
+/// (for reads also ROM), no watch is for it, and for writes no block was made from the page. Raises what the access would
+/// raise.
 ///
 /// For bulk operations on two ranges: unlike what is in the TLB, two addresses obtained one after the other are both good,
 /// until the guest's mappings or its memory's layout change or code is translated.
@@ -182,8 +190,10 @@ pub fn host_bytes<G: Guest>(
     }
     let place = resolve::<G>(env, va, access, mmu)?;
     // SAFETY: the environment is bound; no reference to its runtime is in use.
-    let blocks = unsafe { &runtime::<G>(env).blocks };
-    let direct = !write || place.writable && !blocks.has_code(page_of(place.phys));
+    let rt = unsafe { runtime::<G>(env) };
+    let (watch_read, watch_write) = rt.mmu.watches.of_page(va);
+    let watched = if write { watch_write } else { watch_read };
+    let direct = !watched && (!write || place.writable && !rt.blocks.has_code(page_of(place.phys)));
     Ok((!place.host.is_null() && direct).then_some(place.host))
 }
 
@@ -225,6 +235,8 @@ pub(crate) fn compare_exchange_as<G: Guest>(
         let place = resolve::<G>(env, va, Access::Write, mmu)?;
         check_code::<G>(env, va, place.phys, u64::from(size), writer)?;
         if !place.host.is_null() && place.writable {
+            watched::<G>(env, va, u64::from(size), false)?;
+            watched::<G>(env, va, u64::from(size), true)?;
             // SAFETY: the page is RAM that may be written, and an aligned access stays in it.
             let old = unsafe { host::compare_exchange(place.host, size, expect, new) };
             if let Some(old) = old {
@@ -256,6 +268,8 @@ pub(crate) fn atomic_rmw<G: Guest>(
         let place = resolve::<G>(env, va, Access::Write, mmu)?;
         if !place.host.is_null() && place.writable {
             check_code::<G>(env, va, place.phys, len, writer)?;
+            watched::<G>(env, va, len, false)?;
+            watched::<G>(env, va, len, true)?;
             // SAFETY: the page is RAM that may be written, and the access stays in it.
             return Ok(unsafe { host::rmw(place.host, op, w, v) });
         }

@@ -59,10 +59,12 @@ pub(super) fn resolve<G: Guest>(
         }
         _ => walk::<G>(env, rt, va, access, mmu)?,
     };
-    let direct_write = e.has(WRITE | HOST_WRITABLE) && !e.host.is_null() && !rt.blocks.has_code(e.phys());
+    let (watch_read, watch_write) = rt.mmu.watches.of_page(page);
+    let direct_write =
+        e.has(WRITE | HOST_WRITABLE) && !e.host.is_null() && !rt.blocks.has_code(e.phys()) && !watch_write;
     if !e.host.is_null() {
         let entry = TlbEntry {
-            read: if e.has(READ) { page } else { TLB_INVALID },
+            read: if e.has(READ) && !watch_read { page } else { TLB_INVALID },
             write: if direct_write { page } else { TLB_INVALID },
             addend: (e.host as u64).wrapping_sub(page),
             phys: e.phys() | if e.has(GLOBAL) { GLOBAL } else { 0 },

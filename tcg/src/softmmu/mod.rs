@@ -29,6 +29,7 @@
 //! Invariants:
 //! - A write tag is valid only if the page is RAM, the guest may write it, its dirty bit is set, and no translated block
 //!   was made from it. (`spaces` for pages that get their first block, `fill` for new entries.)
+//! - A tag is valid only if no watch wants to know of the access (`watch`).
 //! - A translation that the guest flushed is in no level when the flush returns, except as work put off.
 //! - What is in a jump cache or chained may run without a walk: flushing a page that the fetch level may know renames
 //!   the current combination (see `fetch`), so that such jumps miss.
@@ -46,6 +47,7 @@ mod second_level;
 mod spaces;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use flush::{flush_all, flush_page, flush_space, name_mode, switch_space};
 
@@ -55,6 +57,12 @@ pub(crate) use fetch::{FetchTlb, fetch_page, jump_tag};
 pub(crate) use fill::runtime;
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
+use watch::Watches;
+pub(crate) use watch::retry as retry_if_watched;
+pub use watch::{
+    Watch, WatchHit, WatchKind, WatchOwner, add_watch, drop_watch_hits, remove_watch, runs_alone,
+    take_watch_hits, watches,
+};
 
 /// Number of translation regimes (MMU modes) that a guest can use.
 pub const MMU_MODES: usize = 4;
@@ -63,8 +71,8 @@ pub const TLB_ENTRIES: usize = 1024;
 /// Tag of an entry that must miss.
 pub const TLB_INVALID: u64 = u64::MAX;
 
-/// Vector of the exception that softmmu raises when a store would overwrite the block that is running: the execution
-/// loop runs the instruction again, alone. No guest has it; helpers pass it on like any other exception.
+/// Vector of the exception that softmmu raises when a store would overwrite the block that is running, or an access in a
+/// block hits a watch: the execution loop runs the instruction again, alone. No guest has it; helpers pass it on like any other exception.
 pub const RETRY_VECTOR: u16 = 0xffff;
 
 /// One TLB entry. A direction that needs the slow path (MMIO, watched or code pages, no permission) has
@@ -131,6 +139,7 @@ pub struct MmuState {
     pub(crate) second: SecondLevel,
     pub(crate) fetch: FetchTlb,
     pub(crate) running: Running,
+    pub(crate) watches: Watches,
 }
 
 impl MmuState {
@@ -143,6 +152,7 @@ impl MmuState {
             second: SecondLevel::new(),
             fetch: FetchTlb::new(),
             running: Running::Nothing,
+            watches: Watches::default(),
         }
     }
 }

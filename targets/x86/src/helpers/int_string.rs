@@ -291,6 +291,7 @@ impl Run {
             }
         }
         self.write_back(env, source, dest);
+        env.repeating = !finished;
         finished as u64
     }
 }

@@ -36,7 +36,7 @@ const FLAGS: Effects = touches(&[global::EFLAGS], &[global::EFLAGS], true);
 helpers! { super::SYSTEM_BASE;
     /// `(segment, selector)`: loads ES, DS, FS or GS.
     LOAD_SEGMENT = load_segment(2), SEGMENT;
-    /// `(selector)`: loads SS, and opens an interrupt shadow.
+    /// `(selector)`: loads SS, and opens an interrupt shadow (MOV, POP).
     LOAD_SS = load_ss(1), SEGMENT;
     /// `(segment, base)`: writes the base of FS or GS; #GP(0) unless canonical.
     WRITE_BASE = write_base(2), SEGMENT;
@@ -179,7 +179,10 @@ extern "C" fn load_segment(env: &mut X86Env, n: u64, selector: u64) -> u64 {
 extern "C" fn load_ss(env: &mut X86Env, selector: u64) -> u64 {
     let result = segment::load_segment(env, seg::SS, selector as u16);
     if result.is_ok() {
-        env.interrupt_shadow = true;
+        // In a shadow that another load has opened there is none: a chain of them must not hold interrupts off forever.
+        let open = !env.debug_shadow;
+        env.interrupt_shadow |= open;
+        env.debug_shadow = true;
         env.update_mode();
     }
     done(env, result)

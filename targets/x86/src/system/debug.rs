@@ -1,15 +1,23 @@
 //! Debug registers and debug exceptions (SDM volume 3, chapter 17).
 //!
-//! Single-stepping and instruction breakpoints work; the state of data and I/O breakpoints is kept, but they do not
-//! trigger.
+//! Three kinds of breakpoints, found in three ways:
+//! - *Instructions*: blocks made under `mode::DEBUG` begin every instruction with a call of [`check_code`]. These are faults.
+//! - *Data*: the software MMU watches the ranges ([`arm`]) and ends an instruction that hits; [`collect`] takes its hits.
+//! - *I/O ports*: the helpers of IN, OUT, INS and OUTS ask [`check_io`]; blocks end behind them under `mode::DEBUG`.
 //!
-//! A #DB that is a trap of something else than the instruction just run (SYSRET, a task switch with the T bit) is *pended* in
-//! [`X86Env::pending_debug`] and delivered when events are looked at.
+//! A #DB that is a trap (of data and I/O breakpoints, a task switch with the T bit, SYSRET to single-stepped code) is *pended*
+//! in [`X86Env::pending_debug`] and delivered when events are looked at, which is before the next instruction; behind a
+//! MOV SS, before the one after that.
+//!
+//! RF: an instruction breakpoint that RF holds off leaves RF clear at once, not at the end of its instruction; nothing in
+//! between can tell, but for an exception, which pushes RF set anyway.
 
 use tessera_tcg::guest::Next;
+use tessera_tcg::softmmu::{self, Watch, WatchKind, WatchOwner};
 
 use super::Result;
 use super::exception::{db, deliver_exception, gp, ud};
+use crate::guest::X86;
 use crate::state::{Cr4, RFlags, X86Env};
 
 /// DR6.BD: access to a debug register under DR7.GD.
@@ -43,9 +51,10 @@ pub fn pend(env: &mut X86Env, reasons: u64) {
     super::interrupt::request_exit(env);
 }
 
-/// Delivers a pended #DB, if any.
+/// Delivers a pended #DB, if any, unless a MOV SS holds it off.
 pub fn deliver_pending(env: &mut X86Env) -> Option<Next> {
-    if env.pending_debug == 0 {
+    collect(env);
+    if env.pending_debug == 0 || env.debug_shadow {
         return None;
     }
     let reasons = std::mem::take(&mut env.pending_debug);
@@ -54,29 +63,151 @@ pub fn deliver_pending(env: &mut X86Env) -> Option<Next> {
 
 /// The trap after an instruction that ran under EFLAGS.TF.
 pub fn single_step(env: &mut X86Env) -> Next {
+    collect(env);
     let reasons = BS | std::mem::take(&mut env.pending_debug);
     deliver_exception(env, db(reasons))
 }
 
-/// Whether an instruction breakpoint is enabled in DR7.
-pub fn code_breakpoints(env: &X86Env) -> bool {
-    (0..4).any(|n| enabled(env, n) && env.dr[7] >> (16 + 4 * n) & 3 == 0)
+/// What a breakpoint is for: the R/W fields of DR7.
+mod condition {
+    pub const EXECUTE: u64 = 0;
+    pub const WRITE: u64 = 1;
+    pub const IO: u64 = 2;
+    pub const READ_WRITE: u64 = 3;
+}
+
+fn condition_of(env: &X86Env, n: usize) -> u64 {
+    env.dr[7] >> (16 + 4 * n) & 3
 }
 
 fn enabled(env: &X86Env, n: usize) -> bool {
     env.dr[7] >> (2 * n) & 3 != 0
 }
 
-/// Raises the #DB of instruction breakpoints at linear address `pc`, unless RF holds it off; RF is then clear.
+/// First and last address of breakpoint `n`: its length, from its address rounded down to a multiple of that.
+fn range(env: &X86Env, n: usize) -> (u64, u64) {
+    let len = [1u64, 2, 8, 4][(env.dr[7] >> (18 + 4 * n) & 3) as usize];
+    let first = env.dr[n] & !(len - 1);
+    (first, first + (len - 1))
+}
+
+/// The breakpoints, enabled or not, of one of these conditions whose range has an address in common with `len` from `at`.
+fn hits(env: &X86Env, at: u64, len: u64, conditions: &[u64]) -> u64 {
+    let last = at.saturating_add(len - 1);
+    (0..4).filter(|&n| conditions.contains(&condition_of(env, n))).fold(0, |m, n| {
+        let (first, end) = range(env, n);
+        m | ((first <= last && at <= end) as u64) << n
+    })
+}
+
+/// `hits` if an enabled breakpoint is among them. One that is not enabled sets its bit only together with one that is.
+fn if_enabled(env: &X86Env, hits: u64) -> u64 {
+    if (0..4).any(|n| hits >> n & 1 != 0 && enabled(env, n)) { hits } else { 0 }
+}
+
+/// Whether instructions must be looked at before they run (instruction breakpoints) or after (I/O breakpoints).
+pub fn checks_instructions(env: &X86Env) -> bool {
+    env.dr[7] & 0xff != 0 && (code_breakpoints(env) || io_breakpoints(env))
+}
+
+/// Whether an instruction breakpoint is enabled in DR7.
+pub fn code_breakpoints(env: &X86Env) -> bool {
+    (0..4).any(|n| enabled(env, n) && condition_of(env, n) == condition::EXECUTE)
+}
+
+fn io_breakpoints(env: &X86Env) -> bool {
+    env.cr4.contains(Cr4::DE) && (0..4).any(|n| enabled(env, n) && condition_of(env, n) == condition::IO)
+}
+
+/// Makes the software MMU watch what DR7 says. Cheap if nothing has changed.
+#[inline]
+pub(crate) fn arm(env: &mut X86Env) {
+    let relevant = env.dr[7] & 0xff != 0 || env.watched[4] != 0;
+    if relevant && !env.header.runtime.is_null() {
+        arm_changed(env);
+    }
+}
+
+#[cold]
+fn arm_changed(env: &mut X86Env) {
+    let now = [env.dr[0], env.dr[1], env.dr[2], env.dr[3], env.dr[7]];
+    if now == env.watched {
+        return;
+    }
+    env.watched = now;
+    for n in 0..4 {
+        let kind = match condition_of(env, n) {
+            condition::WRITE => WatchKind::Write,
+            condition::READ_WRITE => WatchKind::ReadWrite,
+            _ => {
+                softmmu::remove_watch::<X86>(env, WatchOwner::Guest, n as u32);
+                continue;
+            }
+        };
+        if enabled(env, n) {
+            let (first, last) = range(env, n);
+            let watch = Watch { owner: WatchOwner::Guest, tag: n as u32, first, last, kind };
+            if !softmmu::watches::<X86>(env).contains(&watch) {
+                softmmu::add_watch::<X86>(env, watch);
+            }
+        } else {
+            softmmu::remove_watch::<X86>(env, WatchOwner::Guest, n as u32);
+        }
+    }
+}
+
+/// Pends the traps of data breakpoints that the software MMU has seen.
+#[inline]
+pub fn collect(env: &mut X86Env) {
+    if env.watched[4] == 0 || env.header.runtime.is_null() {
+        return;
+    }
+    for hit in softmmu::take_watch_hits::<X86>(env, WatchOwner::Guest) {
+        let conditions: &[u64] =
+            if hit.write { &[condition::WRITE, condition::READ_WRITE] } else { &[condition::READ_WRITE] };
+        // The watch that was hit may have been changed by the very instruction.
+        env.pending_debug |= hits(env, hit.address, hit.len, conditions) | 1 << (hit.tag & 3);
+    }
+}
+
+/// Forgets what an instruction has hit that does not complete.
+pub fn discard(env: &mut X86Env) {
+    if env.watched[4] != 0 && !env.header.runtime.is_null() {
+        softmmu::drop_watch_hits::<X86>(env);
+    }
+}
+
+/// Pends the trap of I/O breakpoints on `size` ports from `port`.
+#[inline]
+pub fn check_io(env: &mut X86Env, port: u16, size: u32) {
+    if env.dr[7] & 0xff != 0 && env.cr4.contains(Cr4::DE) {
+        let found = hits(env, port as u64, size as u64, &[condition::IO]);
+        let reasons = if_enabled(env, found);
+        if reasons != 0 {
+            pend(env, reasons);
+        }
+    }
+}
+
+/// Raises the #DB of instruction breakpoints at linear address `pc`, unless RF holds it off (RF is then clear), a MOV SS does,
+/// or the instruction has begun already: it is a repeated one, or runs again alone.
 pub fn check_code(env: &mut X86Env, pc: u64) -> Result<()> {
+    let resumed_at = std::mem::replace(&mut env.resumed_at, u64::MAX);
     if env.eflags & RFlags::RF.bits() != 0 {
         env.eflags &= !RFlags::RF.bits();
+        env.resumed_at = pc;
         return Ok(());
     }
-    let code = |n: &usize| env.dr[7] >> (16 + 4 * n) & 3 == 0;
+    let again = resumed_at == pc && !env.header.runtime.is_null() && softmmu::runs_alone::<X86>(env);
+    if env.debug_shadow || env.repeating || again {
+        return Ok(());
+    }
+    let code = |n: &usize| condition_of(env, *n) == condition::EXECUTE;
     let hits = (0..4).filter(code).filter(|&n| env.dr[n] == pc).fold(0, |m, n| m | 1 << n);
-    // A breakpoint that is not enabled sets its bit if another one is that hits.
-    if (0..4).any(|n| hits >> n & 1 != 0 && enabled(env, n)) { Err(db(hits)) } else { Ok(()) }
+    match if_enabled(env, hits) {
+        0 => Ok(()),
+        reasons => Err(db(reasons)),
+    }
 }
 
 /// Number of the register that MOV DRn means: DR4 and DR5 are DR6 and DR7 without CR4.DE.

@@ -118,12 +118,13 @@ impl Event {
         (self.vector as u32) << 3 | 2 | self.ext()
     }
 
-    /// RFLAGS to push: RF is set for faults, so that the instruction's breakpoint does not hit again (SDM volume 3,
-    /// section 17.3.1.1).
+    /// RFLAGS to push: RF is set for faults and between the iterations of a repeated instruction, so that the instruction's
+    /// breakpoint does not hit again (SDM volume 3, section 17.3.1.1).
     fn flags_image(&self, env: &X86Env) -> u64 {
         let fault = self.origin == Origin::Exception
             && !matches!(self.vector as u16, vector::DB | vector::DF | vector::MC);
-        env.rflags() | if fault { RFlags::RF.bits() } else { 0 }
+        let resume = fault || env.repeating && self.origin != Origin::Software;
+        env.rflags() | if resume { RFlags::RF.bits() } else { 0 }
     }
 
     fn check_gate(&self, env: &X86Env, gate: Descriptor) -> Result<()> {
@@ -152,6 +153,8 @@ pub fn deliver(env: &mut X86Env, event: Event) -> Result<()> {
     if result.is_ok() {
         env.halted = false;
         env.interrupt_shadow = false;
+        env.debug_shadow = false;
+        env.repeating = false;
         env.update_mode();
     }
     result
@@ -439,6 +442,7 @@ fn accesses_stack_at(env: &mut X86Env, va: u64) -> bool {
 /// Delivers an exception that an instruction raised, with those that its delivery raises.
 pub fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
     let mut current = refine(env, exception);
+    super::debug::discard(env);
     loop {
         if current.vector > 0xff {
             // The software MMU's private vectors: nothing the guest sees. The instruction runs again.
@@ -446,7 +450,7 @@ pub fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
         }
         record(env, &current);
         let event = Event { vector: current.vector as u8, error: current.error, origin: Origin::Exception };
-        let Err(second) = deliver(env, event) else { return Next::Continue };
+        let Err(second) = deliver(env, event) else { return after_delivery(env) };
         if second.vector == vector::PF {
             env.cr2 = second.address;
         }
@@ -463,10 +467,15 @@ fn shut_down(env: &mut X86Env) -> Next {
     Next::Exit(super::exit::SHUTDOWN)
 }
 
+/// Delivery may itself have hit a data breakpoint, whose trap comes before the handler's first instruction.
+fn after_delivery(env: &mut X86Env) -> Next {
+    super::debug::deliver_pending(env).unwrap_or(Next::Continue)
+}
+
 /// Delivers an external interrupt or NMI.
 pub fn deliver_interrupt(env: &mut X86Env, vector: u8) -> Next {
     match deliver(env, Event { vector, error: None, origin: Origin::External }) {
-        Ok(()) => Next::Continue,
+        Ok(()) => after_delivery(env),
         Err(e) => deliver_exception(env, e),
     }
 }

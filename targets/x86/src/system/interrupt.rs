@@ -52,6 +52,7 @@ pub fn handle_leave(env: &mut X86Env, code: u32) -> Next {
     }
     if env.interrupt_shadow {
         env.interrupt_shadow = false;
+        env.debug_shadow = false;
         env.update_mode();
     }
     match code {
@@ -65,6 +66,7 @@ pub fn handle_leave(env: &mut X86Env, code: u32) -> Next {
 
 /// Looks at what waits, in order of priority (SDM volume 3, table 6-2), and delivers at most one.
 pub fn poll_events(env: &mut X86Env) -> Next {
+    debug::collect(env);
     let quiet = !env.platform.event_pending();
     if quiet && !env.halted && env.pending_debug == 0 && !env.shutdown && !env.wait_for_sipi {
         return Next::Continue;

@@ -47,11 +47,13 @@ pub fn refresh_a20(env: &mut X86Env) {
 
 /// IN, permission checked.
 pub fn port_in(env: &mut X86Env, port: u16, size: u32) -> u64 {
+    super::debug::check_io(env, port, size);
     env.platform.port_in(port, size) as u64
 }
 
 /// OUT, permission checked.
 pub fn port_out(env: &mut X86Env, port: u16, size: u32, value: u64) {
+    super::debug::check_io(env, port, size);
     env.platform.port_out(port, size, value as u32);
     refresh_a20(env);
 }
@@ -108,6 +110,7 @@ fn set_part(env: &mut X86Env, n: usize, mask: u64, value: u64) {
 /// instruction runs again from there, so that `Err` means that nothing has happened.
 pub fn string_io(env: &mut X86Env, op: StringIo, pc: u64) -> Result<()> {
     let mask = op.mask();
+    let resumed = std::mem::take(&mut env.repeating);
     if op.repeat && env.gpr[reg::RCX] & mask == 0 {
         return Ok(());
     }
@@ -117,8 +120,10 @@ pub fn string_io(env: &mut X86Env, op: StringIo, pc: u64) -> Result<()> {
     loop {
         if let Err(e) = iterate(env, op, port, mask) {
             if done == 0 {
+                env.repeating = resumed;
                 return Err(e);
             }
+            env.repeating = true;
             env.rip = pc;
             return Ok(());
         }
@@ -132,6 +137,7 @@ pub fn string_io(env: &mut X86Env, op: StringIo, pc: u64) -> Result<()> {
             return Ok(());
         }
         if done == CHUNK || env.header.exit_request.load(std::sync::atomic::Ordering::Relaxed) != 0 {
+            env.repeating = true;
             env.rip = pc;
             return Ok(());
         }
@@ -149,7 +155,7 @@ fn iterate(env: &mut X86Env, op: StringIo, port: u16, mask: u64) -> Result<()> {
         // alone, and the port must not be read twice.
         let value = match env.held_input.take() {
             Some(value) => value,
-            None => env.platform.port_in(port, op.size),
+            None => port_in(env, port, op.size) as u32,
         };
         if let Err(e) = softmmu::store::<X86>(env, va, op.size, value as u64, mmu) {
             if e.vector == RETRY_VECTOR {

@@ -47,12 +47,16 @@ impl X86Env {
             mode: 0,
             cpl: 0,
             interrupt_shadow: false,
+            debug_shadow: false,
+            repeating: false,
             halted: false,
             nmi_blocked: false,
             smm: false,
             shutdown: false,
             wait_for_sipi: false,
             pending_debug: 0,
+            watched: [0; 5],
+            resumed_at: u64::MAX,
             held_input: None,
             a20_mask: u64::MAX,
             cpuid,
@@ -118,12 +122,15 @@ impl X86Env {
         self.dr[7] = debug::DR7_RESET;
         self.cpl = 0;
         self.interrupt_shadow = false;
+        self.debug_shadow = false;
+        self.repeating = false;
         self.halted = false;
         self.nmi_blocked = false;
         self.smm = false;
         self.shutdown = false;
         self.wait_for_sipi = false;
         self.pending_debug = 0;
+        self.resumed_at = u64::MAX;
         self.held_input = None;
         self.a20_mask = self.platform.a20_mask();
         self.set_ip(0xfff0);

@@ -235,7 +235,7 @@ fn commit(env: &mut X86Env, image: &Image, tss: Segment) {
     env.cpl = if image.flags & RFlags::VM.bits() != 0 { 3 } else { (image.selectors[seg::CS] & 3) as u8 };
     env.rip = image.ip & 0xffff_ffff;
     // The local breakpoints are the old task's.
-    env.dr[7] &= !0x55;
+    env.dr[7] &= !0x155;
     env.update_mode();
 }
 

@@ -212,13 +212,17 @@ fn mode_changed(t: &mut Translator<'_>) {
     t.leave_for_mode_change();
 }
 
-/// Goes on at the next instruction, which runs before interrupts are looked at. `interrupt_shadow` is set.
-fn shadow_next(t: &mut Translator<'_>) {
+/// Goes on at the next instruction, which runs before interrupts are looked at. `interrupt_shadow` is set. The shadow of a
+/// load of SS holds off the single-step trap, too (`debug`).
+fn shadow_next(t: &mut Translator<'_>, debug: bool) {
     t.set_pc(t.next);
-    if t.single {
-        t.leave(if t.is(mode::TRAP) { leave::SINGLE_STEP } else { leave::SHADOW });
-    } else {
+    if t.is(mode::SHADOW) || !t.single {
+        // In a shadow already: it ends with this instruction.
         t.leave_for_mode_change();
+    } else if t.is(mode::TRAP) && !debug {
+        t.leave(leave::SINGLE_STEP);
+    } else {
+        t.leave(leave::SHADOW);
     }
 }
 
@@ -366,7 +370,7 @@ fn sti(t: &mut Translator<'_>) {
     t.call(h::STI, &[]);
     if t.single && owns_interrupts(t) {
         t.call(h::OPEN_SHADOW, &[]);
-        shadow_next(t);
+        shadow_next(t, false);
     } else {
         t.opens_shadow = owns_interrupts(t);
     }

@@ -9,7 +9,7 @@ use crate::system::{exit, handle_leave, iret, poll_events};
 
 #[test]
 fn real_mode_uses_the_vector_table() {
-    let mut m = Machine::real();
+    let mut m = <Machine>::real();
     m.put(0x21 * 4, 4, 0x0123_4567);
     let e = m.env();
     e.gpr[reg::RSP] = 0xffff_1000;
@@ -29,7 +29,7 @@ fn real_mode_uses_the_vector_table() {
 
 #[test]
 fn same_level_gates_push_three_words_and_the_error() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.gate(13, 0x8e, CODE32, HANDLER, 0);
     m.gate(14, 0x8f, CODE32, HANDLER + 0x10, 0);
     m.env().set_rflags((RFlags::IF | RFlags::TF).bits());
@@ -53,7 +53,7 @@ fn same_level_gates_push_three_words_and_the_error() {
 
 #[test]
 fn user_mode_goes_to_the_stack_of_the_tss_and_back() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.gate(0x80, 0xee, CODE32, HANDLER, 0);
     m.set_level(3, false);
     m.env().set_rflags(RFlags::IF.bits());
@@ -75,7 +75,7 @@ fn user_mode_goes_to_the_stack_of_the_tss_and_back() {
 
 #[test]
 fn gates_protect_themselves() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.gate(0x80, 0x8e, CODE32, HANDLER, 0);
     m.gate(0x81, 0x6e, CODE32, HANDLER, 0);
     m.gate(0x82, 0xee, 0xf8, HANDLER, 0);
@@ -94,7 +94,7 @@ fn gates_protect_themselves() {
 
 #[test]
 fn long_mode_aligns_the_stack_and_has_interrupt_stacks() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     m.gate(13, 0x8e, CODE64, HANDLER, 0);
     m.gate(14, 0x8e, CODE64, HANDLER, 1);
     m.env().gpr[reg::RSP] = KERNEL_STACK - 3;
@@ -120,7 +120,7 @@ fn long_mode_aligns_the_stack_and_has_interrupt_stacks() {
 
 #[test]
 fn faults_during_delivery_become_double_faults_and_shutdown() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.gate(8, 0x8e, CODE32, HANDLER, 0);
     // #GP without a handler: #GP again: #DF with error code 0.
     assert_eq!(deliver_exception(m.env(), gp(0)), Next::Continue);
@@ -135,7 +135,7 @@ fn faults_during_delivery_become_double_faults_and_shutdown() {
 
 #[test]
 fn virtual_8086_mode_is_entered_by_iret_and_left_by_interrupts() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.gate(13, 0x8e, CODE32, HANDLER, 0);
     let flags = (RFlags::VM | RFlags::IF | RFlags::ONE).bits();
     for (n, word) in
@@ -162,7 +162,7 @@ fn virtual_8086_mode_is_entered_by_iret_and_left_by_interrupts() {
 
 #[test]
 fn stack_accesses_at_non_canonical_addresses_are_stack_faults() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     m.gate(12, 0x8e, CODE64, HANDLER, 0);
     m.gate(13, 0x8e, CODE64, HANDLER + 0x10, 0);
     let wild = 0x8000_0000_0000_0000u64;
@@ -179,7 +179,7 @@ fn stack_accesses_at_non_canonical_addresses_are_stack_faults() {
 
 #[test]
 fn interrupts_wait_for_the_flag_the_shadow_and_nmis_for_iret() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.gate(2, 0x8e, CODE32, HANDLER, 0);
     m.gate(0x30, 0x8e, CODE32, HANDLER + 0x10, 0);
     m.board().interrupt = Some(0x30);

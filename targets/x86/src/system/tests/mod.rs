@@ -1,6 +1,10 @@
 //! The system functions on a small machine: 4 MiB of RAM, descriptor tables, ports that remember.
 
+#[cfg(target_arch = "x86_64")]
+mod breakpoints;
 mod delivery;
+#[cfg(target_arch = "x86_64")]
+mod engine;
 mod registers;
 mod transfers;
 mod walks;
@@ -158,27 +162,41 @@ const TASK2: u16 = 0x48;
 /// A slot for what a test needs.
 const SPARE: u16 = 0x50;
 
-struct Machine {
-    context: Context<X86>,
+/// What has an environment and runs it, or lets tests do so.
+trait Processor {
+    fn new(env: Box<X86Env>, ram: Arc<Ram>) -> Self;
+    fn env(&mut self) -> &mut X86Env;
+}
+
+impl Processor for Context<X86> {
+    fn new(env: Box<X86Env>, ram: Arc<Ram>) -> Self {
+        Context::new(env, ram, 8).expect("a small code cache")
+    }
+    fn env(&mut self) -> &mut X86Env {
+        self.env_mut()
+    }
+}
+
+struct Machine<P = Context<X86>> {
+    processor: P,
     ram: Arc<Ram>,
     board: Arc<Mutex<Board>>,
 }
 
-impl Machine {
+impl<P: Processor> Machine<P> {
     /// After reset: real mode.
-    fn real() -> Machine {
+    fn real() -> Self {
         // SAFETY: the layout is not empty.
         let ram = Arc::new(Ram(unsafe { alloc_zeroed(layout()) }));
         let board = Arc::new(Mutex::new(Board::default()));
         let model = cpuid::parse("max,+la57").expect("a model that exists");
         let env = X86Env::new(Box::new(TestPlatform(board.clone())), model);
-        let context = Context::new(env, ram.clone(), 8).expect("a small code cache");
-        Machine { context, ram, board }
+        Machine { processor: P::new(env, ram.clone()), ram, board }
     }
 
     /// 32-bit protected mode without paging, flat segments, CPL 0.
-    fn protected() -> Machine {
-        let mut m = Machine::real();
+    fn protected() -> Self {
+        let mut m = Self::real();
         for (n, descriptor) in [
             0,
             0x00cf_9a00_0000_ffff,
@@ -209,8 +227,8 @@ impl Machine {
     }
 
     /// Long mode, 64-bit code, first 4 MiB mapped to themselves for everybody, in pages of 4 KiB. CPL 0.
-    fn long() -> Machine {
-        let mut m = Machine::protected();
+    fn long() -> Self {
+        let mut m = Self::protected();
         m.put(TABLES, 8, TABLES + 0x1007);
         m.put(TABLES + 0x1000, 8, TABLES + 0x2007);
         for n in 0..2 {
@@ -233,7 +251,7 @@ impl Machine {
     }
 
     fn env(&mut self) -> &mut X86Env {
-        self.context.env_mut()
+        self.processor.env()
     }
 
     /// Runs at a privilege level: code at 4000h, a stack, flat data.
@@ -244,7 +262,7 @@ impl Machine {
             (_, false) => (USER_CODE32, USER_DATA, USER_STACK),
             (_, true) => (USER_CODE64, USER_DATA, USER_STACK),
         };
-        let read = |m: &Machine, selector: u16| Descriptor(m.get(GDT + (selector & !7) as u64, 8) | 1 << 40);
+        let read = |m: &Self, selector: u16| Descriptor(m.get(GDT + (selector & !7) as u64, 8) | 1 << 40);
         let (code_desc, data_desc) = (read(self, code), read(self, data));
         let e = self.env();
         for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {

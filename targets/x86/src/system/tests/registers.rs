@@ -11,7 +11,7 @@ const GP0: (u16, Option<u32>) = (vector::GP, Some(0));
 
 #[test]
 fn control_registers_refuse_contradictions() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let e = m.env();
     let cr0 = e.cr0.bits();
     assert_eq!(raised(control::write_cr0(e, cr0 & !Cr0::PE.bits())), GP0, "PG without PE");
@@ -37,7 +37,7 @@ fn control_registers_refuse_contradictions() {
 
 #[test]
 fn long_mode_is_left_from_compatibility_mode() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     m.set_level(0, false);
     let e = m.env();
     let cr0 = e.cr0.bits();
@@ -48,7 +48,7 @@ fn long_mode_is_left_from_compatibility_mode() {
 
 #[test]
 fn pae_loads_its_pointers_with_cr3() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.put(TABLES, 8, TABLES + 0x1001);
     m.put(TABLES + 8, 8, TABLES + 0x1003);
     let e = m.env();
@@ -64,7 +64,7 @@ fn pae_loads_its_pointers_with_cr3() {
 
 #[test]
 fn msrs_exist_or_fault() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let e = m.env();
     assert_eq!(raised(msr::read(e, 0x1234)), GP0);
     assert_eq!(raised(msr::write(e, 0xc001_0015, 0)), GP0, "AMD's");
@@ -81,7 +81,7 @@ fn msrs_exist_or_fault() {
 
 #[test]
 fn the_time_stamp_counter_moves_with_its_deadline() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     m.board().tsc = 1000;
     let e = m.env();
     msr::write(e, msr::index::TSC_DEADLINE, 5000).expect("exists");
@@ -96,7 +96,7 @@ fn the_time_stamp_counter_moves_with_its_deadline() {
 
 #[test]
 fn segment_loads_follow_the_manual() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     // Not present data; execute-only code.
     m.put(GDT + SPARE as u64, 8, 0x00cf_1200_0000_ffff);
     m.put(GDT + SPARE as u64 + 8, 8, 0x00cf_9800_0000_ffff);
@@ -120,7 +120,7 @@ fn segment_loads_follow_the_manual() {
 
 #[test]
 fn descriptors_are_inspected() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     let e = m.env();
     assert_eq!(tables::lar(e, DATA), Ok(Some(0x00cf_9200)));
     assert_eq!(tables::lsl(e, DATA), Ok(Some(0xffff_ffff)));
@@ -135,7 +135,7 @@ fn descriptors_are_inspected() {
 
 #[test]
 fn interrupt_flag_belongs_to_iopl() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.set_level(3, false);
     let e = m.env();
     e.set_rflags(RFlags::IF.bits());
@@ -156,7 +156,7 @@ fn interrupt_flag_belongs_to_iopl() {
 
 #[test]
 fn ports_need_permission_from_user_mode() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.set_level(3, false);
     // All forbidden but 3F8h to 3FBh.
     for n in 0..0x2000 {
@@ -175,7 +175,7 @@ fn ports_need_permission_from_user_mode() {
 
 #[test]
 fn string_io_restarts_where_it_was() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     let op = StringIo { input: true, size: 2, address_size: 4, segment: seg::ES, repeat: true };
     let e = m.env();
     e.gpr[reg::RCX] = 0xffff_ffff_0000_0003;
@@ -203,7 +203,7 @@ fn string_io_restarts_where_it_was() {
 
 #[test]
 fn the_a20_gate_is_noticed_after_out() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.put(0x4000, 1, 0x11);
     m.put(0x10_4000, 1, 0x22);
     let read = |m: &mut Machine| super::super::read(m.env(), 0x10_4000, 1).expect("RAM");
@@ -215,7 +215,7 @@ fn the_a20_gate_is_noticed_after_out() {
 
 #[test]
 fn extended_state_survives_every_format() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let e = m.env();
     control::xsetbv(e, 0, 0x203).expect("allowed");
     assert_eq!(raised(control::xsetbv(e, 0, 2)), GP0, "x87 is always on");
@@ -255,7 +255,7 @@ fn extended_state_survives_every_format() {
 
 #[test]
 fn debug_registers_have_their_guards() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     let e = m.env();
     debug::write(e, 0, 0x4000).expect("allowed");
     debug::write(e, 7, 0xffff_ffff & !0xffff_0000 & !(1 << 13)).expect("allowed");
@@ -278,7 +278,7 @@ fn debug_registers_have_their_guards() {
 
 #[test]
 fn the_dump_has_what_people_look_for() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let text = dump(m.env());
     for part in
         ["RIP=0000000000004000", "CS =0028", "CS64 [-RA]", "CR3=0000000000010000", "EFER=0000000000000d01"]
@@ -286,5 +286,5 @@ fn the_dump_has_what_people_look_for() {
         assert!(text.contains(part), "{part} in\n{text}");
     }
     m.set_level(0, false);
-    assert!(dump(Machine::real().env()).contains("EIP=0000fff0"));
+    assert!(dump(<Machine>::real().env()).contains("EIP=0000fff0"));
 }

@@ -6,7 +6,7 @@ use crate::system::{far, iret, syscall};
 
 #[test]
 fn far_jumps_check_privilege() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     let before = snapshot(m.env());
     assert_eq!(raised(far::jump(m.env(), 0, 0)), (vector::GP, Some(0)));
     assert_eq!(raised(far::jump(m.env(), USER_CODE32, 0)), (vector::GP, Some(0x18)));
@@ -19,7 +19,7 @@ fn far_jumps_check_privilege() {
 
 #[test]
 fn call_gates_copy_parameters_and_returns_drop_them() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     // Call gate, DPL 3, two parameters.
     m.put(GDT + SPARE as u64, 8, HANDLER | (CODE32 as u64) << 16 | 2 << 32 | 0xec << 40);
     m.set_level(3, false);
@@ -39,7 +39,7 @@ fn call_gates_copy_parameters_and_returns_drop_them() {
 
 #[test]
 fn tasks_switch_and_return() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     for (offset, value) in [
         (0x20, 0x6000),
         (0x24, 0x202),
@@ -74,7 +74,7 @@ fn tasks_switch_and_return() {
 
 #[test]
 fn a_task_with_a_bad_segment_faults_in_the_new_task() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.gate(10, 0x8e, CODE32, HANDLER, 0);
     for (offset, value) in
         [(0x20, 0x6000), (0x24, 2), (0x38, USER_STACK), (0x4c, CODE32 as u64), (0x50, DATA as u64)]
@@ -91,7 +91,7 @@ fn a_task_with_a_bad_segment_faults_in_the_new_task() {
 
 #[test]
 fn syscall_and_sysret() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     m.set_level(3, true);
     let e = m.env();
     e.msr.star = (CODE64 as u64) << 32 | 0x23 << 48;
@@ -116,7 +116,7 @@ fn syscall_and_sysret() {
 
 #[test]
 fn sysenter_and_sysexit() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.set_level(3, false);
     let e = m.env();
     assert_eq!(raised(syscall::sysenter(e)), (vector::GP, Some(0)), "no selector set");

@@ -22,7 +22,7 @@ fn code(m: &mut Machine, va: u64, access: Access, mode: u8) -> u32 {
 
 #[test]
 fn without_paging_addresses_are_physical() {
-    let mut m = Machine::real();
+    let mut m = <Machine>::real();
     let p = walk(&mut m, 0xffff_f123, Access::Write, KERNEL).expect("mapped");
     assert_eq!((p.phys, p.read, p.write, p.execute), (0xffff_f000, true, true, true));
     m.env().a20_mask = !(1 << 20);
@@ -31,7 +31,7 @@ fn without_paging_addresses_are_physical() {
 
 #[test]
 fn accessed_and_dirty_bits_come_with_accesses() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let pte = PTE + 8 * 0x123;
     let read = walk(&mut m, 0x12_3456, Access::Read, USER).expect("mapped");
     assert_eq!((read.phys, read.page_bits, read.global), (0x12_3000, 12, false));
@@ -46,7 +46,7 @@ fn accessed_and_dirty_bits_come_with_accesses() {
 
 #[test]
 fn rights_are_those_of_all_levels() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let pte = PTE + 8 * 0x100;
     let va = 0x10_0000;
     use Access::{Execute, Read, Write};
@@ -78,7 +78,7 @@ fn rights_are_those_of_all_levels() {
 
 #[test]
 fn supervisor_mode_keeps_off_user_pages() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let va = 0x10_0000;
     m.env().cr4 |= Cr4::SMEP | Cr4::SMAP;
     assert_eq!(code(&mut m, va, Access::Execute, KERNEL), error::PRESENT | error::FETCH);
@@ -91,7 +91,7 @@ fn supervisor_mode_keeps_off_user_pages() {
 
 #[test]
 fn protection_keys_apply_to_data_of_user_pages() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     let va = 0x10_0000;
     m.put(PTE + 8 * 0x100, 8, 3 << 59 | 0x10_0007);
     m.env().cr4 |= Cr4::PKE;
@@ -107,7 +107,7 @@ fn protection_keys_apply_to_data_of_user_pages() {
 
 #[test]
 fn large_pages_of_long_mode() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     m.put(TABLES + 0x2000 + 8, 8, 0x1000_01e7 | 0x1000);
     let p = walk(&mut m, 0x2a_bcde, Access::Read, USER).expect("mapped");
     assert_eq!((p.phys, p.page_bits, p.global), (0x100a_b000, 21, true), "bit 12 is PAT");
@@ -130,7 +130,7 @@ fn large_pages_of_long_mode() {
 
 #[test]
 fn five_levels() {
-    let mut m = Machine::long();
+    let mut m = <Machine>::long();
     m.put(TABLES + 0x8000, 8, TABLES | 7);
     m.env().cr4 |= Cr4::LA57;
     m.env().cr3 = TABLES + 0x8000;
@@ -141,7 +141,7 @@ fn five_levels() {
 
 #[test]
 fn two_levels_with_large_pages() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.put(TABLES, 4, TABLES + 0x1007);
     m.put(TABLES + 4, 4, 0x00c0_0000 | 5 << 13 | 0x87);
     m.put(TABLES + 0x1000 + 4 * 5, 4, 0x7005);
@@ -163,7 +163,7 @@ fn two_levels_with_large_pages() {
 
 #[test]
 fn pae_has_reserved_bits_above_the_address() {
-    let mut m = Machine::protected();
+    let mut m = <Machine>::protected();
     m.put(TABLES, 8, TABLES + 0x1001);
     m.put(TABLES + 0x1000, 8, TABLES + 0x2007);
     m.put(TABLES + 0x2000 + 8 * 5, 8, 0x7007);

@@ -24,7 +24,7 @@ pub(super) fn load_segment(t: &mut Translator<'_>, n: usize, selector: Value) {
 /// Ends an instruction that has loaded segment register `n`.
 pub(super) fn segment_loaded(t: &mut Translator<'_>, n: usize) {
     if n == seg::SS {
-        shadow_next(t);
+        shadow_next(t, true);
     } else if !t.code64() {
         mode_changed(t);
     }
@@ -57,9 +57,13 @@ pub(super) fn pop_segment(t: &mut Translator<'_>, i: &Instruction, w: Width) {
 pub(super) fn load_far_pointer(t: &mut Translator<'_>, i: &Instruction, n: usize) {
     let w = t.width(i, 0);
     let (offset, selector) = far_pointer(t, i, w);
-    load_segment(t, n, selector);
+    // Unlike MOV and POP, LSS opens no shadow.
+    let number = t.b.iconst(n as u64);
+    t.call(h::LOAD_SEGMENT, &[number, selector]);
     t.set_reg(i.op0_register(), offset);
-    segment_loaded(t, n);
+    if !t.code64() || n == seg::SS {
+        mode_changed(t);
+    }
 }
 
 /// Offset and selector of a far pointer in memory.

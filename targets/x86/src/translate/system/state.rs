@@ -85,6 +85,10 @@ pub(super) fn port_in(t: &mut Translator<'_>, i: &Instruction) {
     let (port, size) = port_operands(t, i, 1, 0);
     let v = t.call(h::IN, &[port, size]);
     t.set_reg(i.op0_register(), v);
+    if t.is(mode::DEBUG) {
+        // An I/O breakpoint may have hit.
+        poll_next(t);
+    }
 }
 
 pub(super) fn port_out(t: &mut Translator<'_>, i: &Instruction) {

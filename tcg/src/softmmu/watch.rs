@@ -1,0 +1,209 @@
+//! Watched ranges of guest-virtual memory: data breakpoints of the guest, and watchpoints of a debugger.
+//!
+//! Problem: an access to a watched range must be noticed, by whomever it is done (generated code, helpers, delivery of
+//! exceptions), at the end of the very instruction that did it; and nobody may pay for it who watches nothing.
+//!
+//! Strategy: a page with a watched range gets no tag in the first level for the accesses that are watched, as a page with
+//! code has none for writes; so generated code leaves such accesses to the slow path, and nothing changes elsewhere. The
+//! slow path compares. An access that hits while a block runs is not done but raises
+//! [`RETRY_VECTOR`]: the execution loop runs that one instruction again, alone, and there the hit is recorded, with the
+//! end of the instruction being the end of the block. What runs outside of blocks records at once.
+//!
+//! Invariants:
+//! - A tag in the first level says that no watch wants to know of that access. (`fill` for new entries; adding a watch
+//!   flushes.)
+//! - A hit is recorded only for an access that is done. Whoever delivers an exception *instead* of the instruction's
+//!   completion drops what the instruction recorded ([`drop_watch_hits`]).
+//! - Hits are bounded: one of each watch and direction until they are taken.
+
+use std::sync::atomic::Ordering;
+
+use super::fill::runtime;
+use super::{RETRY_VECTOR, Running, page_of};
+use crate::guest::{Exception, Guest};
+use crate::memory::PAGE_MASK;
+
+/// Which accesses a watch is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WatchKind {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+impl WatchKind {
+    /// Whether it is for writes (`write`) or reads.
+    #[inline]
+    pub fn covers(self, write: bool) -> bool {
+        match self {
+            WatchKind::Read => !write,
+            WatchKind::Write => write,
+            WatchKind::ReadWrite => true,
+        }
+    }
+}
+
+/// Whose watch it is, and who takes its hits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WatchOwner {
+    /// The guest's own debug registers.
+    Guest,
+    /// A debugger outside of the guest.
+    Debugger,
+}
+
+/// A watched range of guest-virtual addresses, in every address space and MMU mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watch {
+    /// Whose it is.
+    pub owner: WatchOwner,
+    /// The owner's name of it.
+    pub tag: u32,
+    /// First address.
+    pub first: u64,
+    /// Last address, not below the first.
+    pub last: u64,
+    /// Accesses that hit.
+    pub kind: WatchKind,
+}
+
+impl Watch {
+    /// Whether `len` bytes (not 0) at `va` have a byte in common with the range. Accesses wrap around.
+    fn overlaps(&self, va: u64, len: u64) -> bool {
+        va.wrapping_sub(self.first) <= self.last.wrapping_sub(self.first) || self.first.wrapping_sub(va) < len
+    }
+}
+
+/// An access to a watched range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WatchHit {
+    /// [`Watch::tag`].
+    pub tag: u32,
+    /// Address of the access (not of the range).
+    pub address: u64,
+    /// Bytes of the access.
+    pub len: u64,
+    /// Whether it was a write.
+    pub write: bool,
+}
+
+/// The watches of a vCPU and what they have seen.
+#[derive(Default)]
+pub(crate) struct Watches {
+    list: Vec<Watch>,
+    hits: Vec<(WatchOwner, WatchHit)>,
+}
+
+impl Watches {
+    /// Whether reads and writes of a page need the slow path. Watched reads slow down writes, too: those that are part of a
+    /// read-modify-write.
+    #[inline]
+    pub fn of_page(&self, va: u64) -> (bool, bool) {
+        if self.list.is_empty() { (false, false) } else { self.look_up(page_of(va)) }
+    }
+
+    #[cold]
+    fn look_up(&self, page: u64) -> (bool, bool) {
+        let any = |write| self.list.iter().any(|w| w.kind.covers(write) && w.overlaps(page, PAGE_MASK + 1));
+        let read = any(false);
+        (read, read || any(true))
+    }
+
+    fn record(&mut self, va: u64, len: u64, write: bool) -> bool {
+        let Watches { list, hits } = self;
+        let mut found = false;
+        for w in list.iter().filter(|w| w.kind.covers(write) && w.overlaps(va, len)) {
+            found = true;
+            let known = |(owner, hit): &(WatchOwner, WatchHit)| {
+                (*owner, hit.tag, hit.write) == (w.owner, w.tag, write)
+            };
+            if !hits.iter().any(known) {
+                hits.push((w.owner, WatchHit { tag: w.tag, address: va, len, write }));
+            }
+        }
+        found
+    }
+}
+
+/// To be called before an access that is done for certain: records it if it is watched, or, while a block runs, has it done
+/// again alone.
+#[inline]
+pub(super) fn watched<G: Guest>(env: &mut G::Env, va: u64, len: u64, write: bool) -> Result<(), Exception> {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    let rt = unsafe { runtime::<G>(env) };
+    if rt.mmu.watches.list.is_empty() || len == 0 { Ok(()) } else { compare::<G>(env, va, len, write) }
+}
+
+#[cold]
+fn compare<G: Guest>(env: &mut G::Env, va: u64, len: u64, write: bool) -> Result<(), Exception> {
+    retry::<G>(env, va, len, write)?;
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    if rt.mmu.watches.record(va, len, write) {
+        G::header(env).exit_request.store(1, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Only the retry of [`watched`]: for the load of a read-modify-write, whose store may not fail.
+pub(crate) fn retry<G: Guest>(env: &mut G::Env, va: u64, len: u64, write: bool) -> Result<(), Exception> {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    let mmu = unsafe { &runtime::<G>(env).mmu };
+    let hit = |w: &Watch| w.kind.covers(write) && w.overlaps(va, len);
+    if mmu.running == Running::Block && mmu.watches.list.iter().any(hit) {
+        return Err(Exception { vector: RETRY_VECTOR, error: None, address: va });
+    }
+    Ok(())
+}
+
+/// Watches a range. Several may overlap; a pair of owner and tag names one (an older one is replaced).
+pub fn add_watch<G: Guest>(env: &mut G::Env, watch: Watch) {
+    remove_watch::<G>(env, watch.owner, watch.tag);
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    rt.mmu.watches.list.push(watch);
+    super::flush_all::<G>(env);
+}
+
+/// Ends a watch; whether there was one. Hits that were not taken stay.
+pub fn remove_watch<G: Guest>(env: &mut G::Env, owner: WatchOwner, tag: u32) -> bool {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let list = unsafe { &mut runtime::<G>(env).mmu.watches.list };
+    let before = list.len();
+    list.retain(|w| (w.owner, w.tag) != (owner, tag));
+    // Pages that lose their last watch are filled with tags again when the slow path next sees them.
+    list.len() != before
+}
+
+/// All watches.
+pub fn watches<G: Guest>(env: &mut G::Env) -> Vec<Watch> {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    unsafe { runtime::<G>(env) }.mmu.watches.list.clone()
+}
+
+/// Takes the hits of an owner's watches, in the order in which they came.
+pub fn take_watch_hits<G: Guest>(env: &mut G::Env, owner: WatchOwner) -> Vec<WatchHit> {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    let hits = unsafe { &mut runtime::<G>(env).mmu.watches.hits };
+    if hits.is_empty() {
+        return Vec::new();
+    }
+    let taken = hits.iter().filter(|(o, _)| *o == owner).map(|(_, hit)| *hit).collect();
+    hits.retain(|(o, _)| *o != owner);
+    taken
+}
+
+/// Forgets all hits: the instruction that made them does not complete.
+pub fn drop_watch_hits<G: Guest>(env: &mut G::Env) {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    unsafe { runtime::<G>(env) }.mmu.watches.hits.clear();
+}
+
+/// Whether one instruction runs alone, perhaps after a first try in a block that had to be given up.
+pub fn runs_alone<G: Guest>(env: &mut G::Env) -> bool {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    unsafe { runtime::<G>(env) }.mmu.running == Running::Once
+}
