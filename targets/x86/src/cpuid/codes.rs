@@ -17,7 +17,13 @@ pub fn allowed(features: &FeatureSet) -> Box<[u64]> {
 }
 
 fn code_allowed(code: Code, features: &FeatureSet) -> bool {
-    hint(code) || code.cpuid_features().iter().all(|&f| feature_allowed(f, features))
+    if hint(code) {
+        // The space of no-operations came with the P6 family, as CMOV did.
+        return features.has(Feature::CMOV);
+    }
+    // AMD had SSE's instructions on MMX registers before SSE.
+    let early = features.has(Feature::MMXEXT) && mmx_extension(code);
+    early || code.cpuid_features().iter().all(|&f| feature_allowed(f, features))
 }
 
 /// Encodings in the space of reserved no-operations (0F 18 to 0F 1F and PREFETCH): without their feature they do nothing
@@ -36,13 +42,43 @@ fn hint(code: Code) -> bool {
     )
 }
 
+/// What SSE brought for MMX registers, and its hints and fences: the extensions to MMX (AMD64 manual volume 3, appendix D).
+fn mmx_extension(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::Maskmovq_rDI_mm_mm
+            | C::Movntq_m64_mm
+            | C::Pavgb_mm_mmm64
+            | C::Pavgw_mm_mmm64
+            | C::Pextrw_r32_mm_imm8
+            | C::Pinsrw_mm_r32m16_imm8
+            | C::Pmaxsw_mm_mmm64
+            | C::Pmaxub_mm_mmm64
+            | C::Pminsw_mm_mmm64
+            | C::Pminub_mm_mmm64
+            | C::Pmovmskb_r32_mm
+            | C::Pmulhuw_mm_mmm64
+            | C::Psadbw_mm_mmm64
+            | C::Pshufw_mm_mmm64_imm8
+            | C::Prefetchnta_m8
+            | C::Prefetcht0_m8
+            | C::Prefetcht1_m8
+            | C::Prefetcht2_m8
+            | C::Sfence
+    )
+}
+
 /// Whether what iced calls `f` is there. What is not named is not implemented.
 fn feature_allowed(f: I, features: &FeatureSet) -> bool {
     let need = match f {
         I::INTEL8086 | I::INTEL186 | I::INTEL286 | I::INTEL386 | I::INTEL486 => return true,
-        I::CPUID | I::MULTIBYTENOP | I::PAUSE | I::RDPMC | I::SMM => return true,
+        I::CPUID | I::PAUSE | I::SMM => return true,
         // WBNOINVD is WBINVD on a CPU that does not have it.
         I::WBNOINVD => return true,
+        // Without bits of their own: the long NOP came with the P6 family, RDPMC with the Pentium with MMX.
+        I::MULTIBYTENOP => Feature::CMOV,
+        I::RDPMC => Feature::MMX,
         // LZCNT and TZCNT (BMI1) fall back to BSR and BSF: allowed when they are there, else see `CpuidTable::allows`.
         I::LZCNT => Feature::LZCNT,
         I::BMI1 => Feature::BMI1,
@@ -90,7 +126,8 @@ fn feature_allowed(f: I, features: &FeatureSet) -> bool {
         I::PKU => Feature::PKU,
         I::RDPID => Feature::RDPID,
         I::RDTSCP => Feature::RDTSCP,
-        I::PREFETCHW => Feature::PREFETCHW,
+        // All 64-bit CPUs have at least the encoding, as a hint.
+        I::PREFETCHW => return features.has(Feature::PREFETCHW) || features.has(Feature::LM),
         I::SYSCALL => Feature::SYSCALL,
         _ => return false,
     };

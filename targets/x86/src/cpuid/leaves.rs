@@ -1,6 +1,5 @@
-//! The leaves (SDM volume 2, CPUID, tables 3-8 and following).
+//! The leaves (SDM volume 2, CPUID, tables 3-8 and following; AMD64 manual volume 3, appendix E).
 
-use super::models::SIGNATURE;
 use super::{CpuidTable, Feature, Word, xstate};
 
 /// What of CPUID depends on the CPU's state at the moment.
@@ -18,57 +17,63 @@ pub struct Dynamic {
     pub xcr0: u64,
 }
 
-/// Highest basic leaf.
-const MAX_BASIC: u32 = 0x16;
-/// Highest extended leaf.
-const MAX_EXTENDED: u32 = 0x8000_0008;
-/// Highest leaf of a hypervisor: there are none beyond the base leaf, which is all zero.
+/// First extended leaf.
+const EXTENDED: u32 = 0x8000_0000;
+/// Leaves of a hypervisor: there are none beyond the base leaf, which is all zero.
 const HYPERVISOR: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
-
-/// What leaf 80000002H and following spell, padded to 48 bytes.
-const BRAND: &[u8; 48] = b"Tessera Virtual CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+/// Bits of leaf 1's EDX that AMD repeats in leaf 80000001H: all but SEP, the serial number, CLFLUSH, SSE and what only
+/// Intel has.
+const REPEATED: u32 = 0x0183_f3ff;
 
 fn word(bytes: &[u8]) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 impl CpuidTable {
-    /// EAX, EBX, ECX and EDX of a leaf. Beyond the last leaf, that of the highest basic one, as on Intel's.
+    /// EAX, EBX, ECX and EDX of a leaf. Beyond the last leaf, Intel's chips give the highest basic one, AMD's zero.
     pub fn query(&self, leaf: u32, sub: u32, now: &Dynamic) -> [u32; 4] {
+        let amd = self.identity.vendor.is_amd();
         match leaf {
-            0..=MAX_BASIC => self.basic(leaf, sub, now),
-            0x8000_0000..=MAX_EXTENDED => self.extended(leaf, now),
+            _ if leaf <= self.identity.level => self.basic(leaf, sub, now),
+            EXTENDED.. if leaf <= self.identity.xlevel => self.extended(leaf, now),
             _ if HYPERVISOR.contains(&leaf) && self.has(Feature::HYPERVISOR) => [0; 4],
-            _ => self.basic(MAX_BASIC, sub, now),
+            _ if amd => [0; 4],
+            _ => self.basic(self.identity.level, sub, now),
         }
+    }
+
+    fn vendor(&self, highest: u32) -> [u32; 4] {
+        let name = &self.identity.vendor.0;
+        [highest, word(name), word(&name[8..]), word(&name[4..])]
     }
 
     fn basic(&self, leaf: u32, sub: u32, now: &Dynamic) -> [u32; 4] {
         let w = |w| self.features.word(w);
+        let amd = self.identity.vendor.is_amd();
         match leaf {
-            0x0 => [MAX_BASIC, word(b"Genu"), word(b"ntel"), word(b"ineI")],
+            0x0 => self.vendor(self.identity.level),
             0x1 => {
                 let mut ecx = w(Word::L1Ecx);
-                let mut edx = w(Word::L1Edx);
                 if now.osxsave {
                     ecx |= 1 << 27;
                 }
-                if !now.apic {
-                    edx &= !(1 << 9);
-                }
                 // CLFLUSH line of 8 quadwords; logical processors; initial APIC ID.
-                let ebx = 8 << 8 | self.cpus.min(255) << 16 | self.apic_id << 24;
-                [SIGNATURE, ebx, ecx, edx]
+                let mut ebx = self.apic_id << 24;
+                if self.has(Feature::CLFLUSH) {
+                    ebx |= 8 << 8;
+                }
+                if self.has(Feature::CLFLUSH) || self.cpus > 1 {
+                    ebx |= self.cpus.min(255) << 16;
+                }
+                [self.identity.signature(), ebx, ecx, self.leaf1_edx(now)]
             }
             // "No descriptors for caches: see leaf 4"; 64-byte prefetching.
-            0x2 => [0x00ff_ff01, 0x0000_00f0, 0, 0],
-            0x4 => self.cache(sub),
+            0x2 if self.identity.level >= 4 && !amd => [0x00ff_ff01, 0x0000_00f0, 0, 0],
+            // TLBs for 4 KiB and 4 MiB pages; 16 KiB of L1 each for instructions and data, 512 KiB of L2.
+            0x2 if !amd => [0x0302_0101, 0, 0, 0x0c04_0843],
+            0x4 if !amd => self.cache(sub),
             0x6 => [w(Word::L6Eax), 0, 0, 0],
-            0x7 if sub == 0 => {
-                let ospke = if now.ospke { 1 << 4 } else { 0 };
-                [2, w(Word::L7Ebx), w(Word::L7Ecx) | ospke, w(Word::L7Edx)]
-            }
-            0x7 if sub == 2 => [0, 0, 0, w(Word::L7Sub2Edx)],
+            0x7 => self.leaf7(sub, now),
             0xb => {
                 let shift = 32 - (self.cpus - 1).leading_zeros();
                 match sub {
@@ -83,6 +88,29 @@ impl CpuidTable {
                 let mhz = (self.tsc_hz / 1_000_000).min(0xffff) as u32;
                 [mhz, mhz, 100, 0]
             }
+            _ => [0; 4],
+        }
+    }
+
+    fn leaf1_edx(&self, now: &Dynamic) -> u32 {
+        let edx = self.features.word(Word::L1Edx);
+        if now.apic { edx } else { edx & !(1 << 9) }
+    }
+
+    fn leaf7(&self, sub: u32, now: &Dynamic) -> [u32; 4] {
+        let w = |w| self.features.word(w);
+        match sub {
+            0 => {
+                let ospke = if now.ospke { 1 << 4 } else { 0 };
+                let last = match (w(Word::L7Sub2Edx), w(Word::L7Sub1Eax) | w(Word::L7Sub1Edx)) {
+                    (0, 0) => 0,
+                    (0, _) => 1,
+                    _ => 2,
+                };
+                [last, w(Word::L7Ebx), w(Word::L7Ecx) | ospke, w(Word::L7Edx)]
+            }
+            1 => [w(Word::L7Sub1Eax), 0, 0, w(Word::L7Sub1Edx)],
+            2 => [0, 0, 0, w(Word::L7Sub2Edx)],
             _ => [0; 4],
         }
     }
@@ -163,18 +191,35 @@ impl CpuidTable {
     }
 
     fn extended(&self, leaf: u32, now: &Dynamic) -> [u32; 4] {
+        let amd = self.identity.vendor.is_amd();
         match leaf {
-            0x8000_0000 => [MAX_EXTENDED, 0, 0, 0],
+            EXTENDED if amd => self.vendor(self.identity.xlevel),
+            EXTENDED => [self.identity.xlevel, 0, 0, 0],
             0x8000_0001 => {
+                let mut ecx = self.features.word(Word::Ext1Ecx);
                 let mut edx = self.features.word(Word::Ext1Edx);
-                if !now.code64 {
+                if amd {
+                    edx |= self.leaf1_edx(now) & REPEATED;
+                    if self.cpus > 1 {
+                        // The logical processors of leaf 1 are cores.
+                        ecx |= 1 << 1;
+                    }
+                } else if !now.code64 {
                     edx &= !(1 << 11);
                 }
-                [0, 0, self.features.word(Word::Ext1Ecx), edx]
+                [if amd { self.identity.signature() } else { 0 }, 0, ecx, edx]
             }
             0x8000_0002..=0x8000_0004 => {
                 let at = (leaf - 0x8000_0002) as usize * 16;
-                std::array::from_fn(|i| word(&BRAND[at + 4 * i..]))
+                std::array::from_fn(|i| word(&self.identity.brand[at + 4 * i..]))
+            }
+            // TLBs of 32 entries, fully associative; 32 KiB of L1, 8 ways, 64-byte lines, each for data and instructions.
+            0x8000_0005 if amd => {
+                [0xff20_ff20, 0xff20_ff20, 32 << 24 | 8 << 16 | 1 << 8 | 64, 32 << 24 | 8 << 16 | 1 << 8 | 64]
+            }
+            // TLBs of 512 entries, 4 ways; 2 MiB of L2 and 16 MiB of L3, 16 ways.
+            0x8000_0006 if amd => {
+                [0, 0x4200_4200, 2048 << 16 | 8 << 12 | 1 << 8 | 64, 32 << 18 | 8 << 12 | 1 << 8 | 64]
             }
             // L2: 2 MiB, 16 ways, 64-byte lines.
             0x8000_0006 => [0, 0, 2048 << 16 | 8 << 12 | 64, 0],
@@ -187,8 +232,11 @@ impl CpuidTable {
                 } else {
                     32
                 };
-                [self.phys_bits() | linear << 8, 0, 0, 0]
+                let cores = if amd { self.cpus.min(256) - 1 } else { 0 };
+                [self.phys_bits() | linear << 8, self.features.word(Word::Ext8Ebx), cores, 0]
             }
+            0x8000_000a if self.has(Feature::SVM) => [1, 16, 0, self.features.word(Word::ExtAEdx)],
+            0x8000_0021 => [self.features.word(Word::Ext21Eax), 0, 0, 0],
             _ => [0; 4],
         }
     }

@@ -2,57 +2,67 @@
 //!
 //! Problem: guests choose code paths by CPUID, hang on small inconsistencies between its leaves, and must get #UD for
 //! what their CPU model lacks. Strategy: one [`FeatureSet`] a CPU is the source of all of it. [`parse`] makes it from the
-//! `-cpu` text, [`CpuidTable::query`] makes leaves from it, [`CpuidTable::allows`] answers whether an instruction exists
-//! from a bit map that is computed once, and [`xstate`] lays out the XSAVE area.
+//! `-cpu` text and a table of [`models`], [`CpuidTable::query`] makes leaves from it, [`CpuidTable::allows`] answers
+//! whether an instruction exists from a bit map that is computed once, and [`xstate`] lays out the XSAVE area.
 //!
-//! Invariants: a feature in a table is implemented ([`models::IMPLEMENTED`]) and has what it needs
-//! ([`FeatureSet::close`]).
+//! Invariants: a feature in a table is supported by whoever executes the guest (for the translator:
+//! [`models::IMPLEMENTED`]) and has what it needs ([`FeatureSet::close`]).
 //!
-//! Source: SDM volume 2, CPUID; volume 1, chapter 13 (XSAVE); volume 4 (IA32_ARCH_CAPABILITIES).
+//! Source: SDM volume 2, CPUID; volume 1, chapter 13 (XSAVE); volume 4 (IA32_ARCH_CAPABILITIES); AMD64 manual volume 3,
+//! appendix E.
 
 mod codes;
 pub mod features;
+#[cfg(test)]
+mod golden;
 mod leaves;
 pub mod models;
+mod parse;
+mod table;
 pub mod xstate;
 
 use std::fmt::Write;
 
 pub use features::{Feature, FeatureSet, Word};
 pub use leaves::Dynamic;
-use models::{IMPLEMENTED, MODELS, Model};
+use models::{Chip, IMPLEMENTED, Vendor};
+pub use parse::{CpuError, parse, parse_for};
 
-/// What is wrong with a `-cpu` text; each message is one sentence.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum CpuError {
-    /// No such model.
-    #[error("unknown CPU model '{0}'; `-cpu help` lists the models")]
-    Model(String),
-    /// No such feature.
-    #[error("unknown CPU feature '{0}'; `-cpu help` lists the features")]
-    Feature(String),
-    /// The model has features that do not work yet.
-    #[error("CPU model '{model}' needs features that are not implemented: {features}; use `-cpu max`")]
-    ModelNotImplemented {
-        /// The model.
-        model: String,
-        /// Names of features.
-        features: String,
-    },
-    /// The feature does not work yet.
-    #[error("CPU feature '{0}' is not implemented; leave it out")]
-    NotImplemented(String),
-    /// A feature was asked for whose prerequisite is absent.
-    #[error("CPU feature '{feature}' needs '{needs}'; add `+{needs}`")]
-    Needs {
-        /// The feature.
-        feature: String,
-        /// What it needs.
-        needs: String,
-    },
-    /// Not `+feature`, `-feature` or `feature=on|off`.
-    #[error("'{0}' is not a CPU feature setting; write `+feature`, `-feature` or `feature=on|off`")]
-    Syntax(String),
+/// What a CPU says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Identity {
+    vendor: Vendor,
+    /// Family, model and stepping, extensions included.
+    signature: [u16; 3],
+    level: u32,
+    xlevel: u32,
+    brand: [u8; 48],
+    phys_bits: u8,
+}
+
+impl Identity {
+    fn new(chip: &Chip, phys_bits: u8) -> Identity {
+        let mut brand = [0; 48];
+        brand[..chip.brand.len()].copy_from_slice(chip.brand.as_bytes());
+        Identity {
+            vendor: chip.vendor,
+            signature: chip.signature,
+            level: chip.level,
+            xlevel: chip.xlevel,
+            brand,
+            phys_bits,
+        }
+    }
+
+    /// CPUID.1:EAX: families beyond 15 and models beyond 15 in extension fields.
+    fn signature(&self) -> u32 {
+        let [family, model, stepping] = self.signature.map(u32::from);
+        stepping & 0xf
+            | (model & 0xf) << 4
+            | family.min(15) << 8
+            | (model >> 4 & 0xf) << 16
+            | (family.saturating_sub(15) & 0xff) << 20
+    }
 }
 
 /// CPUID leaves and the features they claim, of one CPU.
@@ -60,7 +70,7 @@ pub enum CpuError {
 pub struct CpuidTable {
     features: FeatureSet,
     model: &'static str,
-    phys_bits: u8,
+    identity: Identity,
     /// Which `iced_x86::Code`s exist, one bit each.
     codes: Box<[u64]>,
     /// This CPU's APIC ID, the number of CPUs, and leaf 15H.
@@ -72,18 +82,17 @@ pub struct CpuidTable {
 
 impl Default for CpuidTable {
     fn default() -> Self {
-        CpuidTable::new(&MODELS[0], MODELS[0].set())
+        parse("max").unwrap_or_else(|e| unreachable!("the default model: {e}"))
     }
 }
 
 impl CpuidTable {
-    fn new(model: &Model, mut features: FeatureSet) -> CpuidTable {
-        features.close();
+    fn new(model: &'static str, identity: Identity, features: FeatureSet) -> CpuidTable {
         CpuidTable {
             codes: codes::allowed(&features),
             features,
-            model: model.name,
-            phys_bits: if features.has(Feature::PAE) { model.phys_bits } else { 32 },
+            model,
+            identity,
             apic_id: 0,
             cpus: 1,
             tsc_hz: 0,
@@ -110,7 +119,13 @@ impl CpuidTable {
     /// MAXPHYADDR.
     #[inline]
     pub fn phys_bits(&self) -> u32 {
-        self.phys_bits as u32
+        self.identity.phys_bits as u32
+    }
+
+    /// Whether the CPU does as AMD's where vendors differ (SYSCALL outside 64-bit mode, SYSENTER in long mode …).
+    #[inline]
+    pub fn is_amd(&self) -> bool {
+        self.identity.vendor.is_amd()
     }
 
     /// Whether the CPU has the instruction. One array access: meant for every instruction translated.
@@ -149,80 +164,33 @@ impl CpuidTable {
     }
 }
 
-fn implemented() -> FeatureSet {
-    let all: Vec<Feature> = IMPLEMENTED.iter().flat_map(|g| g.iter().copied()).collect();
-    FeatureSet::of(&all)
-}
-
-/// Makes a table of `-cpu`'s text: a model's name, then features to add or take away, separated by commas.
-///
-/// ```
-/// use tessera_x86::cpuid::{self, Feature};
-/// let cpu = cpuid::parse("max,-smap,pcid=off").unwrap();
-/// assert!(!cpu.has(Feature::SMAP) && cpu.has(Feature::SMEP));
-/// assert!(cpuid::parse("80986").is_err());
-/// ```
-pub fn parse(text: &str) -> Result<CpuidTable, CpuError> {
-    let mut parts = text.split(',');
-    let name = parts.next().unwrap_or_default();
-    let name = if name == "base" { "x86-64-v1" } else { name };
-    let model = MODELS.iter().find(|m| m.name == name).ok_or_else(|| CpuError::Model(name.to_string()))?;
-    let implemented = implemented();
-    let mut features = model.set();
-    let mut wanted = Vec::new();
-    for part in parts {
-        let (name, on) = if let Some(name) = part.strip_prefix('+') {
-            (name, true)
-        } else if let Some(name) = part.strip_prefix('-') {
-            (name, false)
-        } else {
-            match part.split_once('=') {
-                Some((name, "on" | "true" | "yes")) => (name, true),
-                Some((name, "off" | "false" | "no")) => (name, false),
-                None if !part.is_empty() => (part, true),
-                _ => return Err(CpuError::Syntax(part.to_string())),
-            }
-        };
-        let feature = Feature::by_name(name).ok_or_else(|| CpuError::Feature(name.to_string()))?;
-        if on && !implemented.has(feature) {
-            return Err(CpuError::NotImplemented(name.to_string()));
-        }
-        features.set(feature, on);
-        wanted.retain(|&f| f != feature);
-        if on {
-            wanted.push(feature);
-        }
-    }
-    let missing: Vec<&str> = features.missing_in(&implemented).map(Feature::name).collect();
-    if !missing.is_empty() {
-        return Err(CpuError::ModelNotImplemented { model: name.to_string(), features: missing.join(", ") });
-    }
-    let before = features;
-    features.close();
-    if let Some(&f) = wanted.iter().find(|&&f| !features.has(f)) {
-        let row = features::ROWS.iter().find(|r| r.feature == f);
-        let needs = row.and_then(|r| r.needs.iter().find(|&&n| !features.has(n)));
-        return Err(CpuError::Needs {
-            feature: f.name().to_string(),
-            needs: needs.map_or("?", |n| n.name()).to_string(),
-        });
-    }
-    debug_assert!(features.missing_in(&before).next().is_none());
-    Ok(CpuidTable::new(model, features))
-}
-
 /// The models and features, for `-cpu help`.
 pub fn list() -> String {
-    let implemented = implemented();
     let mut out = String::from("CPU models:\n");
-    for m in MODELS {
-        let missing = m.set().missing_in(&implemented).next().is_some();
-        let note = if missing { " (not complete yet, cannot be used)" } else { "" };
-        let _ = writeln!(out, "  {:<12} {}{note}", m.name, m.about);
+    for m in models::models() {
+        let _ = writeln!(out, "  {:<28} {}", m.name, m.about);
+        for (n, v) in m.versions.iter().enumerate() {
+            let number = format!("{}-v{}", m.name, n + 2);
+            let name = if v.alias.is_empty() { number } else { v.alias.to_string() };
+            let about = v.brand.unwrap_or(m.about);
+            let _ = writeln!(out, "  {name:<28} {about}");
+        }
     }
+    out.push_str("\nA model leaves out, with a warning, what is not implemented. `-v1`, `-v2` … name a model's versions.\n");
     out.push_str("\nCPU features, to be added as `+feature` or taken away as `-feature`:\n");
+    names(&mut out, |f| IMPLEMENTED.has(f));
+    out.push_str("\nKnown, but not implemented:\n");
+    names(&mut out, |f| !IMPLEMENTED.has(f));
+    out.push_str(
+        "\nOther settings: vendor=, family=, model=, stepping=, level=, xlevel=, model-id=, phys-bits=,\n\
+         check=on|off (warn of what is left out), enforce (refuse instead), kvm=on|off\n",
+    );
+    out
+}
+
+fn names(out: &mut String, which: impl Fn(Feature) -> bool) {
     let mut line = String::from(" ");
-    for row in features::ROWS.iter().filter(|r| implemented.has(r.feature)) {
+    for row in table::ROWS.iter().filter(|r| which(r.feature)) {
         if line.len() + row.name.len() > 98 {
             out.push_str(&line);
             out.push('\n');
@@ -233,7 +201,6 @@ pub fn list() -> String {
     }
     out.push_str(&line);
     out.push('\n');
-    out
 }
 
 #[cfg(test)]
@@ -241,37 +208,6 @@ mod tests {
     use iced_x86::Code;
 
     use super::*;
-
-    #[test]
-    fn models_are_implemented_or_say_what_they_lack() {
-        for m in MODELS {
-            match parse(m.name) {
-                Ok(t) => {
-                    let mut closed = m.set();
-                    closed.close();
-                    assert_eq!(closed, m.set(), "{} claims what it lacks the base for", m.name);
-                    assert_eq!(t.model(), m.name);
-                }
-                Err(CpuError::ModelNotImplemented { features, .. }) => assert!(!features.is_empty()),
-                Err(e) => panic!("{}: {e}", m.name),
-            }
-        }
-    }
-
-    #[test]
-    fn text_is_parsed_or_refused() {
-        let t = parse("max,-sse4.2,+la57,rdrand=off").unwrap();
-        assert!(t.has(Feature::SSE41) && !t.has(Feature::SSE42));
-        assert!(t.has(Feature::LA57) && !t.has(Feature::RDRAND));
-        assert_eq!(parse("z80").unwrap_err(), CpuError::Model("z80".into()));
-        assert_eq!(parse("max,+frob").unwrap_err(), CpuError::Feature("frob".into()));
-        assert_eq!(parse("max,smap=maybe").unwrap_err(), CpuError::Syntax("smap=maybe".into()));
-        assert_eq!(
-            parse("max,-sse2,+sse4.2").unwrap_err(),
-            CpuError::Needs { feature: "sse4.2".into(), needs: "sse4.1".into() }
-        );
-        assert!(matches!(parse("max,"), Err(CpuError::Syntax(_))));
-    }
 
     #[test]
     fn capabilities_are_where_the_manual_has_them() {
@@ -285,7 +221,7 @@ mod tests {
     #[test]
     fn help_names_models_and_features() {
         let text = list();
-        assert!(text.contains("x86-64-v2") && text.contains(" smap"));
+        assert!(text.contains("x86-64-v2") && text.contains("Haswell-noTSX") && text.contains(" smap"));
         assert!(text.lines().all(|l| l.len() <= 110));
     }
 
