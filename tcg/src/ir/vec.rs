@@ -63,6 +63,26 @@ macro_rules! vec_table {
 }
 pub(super) use vec_table;
 
+impl VecOp {
+    /// The shortest length it exists in.
+    pub fn min_len(self) -> VecLen {
+        match self {
+            VecOp::ExtractI128 | VecOp::InsertI128 => VecLen::V256,
+            _ => VecLen::V128,
+        }
+    }
+
+    /// The lengths it exists in.
+    pub fn lens(self) -> &'static [VecLen] {
+        const BOTH: [VecLen; 2] = [VecLen::V128, VecLen::V256];
+        match (self.min_len(), self.max_len()) {
+            (VecLen::V128, VecLen::V128) => &BOTH[..1],
+            (VecLen::V128, VecLen::V256) => &BOTH,
+            _ => &BOTH[1..],
+        }
+    }
+}
+
 vec_table! {
     /// Vectors to a vector; see [`Inst::Vec`](super::Inst::Vec) and the module documentation.
     VecOp;
@@ -312,6 +332,10 @@ vec_table! {
     ExtendU32To64 "extend.u32.64" 1 false V256;
     /// The low 64 bits of `a`, zero above.
     LowI64 "low.i64" 1 false V128;
+    /// Half `imm[0]` of the 256 bits of `a`, zero above. Exists in 256 bits only.
+    ExtractI128 "extract.i128" 1 true V256;
+    /// `a` with half `imm[0]` of its 256 bits replaced by the low half of `b`. Exists in 256 bits only.
+    InsertI128 "insert.i128" 2 true V256;
     /// The low 128 bits of `a`, zero above.
     LowI128 "low.i128" 1 false V128;
     /// Lane 0 of 32 bits from `b`, the others from `a`.

@@ -181,7 +181,7 @@ impl Check<'_> {
                 self.ints(&[expect, new])
             }
             Inst::Vec { op, len, a, b, .. } => {
-                self.vec_len(len, op.max_len())?;
+                require(op.lens().contains(&len), "the operation does not exist in this length")?;
                 self.vecs(&[a, b])
             }
             Inst::Vec3 { op, len, a, b, c } => {

@@ -410,7 +410,7 @@ impl Generator {
         let inst = match self.rng.below(8) {
             0..4 => {
                 let (op, a) = (self.vec_op(), self.vec());
-                let len = self.len(op.max_len());
+                let len = self.rng.pick(op.lens());
                 // What the host lacks is not made.
                 let op = if HostVec::detect().has(op, len) { op } else { VecOp::Xor };
                 let b = if op.operands() == 1 || self.rng.one_in(5) { a } else { self.vec() };

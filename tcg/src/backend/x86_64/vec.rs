@@ -197,6 +197,8 @@ const fn vec_row(op: VecOp) -> Row {
         ExtendU16To64 => row("vpmovzxwq", Rm, M0F38, P66, 0x34),
         ExtendU32To64 => row("vpmovzxdq", Rm, M0F38, P66, 0x35),
         LowI64 => row("vmovq", Rm, M0F, PF3, 0x7e),
+        ExtractI128 => row("vextracti128", MrI, M0F3A, P66, 0x39),
+        InsertI128 => row("vinserti128", RvmI, M0F3A, P66, 0x38),
         LowI128 => row("vmovdqa", Rm, M0F, P66, 0x6f),
         MoveI32 => row("vmovss", Rvm, M0F, PF3, 0x10),
         MoveI64 => row("vmovsd", Rvm, M0F, PF2, 0x10),

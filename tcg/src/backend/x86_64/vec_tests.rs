@@ -50,7 +50,7 @@ const CHOICES: [(u8, u8, u8); 4] = [(1, 2, 3), (9, 2, 3), (1, 10, 3), (1, 2, 11)
 #[test]
 fn every_vector_row_decodes_to_its_instruction() {
     for &op in VecOp::ALL {
-        for &len in lens(op.max_len()) {
+        for &len in op.lens() {
             for (dst, a, b) in CHOICES {
                 let mut code = Vec::new();
                 emit_vec(&mut code, op, len, dst, a, b, 5);
@@ -324,7 +324,7 @@ mod native {
         let mut random = Random(0x9e37_79b9_7f4a_7c15);
         let host = HostVec::detect();
         for &op in VecOp::ALL {
-            for &len in lens(op.max_len()) {
+            for &len in op.lens() {
                 if !host.has(op, len) {
                     println!("skipped: this host lacks {op:?} in {len:?}");
                     continue;
