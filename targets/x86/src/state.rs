@@ -318,6 +318,8 @@ pub struct X86Env {
     pub(crate) resumed_at: u64,
     /// What an INS has read from its port and could not store yet, see [`crate::system::io`].
     pub held_input: Option<u32>,
+    /// An event taken over with a [`CpuState`](crate::cpu_state::CpuState), to be delivered before anything else.
+    pub in_flight: Option<crate::cpu_state::InFlight>,
     /// [`Platform::a20_mask`] as translations in the TLB have it.
     pub a20_mask: u64,
 

@@ -13,8 +13,9 @@ use std::sync::atomic::Ordering;
 
 use tessera_tcg::guest::Next;
 
-use super::exception::{deliver_interrupt, vector};
+use super::exception::{deliver_exception, deliver_interrupt, vector};
 use super::{debug, io};
+use crate::cpu_state::{InFlight, exception_of};
 use crate::state::{RFlags, Segment, X86Env, leave, seg};
 
 /// Codes of [`Next::Exit`].
@@ -67,6 +68,10 @@ pub fn handle_leave(env: &mut X86Env, code: u32) -> Next {
 /// Looks at what waits, in order of priority (SDM volume 3, table 6-2), and delivers at most one.
 pub fn poll_events(env: &mut X86Env) -> Next {
     debug::collect(env);
+    // An NMI that is blocked waits.
+    if let Some(event) = env.in_flight.take_if(|event| *event != InFlight::Nmi || !env.nmi_blocked) {
+        return deliver_in_flight(env, event);
+    }
     let quiet = !env.platform.event_pending();
     if quiet && !env.halted && env.pending_debug == 0 && !env.shutdown && !env.wait_for_sipi {
         return Next::Continue;
@@ -113,6 +118,22 @@ pub fn poll_events(env: &mut X86Env) -> Next {
         return deliver_interrupt(env, vector);
     }
     if env.halted { Next::Exit(exit::HALTED) } else { Next::Continue }
+}
+
+/// Delivers what another engine had accepted.
+#[cold]
+fn deliver_in_flight(env: &mut X86Env, event: InFlight) -> Next {
+    match event {
+        InFlight::Interrupt(vector) => deliver_interrupt(env, vector),
+        InFlight::Nmi => {
+            env.nmi_blocked = true;
+            deliver_interrupt(env, vector::NMI as u8)
+        }
+        InFlight::Exception { vector, error } => {
+            let exception = exception_of(env, vector, error);
+            deliver_exception(env, exception)
+        }
+    }
 }
 
 /// Starts an application processor at `vector << 12` (SDM volume 3, section 8.4.3).

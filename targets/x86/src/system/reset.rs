@@ -58,6 +58,7 @@ impl X86Env {
             watched: [0; 5],
             resumed_at: u64::MAX,
             held_input: None,
+            in_flight: None,
             a20_mask: u64::MAX,
             cpuid,
             platform,
@@ -132,6 +133,7 @@ impl X86Env {
         self.pending_debug = 0;
         self.resumed_at = u64::MAX;
         self.held_input = None;
+        self.in_flight = None;
         self.a20_mask = self.platform.a20_mask();
         self.set_ip(0xfff0);
         if !self.header.runtime.is_null() {

@@ -57,7 +57,7 @@ fn xmm_count(env: &X86Env) -> usize {
 }
 
 /// x87 part of the legacy region; `wide` stores 64-bit pointers (REX.W).
-fn put_x87(fpu: &Fpu, area: &mut [u8], wide: bool) {
+pub(crate) fn put_x87(fpu: &Fpu, area: &mut [u8], wide: bool) {
     put(area, 0, fpu.control as u64, 2);
     put(area, 2, fpu.status as u64, 2);
     put(area, 4, fpu.valid as u64, 2);
@@ -77,7 +77,7 @@ fn put_x87(fpu: &Fpu, area: &mut [u8], wide: bool) {
     }
 }
 
-fn get_x87(area: &[u8], wide: bool) -> Fpu {
+pub(crate) fn get_x87(area: &[u8], wide: bool) -> Fpu {
     let mut fpu = Fpu {
         control: get(area, 0, 2) as u16 & 0x1f7f | 0x40,
         status: get(area, 2, 2) as u16,

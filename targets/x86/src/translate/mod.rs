@@ -47,7 +47,7 @@ mod sse_int;
 mod sse_move;
 mod system;
 #[cfg(test)]
-mod test_platform;
+pub(crate) mod test_platform;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod unit_tests;
