@@ -12,7 +12,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tessera-x86", &["tessera-tcg"]),
     ("tessera-hw-core", &[]),
     ("tessera-hw", &["tessera-hw-core", "tessera-firmware"]),
-    ("tessera-firmware", &[]),
+    ("tessera-asm", &[]),
+    ("tessera-firmware", &["tessera-asm"]),
+    ("tessera-bare", &["tessera-asm"]),
     ("tessera", &["tessera-tcg", "tessera-x86", "tessera-hw-core", "tessera-hw", "tessera-firmware"]),
     ("xtask", &[]),
 ];

@@ -2,9 +2,9 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::report::{self, begin, end, expect_if, expect_var, expect32};
+use tessera_asm::{Code, R, Symbols};
 
 const PM_TIMER: u32 = 0x608;
 /// PM timer ticks a second (ACPI 6.5, section 4.8.2.1), and in a millisecond.

@@ -2,10 +2,10 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::long::{Saved, expect_exception};
 use super::report::{begin, end, expect32, expect64};
+use tessera_asm::{Code, R, Symbols};
 
 /// Bits of 2^(1/2), 1/3 and 7/3 as double and extended precision.
 const SQRT2: u64 = 0x3FF6_A09E_667F_3BCD;

@@ -2,9 +2,9 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::report::{begin, end, expect_if, expect32, expect64};
+use tessera_asm::{Code, R, Symbols};
 
 pub fn emit(c: &mut Code, s: &Symbols) -> R {
     cpuid(c, s)?;

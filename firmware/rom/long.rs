@@ -3,12 +3,12 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::long_paging::USER_WINDOW;
 use super::report::{self, begin, end, expect_var, expect32, expect64, routine};
 use super::tables::WITH_ERROR_CODE;
 use super::{devices, fpu, integer, long_paging, speed};
+use tessera_asm::{Code, R, Symbols};
 
 pub use super::protected::Saved;
 

@@ -12,10 +12,10 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::long::{Saved, expect_exception, expect_user, expect_user_result};
 use super::report::{self, begin, end, expect32, expect64};
+use tessera_asm::{Code, R, Symbols};
 
 /// The pages under test.
 const TEST: u64 = 0x4000_0000;

@@ -18,7 +18,6 @@
 //! file. What is right is what the manuals say; a check that an emulator fails stays. Bochs 2.7 passes all of them,
 //! QEMU's translator all but those that the test in `src/bios/tests.rs` lists.
 
-mod asm;
 mod devices;
 mod fpu;
 mod integer;
@@ -35,7 +34,7 @@ mod speed_model;
 mod tables;
 mod user;
 
-use asm::{Builder, Error, SymbolList};
+use tessera_asm::{Builder, Error, SymbolList};
 
 /// What the build hands to the crate.
 pub struct Image {
@@ -57,7 +56,9 @@ pub fn assemble() -> Result<Image, Error> {
     builder.section(32, user::emit32);
     builder.section(64, speed::emit_loop);
     builder.section(64, tables::emit);
-    let (rom, symbols) = builder.finish(real::emit_reset)?;
+    builder.reset_vector(real::emit_reset);
+    let linked = builder.finish()?;
+    let (rom, symbols) = (linked.bytes, linked.symbols);
     let address = |wanted: &str| symbols.iter().find(|(_, name)| name == wanted).map(|(addr, _)| *addr);
     let offset = |name| address(name).map(|addr| (addr - layout::ROM_BASE) as usize);
     let range = offset("speed_loop").zip(offset("speed_loop.end")).ok_or("the speed loop has no symbols")?;

@@ -5,10 +5,10 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::protected::{Saved, expect_exception, expect_user};
 use super::report::{self, begin, end, expect_var, expect32};
+use tessera_asm::{Code, R, Symbols};
 
 /// First linear address of the pages under test, in both modes.
 const TEST: u32 = 0x40_0000;

@@ -2,11 +2,11 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::report::{self, begin, end, expect_if, expect_var, expect32, routine};
 use super::tables::{IDT32_ENTRIES, TSS32_LIMIT, WITH_ERROR_CODE};
 use super::{devices, paging32};
+use tessera_asm::{Code, R, Symbols};
 
 /// A port the permission bitmap closes to ring 3, and one it opens.
 pub const CLOSED_PORT: u32 = 0x80;

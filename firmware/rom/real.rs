@@ -3,9 +3,9 @@
 use iced_x86::code_asm::*;
 use iced_x86::{Code as Opcode, IcedError, Instruction, Register, RepPrefixKind};
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::report::{self, begin, end, expect_if, expect_var, expect32, routine};
+use tessera_asm::{Code, R, Symbols};
 
 /// Vector of the software interrupt that returns.
 const VEC_RETURNS: u32 = 0x60;

@@ -5,8 +5,8 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
+use tessera_asm::{Code, R, Symbols};
 
 /// Symbol of the routine `name` for this bitness.
 pub fn routine(bits: u32, name: &str) -> String {

@@ -8,10 +8,10 @@
 
 use iced_x86::code_asm::*;
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::report::{self, begin, end, expect64, say};
 use super::speed_model::{FACTOR, INSNS_PER_ITERATION, SEED, TABLE, result};
+use tessera_asm::{Code, R, Symbols};
 
 const PROOF_ITERATIONS: u64 = 1000;
 

@@ -1,7 +1,7 @@
 //! Descriptor tables, made here as bytes and copied to RAM by the code that uses them.
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
+use tessera_asm::{Code, R, Symbols};
 
 /// Exceptions that push an error code (Intel SDM volume 3, table 6-1).
 pub const WITH_ERROR_CODE: [u32; 8] = [8, 10, 11, 12, 13, 14, 17, 21];

@@ -3,9 +3,9 @@
 use iced_x86::code_asm::*;
 use iced_x86::{Code as Opcode, Instruction};
 
-use super::asm::{Code, R, Symbols};
 use super::layout::*;
 use super::protected::{CLOSED_PORT, OPEN_PORT};
+use tessera_asm::{Code, R, Symbols};
 
 pub fn emit16(c: &mut Code, s: &Symbols) -> R {
     // Called far from 32-bit code: a 16-bit MOV, and a LOOP that counts CX, not ECX.
