@@ -58,6 +58,7 @@ pub mod int;
 pub mod int_string;
 pub mod sse;
 pub mod system;
+pub mod vec_op;
 pub mod x87;
 pub mod x87_host;
 pub mod x87_image;
@@ -68,11 +69,12 @@ const INT_STRING_BASE: u16 = INT_BASE + int::TABLE.len() as u16;
 const SYSTEM_BASE: u16 = INT_STRING_BASE + int_string::TABLE.len() as u16;
 const SSE_BASE: u16 = SYSTEM_BASE + system::TABLE.len() as u16;
 const X87_BASE: u16 = SSE_BASE + sse::TABLE.len() as u16;
-const COUNT: usize = X87_BASE as usize + x87::TABLE.len();
+const VEC_OP_BASE: u16 = X87_BASE + x87::TABLE.len() as u16;
+const COUNT: usize = VEC_OP_BASE as usize + vec_op::TABLE.len();
 
 /// Every helper, by [`HelperId`].
 pub static HELPERS: [HelperDesc; COUNT] = {
-    let parts = [int::TABLE, int_string::TABLE, system::TABLE, sse::TABLE, x87::TABLE];
+    let parts = [int::TABLE, int_string::TABLE, system::TABLE, sse::TABLE, x87::TABLE, vec_op::TABLE];
     let mut all = [int::TABLE[0]; COUNT];
     let (mut part, mut n) = (0, 0);
     while part < parts.len() {

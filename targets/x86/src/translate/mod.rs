@@ -28,6 +28,9 @@ pub mod exits;
 pub mod operand;
 
 mod avx;
+mod avx_fma;
+mod avx_half;
+mod crypto;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod engine_oracle;
 mod int_alu;
@@ -76,6 +79,10 @@ const FAMILIES: &[&[Row]] = &[
     sse_float::ROWS,
     sse_float::CODE_ROWS,
     avx::SIMPLE_ROWS,
+    avx_fma::ROWS,
+    avx_half::ROWS,
+    crypto::ROWS,
+    crypto::OTHER_ROWS,
 ];
 
 /// Translates one instruction.

@@ -19,8 +19,8 @@
 //! gather there. While the guest has an exception unmasked ([`mode::SSE_UNMASKED`], which is rare), each operation is put
 //! between two helpers that look at the flags it alone has raised.
 //!
-//! Files: `sse_move` (moves, shuffles, blends), `sse_int` (packed integers, strings, AES), `sse_float`
-//! (arithmetic, comparisons, conversions), `mmx` (the 64-bit forms on x87 registers).
+//! Files: `sse_move` (moves, shuffles, blends), `sse_int` (packed integers, strings), `sse_float` (arithmetic, comparisons,
+//! conversions), `crypto` (AES, SHA and what else hosts may lack), `mmx` (the 64-bit forms on x87 registers).
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{Ext, FlagOp, Inst, Value, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
@@ -301,7 +301,7 @@ impl Translator<'_> {
 }
 
 /// The sources of an operation with one or two operands, the last of them possibly in memory.
-fn sources(t: &mut Translator<'_>, i: &Instruction, form: Form, op: VecOp) -> (Value, Value) {
+pub(super) fn sources(t: &mut Translator<'_>, i: &Instruction, form: Form, op: VecOp) -> (Value, Value) {
     if op.operands() == 2 {
         let b = t.second(i, form);
         (t.first(i, form), b)

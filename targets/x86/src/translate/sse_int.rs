@@ -1,4 +1,4 @@
-//! SSE packed integers, from SSE2 to SSE4.2, AES and PCLMULQDQ; with their MMX forms where the mnemonic is shared.
+//! SSE packed integers, from SSE2 to SSE4.2; with their MMX forms where the mnemonic is shared.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{BinOp, Inst, Value, VecInsOp, VecLen, VecOp, VecTestOp, Width};
@@ -44,9 +44,7 @@ pub(super) const SIMPLE_ROWS: &[Row] = vec_rows! {
         Pmovsxwq Vpmovsxwq ExtendS16To64, Pmovsxdq Vpmovsxdq ExtendS32To64,
         Pmovzxbw Vpmovzxbw ExtendU8To16, Pmovzxbd Vpmovzxbd ExtendU8To32, Pmovzxbq Vpmovzxbq ExtendU8To64,
         Pmovzxwd Vpmovzxwd ExtendU16To32, Pmovzxwq Vpmovzxwq ExtendU16To64,
-        Pmovzxdq Vpmovzxdq ExtendU32To64, Aesenc Vaesenc AesEnc, Aesenclast Vaesenclast AesEncLast,
-        Aesdec Vaesdec AesDec, Aesdeclast Vaesdeclast AesDecLast, Aesimc Vaesimc AesInvMix,
-        Aeskeygenassist Vaeskeygenassist AesKeygen, Pclmulqdq Vpclmulqdq ClmulI64;
+        Pmovzxdq Vpmovzxdq ExtendU32To64;
 };
 
 /// Rows of this family that are more, in both encodings.
