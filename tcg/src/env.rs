@@ -34,8 +34,8 @@ pub struct Header {
     pub helper_fault: u32,
     /// TLB of each MMU mode for the current address space.
     pub tlb: [*mut TlbEntry; MMU_MODES],
-    /// Xored into a program counter to make a jump cache tag: its top 16 bits name the current combination of address
-    /// space, block mode and code-mapping epoch; lower bits are zero. See [`JumpEntry`].
+    /// Xored into a program counter to make a jump cache tag: its top bits name the current combination of address
+    /// space, block mode and code-mapping epoch; lower bits are a secret of it. See [`JumpEntry`].
     pub jump_tag: u64,
     /// The runtime that belongs to this environment (jump cache, save area, and what Rust code needs).
     pub runtime: *mut Runtime,
@@ -65,14 +65,20 @@ impl Default for Header {
 unsafe impl Send for Header {}
 
 /// A [`Header::jump_tag`] with which no lookup in the jump cache hits: the current combination has no name yet. Its
-/// epoch, 0xfffe, is never issued.
+/// epoch, 0xfffe (0xff where addresses are wide), is never issued.
 pub const JUMP_TAG_NONE: u64 = 0xfffe << 48;
 
 /// An entry of the jump cache that indirect jumps look up in generated code:
 /// index `(pc ^ pc >> 12) % JUMP_CACHE_ENTRIES` of the target, hit when `tag == pc ^ header.jump_tag`.
 ///
-/// Program counters are canonical in 48 bits (bits 63 to 47 equal): bit 47 of a tag tells apart what the epoch in the
-/// top 16 bits of a "high" and of a "low" address could confuse. A guest checks indirect targets before jumping.
+/// Program counters are canonical in 48 bits (bits 63 to 47 equal), or where the guest says so in 57 (bits 63 to 56
+/// equal): two of them differ in all of these bits or in none. Epochs are 1 to 0x7ffd in the top 16 bits, with bit 47 of
+/// a jump tag clear; or 1 to 0x7e in the top 8. So two epochs differ in some of these bits, and not in all, and no two
+/// canonical addresses have the same tag under different epochs.
+///
+/// An indirect jump may go to an address that is *not* canonical, which the guest finds out when it fetches there. Such an
+/// address might make any tag, and so reach a block of another mode; therefore the other bits of a jump tag are a
+/// number that the guest cannot know.
 ///
 /// As the tag contains the epoch, changing `jump_tag` invalidates all entries at once; the epochs wrapping around
 /// is the only occasion on which the table is cleared.
@@ -86,8 +92,8 @@ pub struct JumpEntry {
 }
 
 impl JumpEntry {
-    /// An entry that never hits: the tag has bit 47 clear and bits of the epoch that are never issued.
-    pub const EMPTY: JumpEntry = JumpEntry { tag: 0xffff_0000_0000_0001, code: 0 };
+    /// An entry that never hits: the tag has bit 47 clear and an epoch that is never issued, 0x8000 (or 0x80).
+    pub const EMPTY: JumpEntry = JumpEntry { tag: 0x8000_0000_0000_0001, code: 0 };
 
     /// Index in the table of the block at `pc`.
     #[inline]

@@ -183,6 +183,16 @@ pub trait Guest: Sized + Send + 'static {
     fn fetch_mmu(env: &Self::Env) -> u8;
     /// Identity of the current address space: equal values share TLB contents.
     fn address_space(env: &Self::Env) -> u64;
+    /// Significant bits of program counters now, at most 57; addresses are sign-extended from these. A change comes with one
+    /// of [`Guest::address_space`].
+    fn address_bits(_env: &Self::Env) -> u32 {
+        48
+    }
+    /// Takes the guest-physical address of a paging entry that a walk has changed (accessed and dirty bits), until there is
+    /// none: code may have been translated from it.
+    fn changed_entry(_env: &Self::Env) -> Option<u64> {
+        None
+    }
 
     /// Delivers an exception that an instruction raised (state is that before the instruction).
     fn deliver_exception(env: &mut Self::Env, exception: Exception) -> Next;

@@ -183,6 +183,14 @@ impl Guest for X86 {
         crate::mmu::address_space(env)
     }
 
+    fn address_bits(env: &X86Env) -> u32 {
+        crate::mmu::address_bits(env)
+    }
+
+    fn changed_entry(env: &X86Env) -> Option<u64> {
+        crate::mmu::changed_entry(env)
+    }
+
     fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
         crate::system::deliver_exception(env, exception)
     }

@@ -14,7 +14,10 @@
 //! Invariants:
 //! - Under a shared epoch there are only entries for blocks in global pages.
 //! - A page in the TLB is in the filter, so a jump cache entry, which is made after a lookup here, is covered.
-//! - An epoch is issued once until they wrap around; then the jump cache is cleared.
+//! - An epoch is issued once until they wrap around; then the jump cache is cleared. Their number depends on how many bits
+//!   addresses have ([`JumpEntry`] says why); when that changes, they start anew.
+
+use std::hash::{BuildHasher, RandomState};
 
 use super::{MMU_MODES, MmuState, page_of};
 use crate::env::{JumpEntry, Runtime};
@@ -29,8 +32,10 @@ const FILTER_WORDS: usize = 1024;
 const FILTER_LIMIT: u32 = FILTER_WORDS as u32 * 64 / 8;
 /// Combinations whose epochs are remembered; a power of two.
 const NAMES: usize = 128;
-/// Epochs are 1 to this; see [`JumpEntry::EMPTY`] and [`JUMP_TAG_NONE`] for the two above.
-const LAST_EPOCH: u64 = 0xfffd;
+/// Epochs are 1 to this; see [`JumpEntry`].
+const LAST_EPOCH: u64 = 0x7ffd;
+/// The same where addresses have more than 48 bits.
+const LAST_WIDE_EPOCH: u64 = 0x7e;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -65,6 +70,10 @@ pub(crate) struct FetchTlb {
     noted: u32,
     names: [Name; NAMES],
     last_epoch: u64,
+    /// Addresses have more than 48 bits.
+    wide: bool,
+    /// For the secret part of jump tags.
+    secret: RandomState,
     /// All combinations were renamed since [`jump_tag`] was last asked: the tag in the header is stale.
     renamed: bool,
     /// The tag in the header has a shared epoch.
@@ -102,6 +111,8 @@ impl FetchTlb {
             noted: 0,
             names: [Name { code_id: 0, mode: 0, epoch: 0 }; NAMES],
             last_epoch: 0,
+            wide: false,
+            secret: RandomState::new(),
             renamed: false,
             shared: false,
             mode: None,
@@ -197,7 +208,7 @@ impl FetchTlb {
         if let Some(epoch) = self.known(code_id, mode) {
             return (epoch, false);
         }
-        let wrapped = self.last_epoch == LAST_EPOCH;
+        let wrapped = self.last_epoch == if self.wide { LAST_WIDE_EPOCH } else { LAST_EPOCH };
         if wrapped {
             self.names.fill(Name { code_id: 0, mode: 0, epoch: 0 });
             self.last_epoch = 0;
@@ -205,6 +216,25 @@ impl FetchTlb {
         self.last_epoch += 1;
         self.names[Self::slot(code_id, mode)] = Name { code_id, mode, epoch: self.last_epoch };
         (self.last_epoch, wrapped)
+    }
+
+    /// The jump tag of an epoch.
+    fn tag(&self, epoch: u64) -> u64 {
+        let shift = if self.wide { 56 } else { 48 };
+        let secret = self.secret.hash_one(epoch) & ((1 << shift) - 1);
+        epoch << shift | if self.wide { secret } else { secret & !(1 << 47) }
+    }
+
+    /// Takes note of whether addresses have more than 48 bits; the answer says that the jump cache must be cleared.
+    pub(super) fn set_wide(&mut self, wide: bool) -> bool {
+        if self.wide == wide {
+            return false;
+        }
+        self.wide = wide;
+        self.names.fill(Name { code_id: 0, mode: 0, epoch: 0 });
+        self.last_epoch = 0;
+        self.renamed = true;
+        true
     }
 }
 
@@ -220,7 +250,7 @@ pub(crate) fn jump_tag(rt: &mut Runtime, mode: u64, local: bool) -> u64 {
     if wrapped {
         rt.jump_cache.fill(JumpEntry::EMPTY);
     }
-    epoch << 48
+    fetch.tag(epoch)
 }
 
 /// Guest-physical address that code at `va` is fetched from. `rt` is the runtime of `env`.
@@ -237,7 +267,9 @@ pub(crate) fn fetch_page<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64) -> R
 #[cold]
 fn walk<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64, mmu: u8) -> Result<Fetched, Exception> {
     rt.mmu.stats.fetch_walks += 1;
-    let mapping = G::walk(env, &rt.mmu.memory, va, Access::Execute, mmu)?;
+    let mapping = G::walk(env, &rt.mmu.memory, va, Access::Execute, mmu);
+    note_changes::<G>(env, rt);
+    let mapping = mapping?;
     let bits = u32::from(mapping.page_bits).clamp(12, 63);
     let phys = page_of(mapping.phys);
     tracing::trace!(target: "mmu", "fetch {va:#x} mode {mmu} -> {phys:#x}");
@@ -257,9 +289,46 @@ fn walk<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64, mmu: u8) -> Result<Fe
     Ok(Fetched { phys: phys | va & PAGE_MASK, global: mapping.global })
 }
 
+/// After a walk: blocks that were made from entries that it changed go. A block that runs goes on, as on a processor that has
+/// fetched ahead.
+#[inline]
+pub(super) fn note_changes<G: Guest>(env: &G::Env, rt: &mut Runtime) {
+    while let Some(phys) = G::changed_entry(env) {
+        if rt.blocks.has_code(page_of(phys)) {
+            rt.blocks.invalidate(phys & !7, 8, &mut rt.jump_cache);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::JUMP_TAG_NONE;
+
+    /// All pairs of tags that two epochs and two canonical addresses make.
+    #[test]
+    fn canonical_addresses_of_different_epochs_never_meet() {
+        for wide in [false, true] {
+            let mut f = FetchTlb::new();
+            f.set_wide(wide);
+            let bits = if wide { 57 } else { 48 };
+            let last = if wide { LAST_WIDE_EPOCH } else { LAST_EPOCH };
+            let unused = 64 - bits;
+            // Whether some two canonical addresses differ by this.
+            let difference = |d: u64| (d as i64) << unused >> unused == d as i64;
+            let epochs: Vec<u64> = (1..=last).step_by(if wide { 1 } else { 61 }).chain([last]).collect();
+            let tags: Vec<u64> = epochs.iter().map(|&e| f.tag(e)).collect();
+            for (n, a) in tags.iter().enumerate() {
+                assert!(!difference(a ^ JumpEntry::EMPTY.tag), "{a:x}");
+                assert!(!difference(a ^ JUMP_TAG_NONE), "{a:x}");
+                for b in &tags[..n] {
+                    assert!(a == b || !difference(a ^ b), "{a:x} {b:x}");
+                }
+            }
+            assert!(!difference(JUMP_TAG_NONE ^ JumpEntry::EMPTY.tag));
+            assert!(tags.iter().any(|t| t & 0x7fff_ffff != 0), "there is a secret part");
+        }
+    }
 
     #[test]
     fn epochs_are_issued_once_and_wrap_with_a_clear() {

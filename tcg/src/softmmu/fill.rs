@@ -1,5 +1,6 @@
 //! From a guest-virtual address to a place in memory: second level, walk, and filling the levels above.
 
+use super::fetch::note_changes;
 use super::second_level::{Entry, GLOBAL, HOST_WRITABLE, READ, WRITE};
 use super::{MMU_MODES, TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
 use crate::env::Runtime;
@@ -87,7 +88,9 @@ fn walk<G: Guest>(
     mmu: u8,
 ) -> Result<Entry, Exception> {
     rt.mmu.stats.walks += 1;
-    let mapping = G::walk(env, &rt.mmu.memory, va, access, mmu)?;
+    let mapping = G::walk(env, &rt.mmu.memory, va, access, mmu);
+    note_changes::<G>(env, rt);
+    let mapping = mapping?;
     let page = page_of(va);
     tracing::trace!(target: "mmu", "{access:?} {va:#x} mode {mmu} -> {:#x}", mapping.phys);
     let ram = rt.mmu.memory.ram_page(page_of(mapping.phys));

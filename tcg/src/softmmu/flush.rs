@@ -3,7 +3,7 @@
 use super::fetch::jump_tag;
 use super::fill::runtime;
 use super::{Running, page_of};
-use crate::env::{JUMP_TAG_NONE, Runtime};
+use crate::env::{JUMP_TAG_NONE, JumpEntry, Runtime};
 use crate::guest::Guest;
 
 /// Drops every translation, of all address spaces, global ones too.
@@ -63,9 +63,12 @@ pub fn flush_page<G: Guest>(env: &mut G::Env, space: u64, va: u64) {
 
 /// To be called after anything that [`Guest::address_space`] depends on has changed.
 pub fn switch_space<G: Guest>(env: &mut G::Env) {
-    let key = G::address_space(env);
+    let (key, wide) = (G::address_space(env), G::address_bits(env) > 48);
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
+    if rt.mmu.fetch.set_wide(wide) {
+        rt.jump_cache.fill(JumpEntry::EMPTY);
+    }
     rt.mmu.stats.switches += 1;
     let blocks = &rt.blocks;
     if !rt.mmu.spaces.switch(G::header(env), key, |page| blocks.has_code(page)) {

@@ -189,7 +189,7 @@ extern "C" fn load_ss(env: &mut X86Env, selector: u64) -> u64 {
 }
 
 extern "C" fn write_base(env: &mut X86Env, n: u64, base: u64) -> u64 {
-    if !crate::mmu::canonical(env, base) {
+    if !crate::mmu::canonical_base(env, base) {
         return fault(env, gp(0));
     }
     env.set_segment_base(if n as usize == seg::FS { seg::FS } else { seg::GS }, base);

@@ -18,6 +18,7 @@ use tessera_tcg::memory::PhysMemory;
 
 pub use walk::walk;
 
+use crate::cpuid::Feature;
 use crate::guest::X86;
 use crate::state::{Cr0, Cr4, Efer, X86Env};
 
@@ -69,11 +70,39 @@ impl Paging {
     }
 }
 
+/// Bits of a canonical linear address.
+#[inline]
+pub fn address_bits(env: &X86Env) -> u32 {
+    if env.cr4.contains(Cr4::LA57) { 57 } else { 48 }
+}
+
 /// Whether a linear address is canonical for 64-bit mode as it is set up.
 #[inline]
 pub fn canonical(env: &X86Env, va: u64) -> bool {
-    let unused = if env.cr4.contains(Cr4::LA57) { 7 } else { 16 };
+    canonical_in(address_bits(env), va)
+}
+
+/// Whether an address is canonical as far as the processor knows addresses: what bases and system registers can hold, which
+/// does not depend on CR4.LA57 (SDM volume 3, section 4.1 of "5-Level Paging").
+#[inline]
+pub fn canonical_base(env: &X86Env, va: u64) -> bool {
+    canonical_in(if env.cpuid.has(Feature::LA57) { 57 } else { 48 }, va)
+}
+
+#[inline]
+fn canonical_in(bits: u32, va: u64) -> bool {
+    let unused = 64 - bits;
     ((va << unused) as i64 >> unused) as u64 == va
+}
+
+/// Takes one of the paging entries that walks have changed; see
+/// [`Guest::changed_entry`](tessera_tcg::guest::Guest::changed_entry).
+#[inline]
+pub fn changed_entry(env: &X86Env) -> Option<u64> {
+    let (entries, count) = env.changed_entries.get();
+    let last = count.checked_sub(1)?;
+    env.changed_entries.set((entries, last));
+    entries.get(last as usize).copied()
 }
 
 /// Name of the current address space; see the module documentation.

@@ -77,26 +77,34 @@ impl Entry for Entry64 {
 /// An entry as read, and its cell if it is in RAM.
 struct Slot<'m, E: Entry> {
     value: u64,
+    phys: u64,
     cell: Option<&'m E::Cell>,
 }
 
 impl<'m, E: Entry> Slot<'m, E> {
     #[inline]
     fn read(memory: &'m Arc<dyn PhysMemory>, phys: u64) -> Self {
-        let Some(page) = memory.ram_page(phys) else { return Slot { value: E::ONES, cell: None } };
+        let Some(page) = memory.ram_page(phys) else { return Slot { value: E::ONES, phys, cell: None } };
         // SAFETY: `ram_page` returns a page of 4096 bytes that is valid as long as `memory` lives, which 'm borrows;
         // `cell` stays in it and is aligned, as pages are. Other CPUs and generated code write it, hence the atomic.
         let cell = unsafe { &*E::cell(page.host, phys as usize) };
-        Slot { value: E::load(cell), cell: page.writable.then_some(cell) }
+        Slot { value: E::load(cell), phys, cell: page.writable.then_some(cell) }
     }
 
     /// Sets bits; false if the entry has changed since it was read.
     #[inline]
-    fn mark(&self, bits: u64) -> bool {
+    fn mark(&self, env: &X86Env, bits: u64) -> bool {
         if self.value & bits == bits {
             return true;
         }
-        self.cell.is_none_or(|cell| E::exchange(cell, self.value, self.value | bits))
+        let Some(cell) = self.cell else { return true };
+        // Code may have been translated from the entry.
+        let (mut changed, count) = env.changed_entries.get();
+        if let Some(slot) = changed.get_mut(count as usize) {
+            *slot = self.phys;
+            env.changed_entries.set((changed, count + 1));
+        }
+        E::exchange(cell, self.value, self.value | bits)
     }
 }
 
@@ -223,7 +231,7 @@ impl Request<'_> {
                     };
                     let mapping = self.grant(&leaf)?;
                     let dirty = if self.access == Access::Write { D } else { 0 };
-                    if !slot.mark(A | dirty) {
+                    if !slot.mark(env, A | dirty) {
                         continue 'again;
                     }
                     let rom = slot.cell.is_none();
@@ -236,7 +244,7 @@ impl Request<'_> {
                 if entry & (reserved | if level > 2 { PS } else { 0 }) != 0 {
                     return Err(self.fault(error::PRESENT | error::RESERVED));
                 }
-                if !slot.mark(A) {
+                if !slot.mark(env, A) {
                     continue 'again;
                 }
                 table = entry & ADDRESS;
@@ -267,7 +275,7 @@ impl Request<'_> {
                 let phys = high | pde & 0xffc0_0000 | va & 0x3f_f000;
                 (directory, Leaf { phys, page_bits: 22, rights: pde & (W | U), entry: pde })
             } else {
-                if !directory.mark(A) {
+                if !directory.mark(env, A) {
                     continue;
                 }
                 let table = (pde & 0xffff_f000) + (va >> 12 & 0x3ff) * 4;
@@ -281,7 +289,7 @@ impl Request<'_> {
             };
             let mapping = self.grant(&leaf)?;
             let dirty = if self.access == Access::Write { D } else { 0 };
-            if !slot.mark(A | dirty) {
+            if !slot.mark(env, A | dirty) {
                 continue;
             }
             let rom = slot.cell.is_none();

@@ -37,8 +37,6 @@ pub fn write_cr0(env: &mut X86Env, value: u64) -> Result<()> {
                 return Err(gp(0));
             }
             efer |= Efer::LMA;
-        } else if env.cr4.contains(Cr4::LA57) {
-            return Err(gp(0));
         }
     } else if !paging && old.contains(Cr0::PG) {
         if env.code64() || env.cr4.contains(Cr4::PCIDE) {
@@ -216,7 +214,7 @@ pub fn write_efer(env: &mut X86Env, value: u64) -> Result<()> {
 
 /// INVLPG of a linear address. A non-canonical one does nothing.
 pub fn invlpg(env: &mut X86Env, va: u64) {
-    if !long_mode(env) || mmu::canonical(env, va) {
+    if !long_mode(env) || mmu::canonical_base(env, va) {
         let space = mmu::address_space(env);
         softmmu::flush_page::<X86>(env, space, va);
     }
@@ -237,7 +235,7 @@ pub fn invpcid(env: &mut X86Env, kind: u64, va: u64) -> Result<()> {
     let space = mmu::address_space_of_pcid(env, pcid);
     match kind {
         0 => {
-            if !mmu::canonical(env, address) {
+            if !mmu::canonical_base(env, address) {
                 return Err(gp(0));
             }
             softmmu::flush_page::<X86>(env, space, address);

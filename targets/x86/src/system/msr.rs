@@ -7,7 +7,7 @@ use super::exception::gp;
 use super::interrupt::check_interrupts;
 use super::{Result, control};
 use crate::cpuid::Feature;
-use crate::mmu::canonical;
+use crate::mmu::canonical_base;
 use crate::state::{X86Env, seg};
 
 /// Indices.
@@ -200,11 +200,11 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
         }
         SYSENTER_CS => env.msr.sysenter_cs = value & 0xffff_ffff,
         SYSENTER_ESP => {
-            unless(!canonical(env, value))?;
+            unless(!canonical_base(env, value))?;
             env.msr.sysenter_esp = value;
         }
         SYSENTER_EIP => {
-            unless(!canonical(env, value))?;
+            unless(!canonical_base(env, value))?;
             env.msr.sysenter_eip = value;
         }
         MCG_STATUS => {
@@ -251,11 +251,11 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
         EFER => control::write_efer(env, value)?,
         STAR => env.msr.star = value,
         LSTAR => {
-            unless(!canonical(env, value))?;
+            unless(!canonical_base(env, value))?;
             env.msr.lstar = value;
         }
         CSTAR => {
-            unless(!canonical(env, value))?;
+            unless(!canonical_base(env, value))?;
             env.msr.cstar = value;
         }
         FMASK => {
@@ -263,11 +263,11 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
             env.msr.fmask = value;
         }
         FS_BASE | GS_BASE => {
-            unless(!canonical(env, value))?;
+            unless(!canonical_base(env, value))?;
             env.set_segment_base(if msr == FS_BASE { seg::FS } else { seg::GS }, value);
         }
         KERNEL_GS_BASE => {
-            unless(!canonical(env, value))?;
+            unless(!canonical_base(env, value))?;
             env.msr.kernel_gs_base = value;
         }
         TSC_AUX => {

@@ -57,6 +57,7 @@ impl X86Env {
             pending_debug: 0,
             watched: [0; 5],
             resumed_at: u64::MAX,
+            changed_entries: Default::default(),
             held_input: None,
             in_flight: None,
             a20_mask: u64::MAX,

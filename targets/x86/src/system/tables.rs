@@ -7,7 +7,7 @@ use super::exception::{gp, np};
 use super::segment::{self, code_of, fetch, fetch_upper, is_null, lookup, set_access, system_type};
 use super::{Result, data_mmu, long_mode};
 use crate::guest::X86;
-use crate::mmu::canonical;
+use crate::mmu::canonical_base;
 use crate::state::{Segment, TableRegister, X86Env, seg};
 
 /// Reads a pseudo-descriptor at linear address `va`: a limit, then a base of 3, 4 or 8 bytes (operand size 2, 4, 8).
@@ -21,7 +21,7 @@ fn load_pseudo(env: &mut X86Env, va: u64, size: u32) -> Result<TableRegister> {
     if size == 2 {
         base &= 0xff_ffff;
     }
-    if size == 8 && !canonical(env, base) {
+    if size == 8 && !canonical_base(env, base) {
         return Err(gp(0));
     }
     Ok(TableRegister { base, limit })
@@ -65,7 +65,7 @@ fn system_segment(env: &mut X86Env, selector: u16, kinds: &[u8]) -> Result<(segm
     if long_mode(env) {
         let upper = fetch_upper(env, selector, &entry, gp(code))?;
         loaded.base |= upper << 32;
-        if !canonical(env, loaded.base) {
+        if !canonical_base(env, loaded.base) {
             return Err(gp(code));
         }
     }

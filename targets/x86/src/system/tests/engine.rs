@@ -51,7 +51,12 @@ impl Trap {
 impl Machine<Engine> {
     /// Long mode, CPL 0, with handlers that halt on a stack of their own.
     pub fn ready_long() -> Self {
-        let mut m = Self::long();
+        Self::ready_long_with(Cr4::empty())
+    }
+
+    /// The same with these bits of CR4.
+    pub fn ready_long_with(cr4: Cr4) -> Self {
+        let mut m = Self::long_with(cr4);
         m.put(TSS + 36, 8, TRAP_STACK);
         for v in 0..32 {
             m.gate(v, 0xee, CODE64, HANDLER + v, 1);

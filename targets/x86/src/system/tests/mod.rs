@@ -5,6 +5,8 @@ mod breakpoints;
 mod delivery;
 #[cfg(target_arch = "x86_64")]
 mod engine;
+#[cfg(target_arch = "x86_64")]
+mod paging;
 mod registers;
 mod transfers;
 mod walks;
@@ -150,6 +152,8 @@ const KERNEL_STACK: u64 = 0x8000;
 const RING0_STACK: u64 = 0x9000;
 const USER_STACK: u64 = 0xa000;
 const TABLES: u64 = 0x1_0000;
+/// The fifth level's table.
+const TOP_TABLE: u64 = 0x1_8000;
 
 const CODE32: u16 = 0x08;
 const DATA: u16 = 0x10;
@@ -228,6 +232,11 @@ impl<P: Processor> Machine<P> {
 
     /// Long mode, 64-bit code, first 4 MiB mapped to themselves for everybody, in pages of 4 KiB. CPL 0.
     fn long() -> Self {
+        Self::long_with(Cr4::empty())
+    }
+
+    /// The same with these bits of CR4, and with a fifth level of tables if LA57 is among them.
+    fn long_with(cr4: Cr4) -> Self {
         let mut m = Self::protected();
         m.put(TABLES, 8, TABLES + 0x1007);
         m.put(TABLES + 0x1000, 8, TABLES + 0x2007);
@@ -237,11 +246,13 @@ impl<P: Processor> Machine<P> {
         for n in 0..1024 {
             m.put(TABLES + 0x3000 + 8 * n, 8, n << 12 | 7);
         }
+        m.put(TOP_TABLE, 8, TABLES | 7);
         m.put(TSS + 4, 8, RING0_STACK);
         m.put(TSS + 36, 8, RING0_STACK + 0x800);
         let e = m.env();
-        control::write_cr4(e, (Cr4::PAE | Cr4::PGE).bits()).expect("allowed");
-        control::write_cr3(e, TABLES).expect("allowed");
+        control::write_cr4(e, (Cr4::PAE | Cr4::PGE | cr4).bits()).expect("allowed");
+        let root = if cr4.contains(Cr4::LA57) { TOP_TABLE } else { TABLES };
+        control::write_cr3(e, root).expect("allowed");
         control::write_efer(e, (Efer::LME | Efer::NXE | Efer::SCE).bits()).expect("allowed");
         let cr0 = e.cr0.bits();
         control::write_cr0(e, cr0 | Cr0::PG.bits()).expect("allowed");
