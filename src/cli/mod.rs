@@ -246,8 +246,14 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
     })
 }
 
+/// The CPU that the translator makes of `-cpu`'s text. What it must leave out is told.
 fn cpu_model(text: &str) -> Result<CpuidTable, UsageError> {
-    cpuid::parse(text).map_err(|error| UsageError(format!("-cpu {text}: {error}")))
+    let (table, warnings) = cpuid::parse_for(text, &cpuid::models::IMPLEMENTED)
+        .map_err(|error| UsageError(format!("-cpu {text}: {error}")))?;
+    for warning in warnings {
+        eprintln!("tessera: warning: {warning}");
+    }
+    Ok(table)
 }
 
 fn path(option: &str, value: Option<OsString>) -> Result<Option<PathBuf>, UsageError> {

@@ -103,7 +103,9 @@ fn cr4_mask(env: &X86Env) -> Cr4 {
         (Feature::SMAP, Cr4::SMAP),
         (Feature::PKU, Cr4::PKE),
     ];
-    table.iter().filter(|(f, _)| env.cpuid.has(*f)).fold(Cr4::PCE, |m, (_, bit)| m | *bit)
+    // RDPMC came with MMX and has no bit of its own.
+    let table = table.iter().chain(&[(Feature::MMX, Cr4::PCE)]);
+    table.filter(|(f, _)| env.cpuid.has(*f)).fold(Cr4::empty(), |m, (_, bit)| m | *bit)
 }
 
 /// Writes CR4.

@@ -1,7 +1,8 @@
 //! Model-specific registers (SDM volume 4).
 //!
 //! What is not here does not exist and raises #GP(0); guests probe with that in mind. Registers of a feature exist with the
-//! feature. The local APIC's (IA32_APIC_BASE, TSC deadline, x2APIC) are the platform's.
+//! feature, and those that only one vendor has, with that vendor's models. The local APIC's (IA32_APIC_BASE, TSC deadline,
+//! x2APIC) are the platform's.
 
 use super::exception::gp;
 use super::interrupt::check_interrupts;
@@ -13,6 +14,8 @@ use crate::state::{X86Env, seg};
 /// Indices.
 pub mod index {
     #![allow(missing_docs)]
+    pub const P5_MC_ADDR: u32 = 0x0;
+    pub const P5_MC_TYPE: u32 = 0x1;
     pub const TSC: u32 = 0x10;
     pub const PLATFORM_ID: u32 = 0x17;
     pub const APIC_BASE: u32 = 0x1b;
@@ -50,6 +53,9 @@ pub mod index {
     pub const GS_BASE: u32 = 0xc000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub const TSC_AUX: u32 = 0xc000_0103;
+    pub const AMD_SYSCFG: u32 = 0xc001_0010;
+    pub const AMD_HWCR: u32 = 0xc001_0015;
+    pub const AMD_DE_CFG: u32 = 0xc001_1029;
 }
 use index::*;
 
@@ -79,8 +85,45 @@ impl X86Env {
         unless(!self.cpuid.has(f))
     }
 
-    fn need_either(&self, a: Feature, b: Feature) -> Result<()> {
-        unless(!self.cpuid.has(a) && !self.cpuid.has(b))
+    fn need_any(&self, features: &[Feature]) -> Result<()> {
+        unless(!features.iter().any(|&f| self.cpuid.has(f)))
+    }
+}
+
+/// What brings IA32_SPEC_CTRL.
+const SPECULATION: [Feature; 6] =
+    [Feature::SPEC_CTRL, Feature::STIBP, Feature::SSBD, Feature::IBRS, Feature::AMD_STIBP, Feature::AMD_SSBD];
+
+/// AMD's configuration registers: TSC runs at the P0 frequency (bit 24 of HWCR), LFENCE serialises (bit 1 of DE_CFG).
+/// What is written to them has no effect.
+const AMD: [(u32, u64); 3] = [(AMD_SYSCFG, 0), (AMD_HWCR, 1 << 24), (AMD_DE_CFG, 1 << 1)];
+
+/// Whether the register exists on this CPU model. What a feature of one's own brings is checked where it is accessed.
+fn exists(env: &X86Env, msr: u32) -> Result<()> {
+    let amd = env.cpuid.is_amd();
+    match msr {
+        P5_MC_ADDR | P5_MC_TYPE => env.need(Feature::MCE),
+        TSC => env.need(Feature::TSC),
+        APIC_BASE => env.need(Feature::APIC),
+        // Since the P6 family, which brought CMOV.
+        BIOS_UPDT_TRIG | BIOS_SIGN_ID | DEBUGCTL => env.need(Feature::CMOV),
+        PLATFORM_ID => unless(amd || !env.cpuid.has(Feature::CMOV)),
+        // Since the Pentium 4, which brought SSE2.
+        MISC_ENABLE => unless(amd || !env.cpuid.has(Feature::SSE2)),
+        FEATURE_CONTROL => unless(amd || !env.cpuid.has(Feature::LM)),
+        SYSENTER_CS..=SYSENTER_EIP => env.need(Feature::SEP),
+        MCG_CAP..=MCG_CTL | MC0_CTL..=MC9_MISC => env.need(Feature::MCA),
+        MTRR_PHYSBASE0..=MTRR_PHYSMASK7 | MTRR_DEF_TYPE | MTRRCAP => env.need(Feature::MTRR),
+        0x250..=0x26f => env.need(Feature::MTRR),
+        PAT => env.need(Feature::PAT),
+        SPEC_CTRL => env.need_any(&SPECULATION),
+        PRED_CMD => env.need_any(&[Feature::SPEC_CTRL, Feature::IBPB]),
+        EFER => env.need_any(&[Feature::SYSCALL, Feature::NX, Feature::LM]),
+        STAR => env.need(Feature::SYSCALL),
+        LSTAR | CSTAR | FMASK | FS_BASE | GS_BASE | KERNEL_GS_BASE => env.need(Feature::LM),
+        TSC_AUX => env.need_any(&[Feature::RDTSCP, Feature::RDPID]),
+        AMD_SYSCFG | AMD_HWCR | AMD_DE_CFG => unless(!amd),
+        _ => Ok(()),
     }
 }
 
@@ -92,8 +135,10 @@ fn unknown(what: &str, msr: u32, value: u64) -> tessera_tcg::guest::Exception {
 
 /// RDMSR.
 pub fn read(env: &mut X86Env, msr: u32) -> Result<u64> {
+    exists(env, msr)?;
     let m = &env.msr;
     Ok(match msr {
+        P5_MC_ADDR | P5_MC_TYPE => 0,
         TSC => control::tsc(env),
         PLATFORM_ID => 0,
         APIC_BASE => env.platform.apic_base(),
@@ -102,15 +147,9 @@ pub fn read(env: &mut X86Env, msr: u32) -> Result<u64> {
             env.need(Feature::TSC_ADJUST)?;
             env.msr.tsc_adjust
         }
-        SPEC_CTRL => {
-            env.need_either(Feature::SPEC_CTRL, Feature::SSBD)?;
-            env.msr.spec_ctrl
-        }
+        SPEC_CTRL => m.spec_ctrl,
         BIOS_SIGN_ID => m.bios_sign_id,
-        MTRRCAP => {
-            env.need(Feature::MTRR)?;
-            MTRRCAP_VALUE
-        }
+        MTRRCAP => MTRRCAP_VALUE,
         ARCH_CAPABILITIES => {
             env.need(Feature::ARCH_CAPABILITIES)?;
             env.cpuid.arch_capabilities()
@@ -149,9 +188,9 @@ pub fn read(env: &mut X86Env, msr: u32) -> Result<u64> {
         FS_BASE => env.seg[seg::FS].base,
         GS_BASE => env.seg[seg::GS].base,
         KERNEL_GS_BASE => m.kernel_gs_base,
-        TSC_AUX => {
-            env.need_either(Feature::RDTSCP, Feature::RDPID)?;
-            env.msr.tsc_aux
+        TSC_AUX => m.tsc_aux,
+        AMD_SYSCFG | AMD_HWCR | AMD_DE_CFG => {
+            AMD.iter().find(|(index, _)| *index == msr).map_or(0, |&(_, value)| value)
         }
         _ => match MTRR_FIXED.iter().position(|&f| f == msr) {
             Some(n) => m.mtrr_fixed[n],
@@ -162,8 +201,10 @@ pub fn read(env: &mut X86Env, msr: u32) -> Result<u64> {
 
 /// WRMSR.
 pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
+    exists(env, msr)?;
     let physical = u64::MAX << env.cpuid.phys_bits();
     match msr {
+        P5_MC_ADDR | P5_MC_TYPE => {}
         TSC => {
             let delta = value.wrapping_sub(control::tsc(env));
             adjust_tsc(env, delta)?;
@@ -184,16 +225,13 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
             env.msr.feature_control = value;
         }
         SPEC_CTRL => {
-            env.need_either(Feature::SPEC_CTRL, Feature::SSBD)?;
-            let ssbd = if env.cpuid.has(Feature::SSBD) { 1 << 2 } else { 0 };
+            let ssbd = env.cpuid.has(Feature::SSBD) || env.cpuid.has(Feature::AMD_SSBD);
+            let ssbd = if ssbd { 1 << 2 } else { 0 };
             let bhi = if env.cpuid.has(Feature::BHI_CTRL) { 1 << 10 } else { 0 };
             unless(value & !(3 | ssbd | bhi) != 0)?;
             env.msr.spec_ctrl = value;
         }
-        PRED_CMD => {
-            env.need(Feature::SPEC_CTRL)?;
-            unless(value & !1 != 0)?;
-        }
+        PRED_CMD => unless(value & !1 != 0)?,
         BIOS_UPDT_TRIG => {}
         BIOS_SIGN_ID => {
             // Writing 0 before CPUID asks for the revision, which is always there.
@@ -270,8 +308,8 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
             unless(!canonical_base(env, value))?;
             env.msr.kernel_gs_base = value;
         }
+        AMD_SYSCFG | AMD_HWCR | AMD_DE_CFG => {}
         TSC_AUX => {
-            env.need_either(Feature::RDTSCP, Feature::RDPID)?;
             unless(value >> 32 != 0)?;
             env.msr.tsc_aux = value;
         }

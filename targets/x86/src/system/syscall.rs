@@ -6,7 +6,7 @@ use super::exception::{gp, ud};
 use super::interrupt::check_interrupts;
 use super::{Result, debug, long_mode, selectors};
 use crate::mmu::canonical;
-use crate::state::{Efer, RFlags, Segment, X86Env, reg, seg};
+use crate::state::{Cr0, Efer, RFlags, Segment, X86Env, reg, seg};
 
 /// A flat code segment as the fast calls load it: 64-bit or 32-bit.
 fn flat_code(selector: u16, dpl: u16, long: bool) -> Segment {
@@ -27,24 +27,34 @@ fn enter(env: &mut X86Env, cs: u16, ss: u16, cpl: u8, long: bool, ip: u64) {
     env.update_mode();
 }
 
-/// SYSCALL, which exists in 64-bit mode only (Intel).
+/// SYSCALL. Intel's exists in 64-bit mode only; AMD's also in compatibility mode, where it goes to IA32_CSTAR, and in
+/// legacy protected mode, where the entry point is in IA32_STAR (AMD64 manual volume 3, SYSCALL).
 pub fn syscall(env: &mut X86Env) -> Result<()> {
-    if !env.code64() || !env.efer.contains(Efer::SCE) {
+    let amd = env.cpuid.is_amd() && env.cr0.contains(Cr0::PE);
+    if !env.efer.contains(Efer::SCE) || !env.code64() && !amd {
         return Err(ud());
     }
     let flags = env.rflags();
-    env.gpr[reg::RCX] = env.rip;
+    let selector = (env.msr.star >> 32) as u16 & !3;
+    let stack = selector.wrapping_add(8);
+    if !long_mode(env) {
+        env.gpr[reg::RCX] = env.ip();
+        env.set_rflags(flags & !(RFlags::VM | RFlags::IF | RFlags::RF).bits());
+        enter(env, selector, stack, 0, false, env.msr.star & 0xffff_ffff);
+        return Ok(());
+    }
+    let target = if env.code64() { env.msr.lstar } else { env.msr.cstar };
+    env.gpr[reg::RCX] = env.ip();
     env.gpr[11] = flags & !RFlags::RF.bits();
     env.set_rflags(flags & !env.msr.fmask & !RFlags::RF.bits());
-    let selector = (env.msr.star >> 32) as u16 & !3;
-    let target = env.msr.lstar;
-    enter(env, selector, selector.wrapping_add(8), 0, true, target);
+    enter(env, selector, stack, 0, true, target);
     Ok(())
 }
 
-/// SYSRET with an operand size of 4 or 8 bytes.
+/// SYSRET with an operand size of 4 or 8 bytes. AMD's exists outside 64-bit mode, too, and there leaves all flags but IF.
 pub fn sysret(env: &mut X86Env, size: u32) -> Result<()> {
-    if !env.code64() || !env.efer.contains(Efer::SCE) {
+    let amd = env.cpuid.is_amd() && env.cr0.contains(Cr0::PE);
+    if !env.efer.contains(Efer::SCE) || !env.code64() && !amd {
         return Err(ud());
     }
     let target = env.gpr[reg::RCX];
@@ -52,7 +62,8 @@ pub fn sysret(env: &mut X86Env, size: u32) -> Result<()> {
     if env.cpl != 0 || long && !canonical(env, target) {
         return Err(gp(0));
     }
-    env.set_rflags(env.gpr[11] & 0x3c_7fd7);
+    let flags = if env.code64() { env.gpr[11] & 0x3c_7fd7 } else { env.rflags() | RFlags::IF.bits() };
+    env.set_rflags(flags);
     let base = (env.msr.star >> 48) as u16;
     let cs = base.wrapping_add(if long { 16 } else { 0 }) | 3;
     let ip = if long { target } else { target & 0xffff_ffff };
@@ -68,9 +79,12 @@ pub fn sysret(env: &mut X86Env, size: u32) -> Result<()> {
     Ok(())
 }
 
-/// SYSENTER.
+/// SYSENTER. AMD's does not exist in long mode, nor does its SYSEXIT.
 pub fn sysenter(env: &mut X86Env) -> Result<()> {
-    let protected = env.cr0.contains(crate::state::Cr0::PE);
+    if env.cpuid.is_amd() && long_mode(env) {
+        return Err(ud());
+    }
+    let protected = env.cr0.contains(Cr0::PE);
     let cs = env.msr.sysenter_cs as u16 & !3;
     if !protected || cs == 0 {
         return Err(gp(0));
@@ -89,6 +103,9 @@ pub fn sysenter(env: &mut X86Env) -> Result<()> {
 
 /// SYSEXIT with an operand size of 4 or 8 bytes.
 pub fn sysexit(env: &mut X86Env, size: u32) -> Result<()> {
+    if env.cpuid.is_amd() && long_mode(env) {
+        return Err(ud());
+    }
     let base = env.msr.sysenter_cs as u16 & !3;
     if !selectors(env) || base == 0 || env.cpl != 0 {
         return Err(gp(0));
