@@ -75,6 +75,8 @@ pub struct Rig {
     pub target: PathBuf,
     /// Show what the guests print even if all is well.
     pub show_console: bool,
+    /// Run programs in their long form.
+    pub long: bool,
 }
 
 /// Runs one test; an error is a failure.
@@ -160,7 +162,7 @@ fn ask(console: &mut Console, command: &str, answer: &str) -> Result<()> {
 }
 
 /// Fails if the guest's kernel has complained.
-fn check_complaints(console: &Console) -> Result<()> {
+pub fn check_complaints(console: &Console) -> Result<()> {
     let text = console.text();
     let bad: Vec<_> = text
         .lines()

@@ -136,13 +136,7 @@ impl Guest {
     /// Obtains the kernel and the initial RAM disk, below `target`.
     pub fn obtain(&self, target: &Path) -> Result<Files, PackageError> {
         let packages = Packages::open(target)?;
-        let folder = packages.obtain(&self.package)?.join(self.folder);
-        let kernel = fs::read_dir(&folder)
-            .with_context(|| format!("{} has no folder {}", self.package.name, folder.display()))?
-            .flatten()
-            .map(|entry| entry.path())
-            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(self.kernel)))
-            .ok_or_else(|| anyhow!("{} holds no kernel", self.package.name))?;
+        let (folder, kernel) = self.obtain_kernel(&packages)?;
         let initrd = match self.userland {
             Userland::Packaged(name) => folder.join(name),
             Userland::Busybox => {
@@ -153,6 +147,24 @@ impl Guest {
         };
         Ok(Files { kernel, initrd, memory: self.memory })
     }
+
+    /// The kernel's folder, and the kernel in it.
+    fn obtain_kernel(&self, packages: &Packages) -> Result<(PathBuf, PathBuf), PackageError> {
+        let folder = packages.obtain(&self.package)?.join(self.folder);
+        let kernel = fs::read_dir(&folder)
+            .with_context(|| format!("{} has no folder {}", self.package.name, folder.display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(self.kernel)))
+            .ok_or_else(|| anyhow!("{} holds no kernel", self.package.name))?;
+        Ok((folder, kernel))
+    }
+}
+
+/// The kernel that programs and workloads run on: the cloud guest's.
+pub fn kernel(target: &Path) -> Result<PathBuf, PackageError> {
+    let guest = named("cloud").context("the table of guests has no cloud guest")?;
+    Ok(guest.obtain_kernel(&Packages::open(target)?)?.1)
 }
 
 impl Files {

@@ -1,12 +1,13 @@
-//! The userland that the kernels boot to: busybox and a script, packed as the kernel wants it.
+//! Initial RAM disks: busybox and a script for the kernels to boot to, and whole trees of files.
 //!
 //! The format is the "new ASCII" cpio archive, described in the kernel's documentation
 //! (`Documentation/driver-api/early-userspace/buffer-format.rst`): for each file a header of 8-digit
 //! hexadecimal fields, the name with a terminating zero, and the contents, both padded to 4 bytes;
 //! an entry called `TRAILER!!!` ends it.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -32,7 +33,9 @@ done
 "#;
 
 const DIRECTORY: u32 = 0o040755;
+const FILE: u32 = 0o100644;
 const EXECUTABLE: u32 = 0o100755;
+const LINK: u32 = 0o120777;
 const CHARACTER_DEVICE: u32 = 0o020600;
 
 /// An archive under construction.
@@ -76,6 +79,55 @@ impl<W: Write> Archive<W> {
     }
 }
 
+/// Packs a folder into an archive at `path`, uncompressed: the kernel copies faster than it decompresses.
+///
+/// What lies in the tree's `tmp` is left out; `dev/console` is added. Everything belongs to root.
+pub fn write_tree(path: &Path, tree: &Path) -> Result<()> {
+    replace_file(path, |out| {
+        let mut archive = Archive::new(out);
+        add_folder(&mut archive, tree, Path::new(""))?;
+        archive.add("dev/console", CHARACTER_DEVICE, (5, 1), &[])?;
+        archive.finish()?;
+        Ok(())
+    })
+}
+
+fn add_folder<W: Write>(archive: &mut Archive<W>, tree: &Path, folder: &Path) -> Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(tree.join(folder))?.collect::<std::io::Result<_>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let relative = folder.join(entry.file_name());
+        let name = relative.to_str().context("a file's name is not UTF-8")?;
+        let kind = entry.file_type()?;
+        if kind.is_symlink() {
+            let to = fs::read_link(entry.path())?;
+            archive.add(name, LINK, (0, 0), to.as_os_str().as_encoded_bytes())?;
+        } else if kind.is_dir() {
+            archive.add(name, DIRECTORY, (0, 0), &[])?;
+            if name != "tmp" {
+                add_folder(archive, tree, &relative)?;
+            }
+        } else if kind.is_file() {
+            let runs = entry.metadata()?.permissions().mode() & 0o111 != 0;
+            let contents = fs::read(entry.path())?;
+            archive.add(name, if runs { EXECUTABLE } else { FILE }, (0, 0), &contents)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file such that another process that reads it sees the old one or the new one.
+fn replace_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let unfinished = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
+    let mut out = BufWriter::new(
+        File::create(&unfinished).with_context(|| format!("cannot write {}", unfinished.display()))?,
+    );
+    fill(&mut out)?;
+    out.flush()?;
+    fs::rename(&unfinished, path)?;
+    Ok(())
+}
+
 /// Packs `busybox` and the script into a gzip-compressed archive at `path`.
 pub fn write(path: &Path, busybox: &Path) -> Result<()> {
     let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
@@ -87,11 +139,7 @@ pub fn write(path: &Path, busybox: &Path) -> Result<()> {
     archive.add("bin/busybox", EXECUTABLE, (0, 0), &program)?;
     archive.add("init", EXECUTABLE, (0, 0), INIT.as_bytes())?;
     let packed = archive.finish()?.finish()?;
-    // Another process may read the file at this moment: it sees the old one or the new one.
-    let unfinished = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
-    fs::write(&unfinished, packed)?;
-    fs::rename(&unfinished, path)?;
-    Ok(())
+    replace_file(path, |out| Ok(out.write_all(&packed)?))
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@
 //! | [`project`] | finds the repository, runs cargo, builds the program |
 //! | [`packages`] | obtains Debian packages without root, cached below `target/guests` |
 //! | [`initramfs`] | packs the busybox userland that the kernels boot to |
+//! | [`trees`] | merges packages into a file tree, which is a guest's RAM disk and a root folder on the host |
 //! | [`guests`] | the table of guests: which kernel, which initial RAM disk, which parameters |
 //! | [`console`] | a child process on a pseudo-terminal: expect, send, wait |
 //! | [`process`] | CPU time and memory of a running process, from `/proc` |
-//! | [`demo`], [`test`], [`boot_tests`], [`bench`] | the tasks |
+//! | [`demo`], [`test`], [`boot_tests`], [`programs`], [`bench`] | the tasks |
 
 mod bench;
 mod boot_tests;
@@ -23,8 +24,10 @@ mod guests;
 mod initramfs;
 mod packages;
 mod process;
+mod programs;
 mod project;
 mod test;
+mod trees;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -64,6 +67,9 @@ enum Task {
         /// Show the serial console of every boot test, not only of failed ones
         #[arg(long)]
         show_console: bool,
+        /// Run the programs in their long form, for minutes each
+        #[arg(long)]
+        long: bool,
     },
     /// Measure
     Bench {
@@ -94,8 +100,8 @@ enum Bench {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Demo { emulator, extra } => demo::run(emulator, &extra),
-        Task::Test { filter, emulator, list, show_console } => {
-            test::run(&test::Options { filter, emulator, list, show_console })
+        Task::Test { filter, emulator, list, show_console, long } => {
+            test::run(&test::Options { filter, emulator, list, show_console, long })
         }
         Task::Bench { what: Bench::Boot { runs, against, guest, emulator } } => {
             bench::boot(runs, &against, &guest, emulator)

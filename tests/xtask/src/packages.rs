@@ -65,10 +65,26 @@ pub struct Packages {
 }
 
 /// One record of `apt-cache show`.
+#[derive(Clone)]
 struct Record {
     name: String,
     version: String,
     depends: String,
+}
+
+impl Record {
+    fn parse(text: &str) -> Option<Self> {
+        let field = |key: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
+                .map(|value| value.trim().to_owned())
+        };
+        Some(Record {
+            name: field("Package")?,
+            version: field("Version")?,
+            depends: field("Depends").unwrap_or_default(),
+        })
+    }
 }
 
 impl Packages {
@@ -134,6 +150,53 @@ impl Packages {
             }
         }
         Ok(destination)
+    }
+
+    /// Obtains packages with all their files; returns their folders in the order of the names.
+    ///
+    /// What is missing is downloaded in one go. Dependencies are the caller's: it names what it needs.
+    pub fn obtain_all(&self, names: &[&'static str]) -> Result<Vec<PathBuf>, PackageError> {
+        let whole = |name| Package { name, follow: None, files: &["./*"] };
+        let earlier = || names.iter().map(|name| self.unpacked_earlier(&whole(name))).collect::<Option<_>>();
+        if !["apt-get", "apt-cache", "dpkg-deb", "tar"].into_iter().all(project::installed) {
+            return earlier().ok_or_else(|| {
+                PackageError::Unavailable(
+                    "Debian's packages cannot be had here, because this machine has no apt".into(),
+                )
+            });
+        }
+        if !self.lists_are_fresh()
+            && let Err(error) = self.update()
+        {
+            return earlier().ok_or(error);
+        }
+        let (mut records, mut missing) = self.missing(names)?;
+        if !missing.is_empty() && self.download(&missing).is_err() {
+            // The lists may name versions that the mirror has dropped since.
+            self.update()?;
+            (records, missing) = self.missing(names)?;
+            self.download(&missing)?;
+        }
+        for record in missing {
+            self.extract(&self.archive(&record.name)?, &["./*"], &self.destination(&record))?;
+        }
+        Ok(records.iter().map(|record| self.destination(record)).collect())
+    }
+
+    /// The candidates of packages, and those of them that are not unpacked yet.
+    fn missing(&self, names: &[&str]) -> Result<(Vec<Record>, Vec<Record>), PackageError> {
+        let records = self.show(names)?;
+        let mut found = Vec::new();
+        for name in names {
+            let Some(record) = records.iter().find(|record| record.name == *name) else {
+                return Err(PackageError::Unavailable(format!(
+                    "the package {name} cannot be had here, because this machine's package sources have none of that name"
+                )));
+            };
+            found.push(record.clone());
+        }
+        let missing = found.iter().filter(|record| !self.destination(record).exists()).cloned().collect();
+        Ok((found, missing))
     }
 
     fn destination(&self, record: &Record) -> PathBuf {
@@ -206,7 +269,7 @@ impl Packages {
 
     /// The candidate version of a package, a meta package replaced by what it stands for.
     fn resolve(&self, package: &Package) -> Result<Option<Record>, PackageError> {
-        let Some(record) = self.show(package.name)? else { return Ok(None) };
+        let Some(record) = self.show(&[package.name])?.pop() else { return Ok(None) };
         let Some(prefix) = package.follow else { return Ok(Some(record)) };
         let real = record
             .depends
@@ -214,54 +277,69 @@ impl Packages {
             .filter_map(|dependency| dependency.split_whitespace().next())
             .find(|name| name.starts_with(prefix))
             .ok_or_else(|| anyhow!("{} depends on nothing called {prefix}*", package.name))?;
-        self.show(real)
+        Ok(self.show(&[real])?.pop())
     }
 
-    fn show(&self, name: &str) -> Result<Option<Record>, PackageError> {
-        let output =
-            self.apt("apt-cache").args(["show", "--no-all-versions", name]).stderr(Stdio::null()).output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let field = |key: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix(": "))
-                .map(|value| value.trim().to_owned())
-        };
-        match (field("Package"), field("Version")) {
-            (Some(name), Some(version)) => {
-                Ok(Some(Record { name, version, depends: field("Depends").unwrap_or_default() }))
-            }
-            _ => Ok(None),
-        }
+    /// The candidates of these packages, as far as the sources have them.
+    fn show(&self, names: &[&str]) -> Result<Vec<Record>, PackageError> {
+        let output = self
+            .apt("apt-cache")
+            .args(["show", "--no-all-versions"])
+            .args(names)
+            .stderr(Stdio::null())
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).split("\n\n").filter_map(Record::parse).collect())
     }
 
     /// Downloads a package and unpacks the files that are wanted of it.
     fn unpack(&self, package: &Package, record: &Record, destination: &Path) -> Result<(), PackageError> {
+        self.download(std::slice::from_ref(record))?;
+        self.extract(&self.archive(&record.name)?, package.files, destination)
+    }
+
+    /// Downloads packages into the folder `work`.
+    fn download(&self, records: &[Record]) -> Result<(), PackageError> {
         let work = self.folder.join("work");
         if work.exists() {
             fs::remove_dir_all(&work)?;
         }
-        let files = work.join("files");
-        fs::create_dir_all(&files)?;
+        fs::create_dir_all(&work)?;
+        let mut command = self.apt("apt-get");
+        command.current_dir(&work).arg("download");
+        command.args(records.iter().map(|record| format!("{}={}", record.name, record.version)));
+        let what = match records {
+            [record] => format!("{} {}", record.name, record.version),
+            _ => format!("{} packages", records.len()),
+        };
+        self.run(command, &format!("downloading {what}"))
+    }
 
-        let mut download = self.apt("apt-get");
-        download.current_dir(&work).arg("download").arg(format!("{}={}", record.name, record.version));
-        self.run(download, &format!("downloading {} {}", record.name, record.version))?;
-        let archive = fs::read_dir(&work)?
+    /// The archive of a package that was downloaded.
+    fn archive(&self, name: &str) -> Result<PathBuf, PackageError> {
+        fs::read_dir(self.folder.join("work"))?
             .flatten()
+            .find(|entry| {
+                let file = entry.file_name().to_string_lossy().into_owned();
+                file.ends_with(".deb") && file.split_once('_').is_some_and(|(package, _)| package == name)
+            })
             .map(|entry| entry.path())
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .ok_or_else(|| anyhow!("apt-get download of {} left no package", record.name))?;
+            .ok_or_else(|| anyhow!("apt-get download of {name} left no package").into())
+    }
 
+    /// Unpacks files of an archive that was downloaded, and removes it.
+    fn extract(&self, archive: &Path, files: &[&str], destination: &Path) -> Result<(), PackageError> {
+        let unpacked = self.folder.join("work/files");
+        fs::create_dir_all(&unpacked)?;
         let mut contents = Command::new("dpkg-deb")
             .arg("--fsys-tarfile")
-            .arg(&archive)
+            .arg(archive)
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot run dpkg-deb")?;
         let tar = Command::new("tar")
             .args(["-x", "--no-same-owner", "--wildcards", "-C"])
-            .arg(&files)
-            .args(package.files)
+            .arg(&unpacked)
+            .args(files)
             .stdin(contents.stdout.take().context("dpkg-deb has no output")?)
             .status()
             .context("cannot run tar")?;
@@ -269,8 +347,8 @@ impl Packages {
         if !tar.success() || !listed.success() {
             return Err(anyhow!("cannot unpack {}", archive.display()).into());
         }
-        fs::rename(&files, destination)?;
-        fs::remove_dir_all(&work)?;
+        fs::rename(&unpacked, destination)?;
+        fs::remove_file(archive)?;
         Ok(())
     }
 

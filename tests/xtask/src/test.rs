@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::boot_tests::{self, BootTest, Rig};
-use crate::project;
+use crate::{programs, project};
 
 /// How much of a failed command's output is shown.
 const SHOWN_LINES: usize = 300;
@@ -28,6 +28,8 @@ pub struct Options {
     pub list: bool,
     /// Show the consoles of passed boot tests, too.
     pub show_console: bool,
+    /// Run programs in their long form.
+    pub long: bool,
 }
 
 /// How a step ended.
@@ -82,7 +84,8 @@ fn cargo_steps() -> Vec<CargoStep> {
 pub fn run(options: &Options) -> Result<ExitCode> {
     let wanted = |name: &str| options.filter.as_ref().is_none_or(|text| name.contains(text.as_str()));
     let cargo_steps: Vec<_> = cargo_steps().into_iter().filter(|step| wanted(step.name)).collect();
-    let boot_tests: Vec<_> = boot_tests::all().into_iter().filter(|test| wanted(&test.name)).collect();
+    let boot_tests = boot_tests::all().into_iter().chain(programs::all());
+    let boot_tests: Vec<_> = boot_tests.filter(|test| wanted(&test.name)).collect();
     if options.list {
         cargo_steps.iter().for_each(|step| println!("{}", step.name));
         boot_tests.iter().for_each(|test| println!("{}", test.name));
@@ -221,6 +224,7 @@ fn boot_steps(
         emulator,
         target: project::target_dir()?,
         show_console: options.show_console,
+        long: options.long,
     };
     for test in tests {
         announce(&test.name);
