@@ -186,7 +186,7 @@ const NO_FLAWS: FeatureSet = FeatureSet::of(set![
 const MAX: FeatureSet = FeatureSet::of(set![
     PCLMULQDQ AES PCID MOVBE XSAVE XSAVEOPT XSAVEC XGETBV1 RDRAND RDSEED FSGSBASE BMI1 BMI2 LZCNT PREFETCHW
     SMEP SMAP ERMS FSRM INVPCID ADX CLFLUSHOPT CLWB UMIP PKU RDPID PDPE1GB
-    SS WBNOINVD CLDEMOTE PREFETCHITI
+    SS WBNOINVD CLDEMOTE PREFETCHITI SHA_NI GFNI
 ]);
 
 /// Implemented, but not in `max`: to be asked for by name. Five-level paging makes every TLB miss longer and guests turn it
@@ -196,6 +196,8 @@ const ON_REQUEST: FeatureSet = FeatureSet::of(set![LA57 MD_CLEAR STIBP SSBD MMXE
 /// **The switch**: everything the CPU really does. A feature that is not in here cannot be had.
 pub const IMPLEMENTED: FeatureSet = BASE.union(V2).union(SYSTEM).union(NO_FLAWS).union(MAX).union(ON_REQUEST);
 
-/// Family, model and stepping that this project's own models report. A recent server part that no kernel has errata,
-/// microcode demands or speculation blacklists for, so guests take the features and capabilities at their word.
-const OWN_SIGNATURE: [u16; 3] = [6, 0x8f, 8];
+/// Family, model and stepping that this project's own models report: an Intel processor of a model that never was. No kernel
+/// has errata, microcode demands or speculation blacklists for it, so guests take the features and capabilities at
+/// their word. A real model's number would promise more than features do: programs built with GCC's `target_clones("arch=…")`
+/// choose code by that number alone, and run AVX-512 on what says that it is a Sapphire Rapids.
+const OWN_SIGNATURE: [u16; 3] = [6, 0xb0, 1];
