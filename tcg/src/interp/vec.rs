@@ -121,6 +121,11 @@ pub fn compute(op: VecOp, len: VecLen, a: Word4, b: Word4, imm: u8, control: &mu
         ShrI64 => l.shift(64, Shift::Logical, b[0]),
         SarI16 => l.shift(16, Shift::Arithmetic, b[0]),
         SarI32 => l.shift(32, Shift::Arithmetic, b[0]),
+        ShlVarI32 => l.shift_each(32, Shift::Left),
+        ShlVarI64 => l.shift_each(64, Shift::Left),
+        ShrVarI32 => l.shift_each(32, Shift::Logical),
+        ShrVarI64 => l.shift_each(64, Shift::Logical),
+        SarVarI32 => l.shift_each(32, Shift::Arithmetic),
         ShlImmI16 => l.shift(16, Shift::Left, imm as u64),
         ShlImmI32 => l.shift(32, Shift::Left, imm as u64),
         ShlImmI64 => l.shift(64, Shift::Left, imm as u64),
@@ -199,6 +204,19 @@ pub fn compute(op: VecOp, len: VecLen, a: Word4, b: Word4, imm: u8, control: &mu
         MoveI32 => l.lane0(32, get(&b, 32, 0)),
         MoveI64 => l.lane0(64, b[0]),
         MoveHighLow => [b[1], a[1], 0, 0],
+        BroadcastI8 => l.build(8, |_| get(&a, 8, 0)),
+        BroadcastI16 => l.build(16, |_| get(&a, 16, 0)),
+        BroadcastI32 => l.build(32, |_| get(&a, 32, 0)),
+        BroadcastI64 => l.build(64, |_| a[0]),
+        PermuteI128 => l.build(64, |n| {
+            let control = i >> (4 * (n / 2));
+            let from = if control & 2 != 0 { &b } else { &a };
+            if control & 8 != 0 { 0 } else { from[2 * (control & 1) as usize + n % 2] }
+        }),
+        PermuteI32 => l.build(32, |n| get(&b, 32, get(&a, 32, n) as usize & 7)),
+        PermuteI64 => l.build(64, |n| a[i as usize >> (2 * n) & 3]),
+        ShuffleVarI32 => l.build(32, |n| get(&a, 32, (n & !3) + (get(&b, 32, n) as usize & 3))),
+        ShuffleVarI64 => l.build(64, |n| a[(n & !1) + (b[n] as usize >> 1 & 1)]),
         DupEvenI64 => l.build(64, |n| a[n & !1]),
         DupEvenI32 => l.build(32, |n| get(&a, 32, n & !1)),
         DupOddI32 => l.build(32, |n| get(&a, 32, n | 1)),
@@ -298,7 +316,7 @@ pub fn compute_ins(op: VecInsOp, a: Word4, b: u64, imm: u8, control: &mut u32) -
 /// `op a, b, imm` with an integer result.
 pub fn compute_test(op: VecTestOp, len: VecLen, a: Word4, b: Word4, imm: u8, control: &mut u32) -> u64 {
     use VecTestOp::*;
-    let top_bits = |bits| (0..lanes(len, bits)).fold(0, |r, n| r | ((signed(&a, bits, n) < 0) as u64) << n);
+    let top_bits = |bits| sign_bits(&a, len, bits);
     let extract = |bits| get(&a, bits, imm as usize % (128 / bits));
     match op {
         MaskI8 => top_bits(8),
@@ -312,6 +330,12 @@ pub fn compute_test(op: VecTestOp, len: VecLen, a: Word4, b: Word4, imm: u8, con
             let zero = (0..lanes(len, 64)).all(|n| a[n] & b[n] == 0);
             let covered = (0..lanes(len, 64)).all(|n| !a[n] & b[n] == 0);
             (if zero { flags::Z } else { 0 } | if covered { flags::C } else { 0 }) as u64
+        }
+        TestSignsI32 | TestSignsI64 => {
+            let bits = if op == TestSignsI32 { 32 } else { 64 };
+            let (of_a, of_b) = (top_bits(bits), sign_bits(&b, len, bits));
+            let flag = |f: u32, set: bool| if set { f } else { 0 };
+            (flag(flags::Z, of_a & of_b == 0) | flag(flags::C, !of_a & of_b == 0)) as u64
         }
         CompareF32 => float::compare(F32, a[0], b[0], true, control).packed_flags(),
         CompareF64 => float::compare(F64, a[0], b[0], true, control).packed_flags(),
@@ -359,6 +383,11 @@ fn arithmetic(op: VecOp) -> (Format, bool, float::Arith) {
         MaxScalarF64 => (F64, true, Max),
         _ => unreachable!("{op:?} is not one of the arithmetic rows"),
     }
+}
+
+/// The top bits of the lanes of `bits` bits.
+fn sign_bits(v: &Word4, len: VecLen, bits: usize) -> u64 {
+    (0..lanes(len, bits)).fold(0, |r, n| r | ((signed(v, bits, n) < 0) as u64) << n)
 }
 
 /// Number of lanes of `bits` bits.
@@ -492,14 +521,22 @@ impl Lanes {
     }
 
     fn shift(&self, bits: usize, shift: Shift, count: u64) -> Word4 {
+        self.build(bits, |n| self.shift_lane(bits, n, shift, count))
+    }
+
+    /// Each lane by its own count.
+    fn shift_each(&self, bits: usize, shift: Shift) -> Word4 {
+        self.build(bits, |n| self.shift_lane(bits, n, shift, get(&self.b, bits, n)))
+    }
+
+    fn shift_lane(&self, bits: usize, n: usize, shift: Shift, count: u64) -> u64 {
         let small = count.min(bits as u64 - 1) as u32;
-        let over = count >= bits as u64;
-        self.build(bits, |n| match shift {
+        match shift {
             Shift::Arithmetic => (signed(&self.a, bits, n) >> small) as u64,
-            _ if over => 0,
+            _ if count >= bits as u64 => 0,
             Shift::Left => get(&self.a, bits, n) << small,
             Shift::Logical => get(&self.a, bits, n) >> small,
-        })
+        }
     }
 
     /// Which operand and which even lane of it a horizontal operation's lane `n` takes.

@@ -1,7 +1,7 @@
 //! Vector operations.
 //!
 //! One row an operation: its name, its text, how many operands it reads, whether it has an immediate, the longest
-//! [`VecLen`] it exists in, and its meaning. Operations work on 128 or 256 bits; a 128-bit operation reads the low
+//! [`VecLen`] it exists in, and its meaning. Operations work on 128 or 256 bits (a few on 256 only); a 128-bit operation reads the low
 //! halves and zeroes the high half of its result. *Scalar* operations compute
 //! lane 0 and take the other lanes of the low 128 bits from `a`; they exist in 128 bits only. "Within each 128 bits"
 //! means that the operation on 256 bits is two independent operations on 128.
@@ -67,7 +67,11 @@ impl VecOp {
     /// The shortest length it exists in.
     pub fn min_len(self) -> VecLen {
         match self {
-            VecOp::ExtractI128 | VecOp::InsertI128 => VecLen::V256,
+            VecOp::ExtractI128
+            | VecOp::InsertI128
+            | VecOp::PermuteI128
+            | VecOp::PermuteI32
+            | VecOp::PermuteI64 => VecLen::V256,
             _ => VecLen::V128,
         }
     }
@@ -236,6 +240,16 @@ vec_table! {
     SarI16 "sar.i16" 2 false V256;
     /// Signed lanes of 32 bits shifted right by the low 64 bits of `b`, at most 31.
     SarI32 "sar.i32" 2 false V256;
+    /// Lanes of 32 bits shifted left by `b`'s lanes; zero from 32 on.
+    ShlVarI32 "shlvar.i32" 2 false V256;
+    /// Lanes of 64 bits shifted left by `b`'s lanes; zero from 64 on.
+    ShlVarI64 "shlvar.i64" 2 false V256;
+    /// Lanes of 32 bits shifted right by `b`'s lanes; zero from 32 on.
+    ShrVarI32 "shrvar.i32" 2 false V256;
+    /// Lanes of 64 bits shifted right by `b`'s lanes; zero from 64 on.
+    ShrVarI64 "shrvar.i64" 2 false V256;
+    /// Signed lanes of 32 bits shifted right by `b`'s lanes, at most 31.
+    SarVarI32 "sarvar.i32" 2 false V256;
     /// Lanes of 16 bits shifted left by `imm`; zero from 16 on.
     ShlImmI16 "shlimm.i16" 1 true V256;
     /// Lanes of 32 bits shifted left by `imm`; zero from 32 on.
@@ -344,6 +358,25 @@ vec_table! {
     MoveI64 "move.i64" 2 false V128;
     /// The high 64 bits of `b`, then those of `a`.
     MoveHighLow "movehl" 2 false V128;
+    /// Lane 0 of 8 bits in every lane.
+    BroadcastI8 "broadcast.i8" 1 false V256;
+    /// Lane 0 of 16 bits in every lane.
+    BroadcastI16 "broadcast.i16" 1 false V256;
+    /// Lane 0 of 32 bits in every lane.
+    BroadcastI32 "broadcast.i32" 1 false V256;
+    /// Lane 0 of 64 bits in every lane.
+    BroadcastI64 "broadcast.i64" 1 false V256;
+    /// Two of the halves `a` low, `a` high, `b` low, `b` high, chosen by `imm[1:0]` and `imm[5:4]`; zero where `imm[3]` or
+    /// `imm[7]` is set. 256 bits only.
+    PermuteI128 "permute.i128" 2 true V256;
+    /// 32-bit lanes of `b` chosen by bits 2:0 of `a`'s lanes. 256 bits only.
+    PermuteI32 "permute.i32" 2 false V256;
+    /// Four 64-bit lanes of `a`, chosen by two bits of `imm` each. 256 bits only.
+    PermuteI64 "permute.i64" 1 true V256;
+    /// 32-bit lanes of `a` chosen by bits 1:0 of `b`'s lanes (within each 128 bits).
+    ShuffleVarI32 "shufflevar.i32" 2 false V256;
+    /// 64-bit lanes of `a` chosen by bit 1 of `b`'s lanes (within each 128 bits).
+    ShuffleVarI64 "shufflevar.i64" 2 false V256;
     /// Each even 64-bit lane twice.
     DupEvenI64 "dupeven.i64" 1 false V256;
     /// Each even 32-bit lane twice.
@@ -555,6 +588,10 @@ vec_table! {
     ExtractI64 "extract.i64" 1 true V128;
     /// Packed flags: Z if `a & b` is zero, C if `!a & b` is zero; others clear.
     TestBits "testbits" 2 false V256;
+    /// As `TestBits`, of the top bits of 32-bit lanes alone.
+    TestSignsI32 "testsigns.i32" 2 false V256;
+    /// As `TestBits`, of the top bits of 64-bit lanes alone.
+    TestSignsI64 "testsigns.i64" 2 false V256;
     /// Packed flags of comparing lane 0, binary32: unordered Z, P, C; less C; equal Z; greater none. Quiet NaNs
     /// signal.
     CompareF32 "compare.f32" 2 false V128;

@@ -54,6 +54,7 @@ macro_rules! helper_type {
 }
 pub(crate) use helper_type;
 
+pub mod avx;
 pub mod int;
 pub mod int_string;
 pub mod sse;
@@ -70,11 +71,13 @@ const SYSTEM_BASE: u16 = INT_STRING_BASE + int_string::TABLE.len() as u16;
 const SSE_BASE: u16 = SYSTEM_BASE + system::TABLE.len() as u16;
 const X87_BASE: u16 = SSE_BASE + sse::TABLE.len() as u16;
 const VEC_OP_BASE: u16 = X87_BASE + x87::TABLE.len() as u16;
-const COUNT: usize = VEC_OP_BASE as usize + vec_op::TABLE.len();
+const AVX_BASE: u16 = VEC_OP_BASE + vec_op::TABLE.len() as u16;
+const COUNT: usize = AVX_BASE as usize + avx::TABLE.len();
 
 /// Every helper, by [`HelperId`].
 pub static HELPERS: [HelperDesc; COUNT] = {
-    let parts = [int::TABLE, int_string::TABLE, system::TABLE, sse::TABLE, x87::TABLE, vec_op::TABLE];
+    let parts =
+        [int::TABLE, int_string::TABLE, system::TABLE, sse::TABLE, x87::TABLE, vec_op::TABLE, avx::TABLE];
     let mut all = [int::TABLE[0]; COUNT];
     let (mut part, mut n) = (0, 0);
     while part < parts.len() {

@@ -79,6 +79,7 @@ const FAMILIES: &[&[Row]] = &[
     sse_float::ROWS,
     sse_float::CODE_ROWS,
     avx::SIMPLE_ROWS,
+    avx::ROWS,
     avx_fma::ROWS,
     avx_half::ROWS,
     crypto::ROWS,

@@ -1,8 +1,9 @@
-//! SSE, MMX and x87 instructions against the silicon.
+//! SSE, AVX, MMX and x87 instructions against the silicon.
 //!
 //! Every encoding of these families that needs no privilege is built with random operands and run twice from the same
-//! random state: natively, and by the whole translator in a guest in 64-bit mode. Registers, flags, MXCSR, the x87 unit
-//! and memory must agree. Exceptions are masked; unmasked ones are tested where they are implemented.
+//! random state: natively, and by the whole translator in a guest in 64-bit mode. Registers (all of YMM's bits), flags,
+//! MXCSR, the x87 unit and memory must agree. Memory operands lie in one page of the guest's, or across two. Exceptions are
+//! masked; `exceptions` has those.
 
 use std::sync::Arc;
 
@@ -22,7 +23,9 @@ use crate::translate::crypto;
 use crate::translate::test_platform::NoPlatform;
 
 const CODE: u64 = 0x1_0000;
+/// Where the data is: in one page, or across the border of two, which lies in its middle.
 const DATA: u64 = 0x2_0000;
+const DATA_ACROSS: u64 = 0x2_3000 - DATA_BYTES as u64 / 2;
 const DATA_BYTES: usize = 256;
 
 /// Guest RAM: two MiB, mapped one to one by one large page.
@@ -64,13 +67,75 @@ impl Ram {
 struct State {
     fx: [u8; 512],
     data: [u8; DATA_BYTES],
+    /// Upper halves of the YMM registers.
+    high: [[u64; 2]; 16],
     /// RAX, RCX, RDX, RBX, RSI, RDI; the last two point to `data`.
     gpr: [u64; 6],
     rflags: u64,
 }
 
+impl State {
+    const ZERO: State =
+        State { fx: [0; 512], data: [0; DATA_BYTES], high: [[0; 2]; 16], gpr: [0; 6], rflags: 0 };
+
+    /// Writes word `at` of YMM register `n`.
+    fn set_word(&mut self, n: usize, at: usize, v: u64) {
+        match at {
+            0 | 1 => self.fx[160 + 16 * n + 8 * at..][..8].copy_from_slice(&v.to_le_bytes()),
+            _ => self.high[n][at - 2] = v,
+        }
+    }
+}
+
 const GPRS: [usize; 6] = [reg::RAX, reg::RCX, reg::RDX, reg::RBX, reg::RSI, reg::RDI];
 const ARITHMETIC: u64 = 0x8d5;
+
+/// Zeros, one, denormals, the ends of the normal range, infinities, NaNs quiet and signalling, and where conversions to
+/// integers end, in binary64.
+const EDGES_F64: [u64; 20] = [
+    0,
+    1 << 63,
+    0x3ff0 << 48,
+    1,
+    0x800f_ffff_ffff_ffff,
+    0x0010 << 48,
+    0x7fef_ffff_ffff_ffff,
+    0xffef_ffff_ffff_ffff,
+    0x7ff0 << 48,
+    0xfff0 << 48,
+    0x7ff8_0000_0000_0001,
+    0xfff8 << 48,
+    0x7ff4_0000_0000_0002,
+    0xfff0_0000_0000_0001,
+    0x4330 << 48,
+    0x41df_ffff_ffe0_0000,
+    0xc1e0_0000_0020_0000,
+    0x43e0 << 48,
+    0x47ef_ffff_f000_0000,
+    0x380f_ffff_f000_0000,
+];
+
+/// The same in binary32.
+const EDGES_F32: [u32; 18] = [
+    0,
+    1 << 31,
+    0x3f80_0000,
+    1,
+    0x807f_ffff,
+    0x0080_0000,
+    0x7f7f_ffff,
+    0xff7f_ffff,
+    0x7f80_0000,
+    0xff80_0000,
+    0x7fc0_0001,
+    0xffc0_0000,
+    0x7fa0_0002,
+    0xff80_0001,
+    0x4f00_0000,
+    0xcf00_0000,
+    0x5f00_0000,
+    0x4b7f_ffff,
+];
 
 struct Random(u64);
 
@@ -89,21 +154,9 @@ impl Random {
     fn word(&mut self) -> u64 {
         match self.below(5) {
             0 => self.next(),
-            1 => [
-                0,
-                1 << 63,
-                1,
-                0x3ff0 << 48,
-                0x7ff0 << 48,
-                0x7ff8_0000_0000_0001,
-                0x7ff4_0000_0000_0002,
-                0x4330 << 48,
-            ][self.below(8)],
+            1 => EDGES_F64[self.below(EDGES_F64.len())],
             2 => {
-                let lane = |r: &mut Random| {
-                    [0u32, 1 << 31, 0x3f80_0000, 0x7f80_0000, 0x7fc0_0001, 0x7fa0_0002, 1, 0x4f00_0000]
-                        [r.below(8)]
-                };
+                let lane = |r: &mut Random| EDGES_F32[r.below(EDGES_F32.len())];
                 lane(self) as u64 | (lane(self) as u64) << 32
             }
             3 => self.next() & 0x0f0f_0f0f_0f0f_0f0f,
@@ -129,7 +182,8 @@ impl Random {
     }
 
     fn state(&mut self) -> State {
-        let mut s = State { fx: [0; 512], data: [0; DATA_BYTES], gpr: [0; 6], rflags: 0 };
+        let mut s = State::ZERO;
+        s.high = std::array::from_fn(|_| [self.word(), self.word()]);
         let control = 0x7f | (self.next() as u16) & 0xf00;
         s.fx[0..2].copy_from_slice(&control.to_le_bytes());
         let status = (self.next() as u16) & 0x7f3f;
@@ -176,6 +230,7 @@ mod native {
         pub fn run(self, state: &mut State, code: &[u8]) -> Runner {
             const FX: u32 = std::mem::offset_of!(State, fx) as u32;
             const GPR: u32 = std::mem::offset_of!(State, gpr) as u32;
+            const HIGH: u32 = std::mem::offset_of!(State, high) as u32;
             const FLAGS: u32 = std::mem::offset_of!(State, rflags) as u32;
             let mut out = Vec::new();
             // push rbx; push r15; mov r15, rdi
@@ -185,8 +240,13 @@ mod native {
                 out.push(0x87 | reg << 3);
                 out.extend(disp.to_le_bytes());
             };
-            // fxrstor64; push [flags]; popfq
+            // fxrstor64; vinserti128 ymmN, ymmN, [high], 1; push [flags]; popfq
             at_r15(&mut out, &[0x49, 0x0f, 0xae], 1, FX);
+            for n in 0..16u8 {
+                let r = (n >> 3 ^ 1) << 7;
+                at_r15(&mut out, &[0xc4, r | 0x43, (!n & 15) << 3 | 5, 0x38], n & 7, HIGH + 16 * n as u32);
+                out.push(1);
+            }
             at_r15(&mut out, &[0x41, 0xff], 6, FLAGS);
             out.push(0x9d);
             let regs = [0u8, 1, 2, 3, 6, 7];
@@ -197,10 +257,16 @@ mod native {
             for (n, r) in regs.into_iter().enumerate() {
                 at_r15(&mut out, &[0x49, 0x89], r, GPR + 8 * n as u32);
             }
-            // pushfq; pop [flags]; fxsave64; fninit; cld; pop r15; pop rbx; ret
+            // pushfq; pop [flags]; fxsave64; vextracti128 [high], ymmN, 1; fninit; cld; vzeroupper; pop r15; pop rbx; ret
             out.push(0x9c);
             at_r15(&mut out, &[0x41, 0x8f], 0, FLAGS);
             at_r15(&mut out, &[0x49, 0x0f, 0xae], 0, FX);
+            for n in 0..16u8 {
+                let r = (n >> 3 ^ 1) << 7;
+                at_r15(&mut out, &[0xc4, r | 0x43, 0x7d, 0x39], n & 7, HIGH + 16 * n as u32);
+                out.push(1);
+            }
+            out.extend([0xc5, 0xf8, 0x77]);
             out.extend([0xdb, 0xe3, 0xfc, 0x41, 0x5f, 0x5b, 0xc3]);
             let mut map = self.0;
             map[..out.len()].copy_from_slice(&out);
@@ -232,7 +298,8 @@ impl GuestCpu {
         }
         let mut env = X86Env::new(Box::new(NoPlatform), crate::cpuid::parse("max").expect("a model"));
         env.cr0 = Cr0::PE | Cr0::PG | Cr0::MP | Cr0::NE | Cr0::ET;
-        env.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT;
+        env.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
+        env.xcr0 = 7;
         env.efer = Efer::LME | Efer::LMA;
         env.cr3 = 0x1000;
         env.seg = [Segment { base: 0, limit: u32::MAX, access: 0xc093, selector: 16 }; 8];
@@ -244,12 +311,12 @@ impl GuestCpu {
         GuestCpu { vcpu, ram }
     }
 
-    /// Runs `code` and HLT from `state`; false if it raised an exception.
-    fn run(&mut self, state: &mut State, code: &[u8]) -> bool {
+    /// Runs `code` and HLT from `state`, its data being at `data`; false if it raised an exception.
+    fn run(&mut self, state: &mut State, data: u64, code: &[u8]) -> bool {
         let mut bytes = code.to_vec();
         bytes.push(0xf4);
         self.ram.write(CODE, &bytes);
-        self.ram.write(DATA, &state.data);
+        self.ram.write(data, &state.data);
         self.vcpu.clear_code();
         let env = self.vcpu.env_mut();
         for (n, g) in GPRS.into_iter().enumerate() {
@@ -263,7 +330,7 @@ impl GuestCpu {
         env.mxcsr = u32::from_le_bytes(state.fx[24..28].try_into().unwrap());
         for n in 0..16 {
             let word = |at: usize| u64::from_le_bytes(state.fx[160 + 16 * n + at..][..8].try_into().unwrap());
-            env.vec[n] = VecReg([word(0), word(8), 0x5555, 0xaaaa]);
+            env.vec[n] = VecReg([word(0), word(8), state.high[n][0], state.high[n][1]]);
         }
         env.update_mode();
         self.vcpu.state_changed();
@@ -276,17 +343,18 @@ impl GuestCpu {
         x87_image::store_fx(&env.fpu, true, &mut state.fx);
         state.fx[24..28].copy_from_slice(&env.mxcsr.to_le_bytes());
         for n in 0..16 {
-            let v = env.vec[n].0;
-            assert_eq!(v[2..], [0x5555, 0xaaaa], "the upper half is kept");
-            state.fx[160 + 16 * n..][..8].copy_from_slice(&v[0].to_le_bytes());
-            state.fx[168 + 16 * n..][..8].copy_from_slice(&v[1].to_le_bytes());
+            for (at, word) in env.vec[n].0.into_iter().enumerate() {
+                state.set_word(n, at, word);
+            }
         }
-        self.ram.read(DATA, &mut state.data);
+        self.ram.read(data, &mut state.data);
         ended == exit::HALTED && env.rip == CODE + bytes.len() as u64
     }
 }
 
-const FEATURES: [CpuidFeature; 14] = [
+const FEATURES: [CpuidFeature; 16] = [
+    CpuidFeature::AVX,
+    CpuidFeature::AVX2,
     CpuidFeature::SSE,
     CpuidFeature::SSE2,
     CpuidFeature::SSE3,
@@ -307,7 +375,10 @@ const FEATURES: [CpuidFeature; 14] = [
 fn wanted(code: Code) -> bool {
     let info = code.op_code();
     let features = code.cpuid_features();
-    if code.encoding() != EncodingKind::Legacy || !info.mode64() || !info.is_instruction() {
+    if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+        || !info.mode64()
+        || !info.is_instruction()
+    {
         return false;
     }
     if features.is_empty() || !features.iter().all(|f| FEATURES.contains(f)) {
@@ -318,6 +389,7 @@ fn wanted(code: Code) -> bool {
     !matches!(
         code.mnemonic(),
         Mnemonic::Ldmxcsr
+            | Mnemonic::Vldmxcsr
             | Mnemonic::Fldcw
             | Mnemonic::Fldenv
             | Mnemonic::Fnstenv
@@ -335,22 +407,31 @@ fn wanted(code: Code) -> bool {
     )
 }
 
+/// Registers to choose from: few, so that operands coincide.
+const NUMBERS: [u32; 5] = [0, 1, 5, 9, 15];
+
 /// Builds the instruction with random operands; `None` if it has operands that this test does not make.
 fn build(code: Code, r: &mut Random) -> Option<Instruction> {
     let mut i = Instruction::default();
     i.set_code(code);
     let info = code.op_code();
+    // Operands of gathers must differ.
+    let mut distinct = NUMBERS;
+    distinct.rotate_left(r.below(5));
+    let gathers = (0..info.op_count()).any(|n| vsib(info.op_kind(n)).is_some());
     for n in 0..info.op_count() {
         let memory = r.below(2) == 0;
-        let xmm =
-            [Register::XMM0, Register::XMM1, Register::XMM5, Register::XMM9, Register::XMM15][r.below(5)];
+        let number = if gathers { distinct[n as usize] } else { NUMBERS[r.below(5)] };
+        let (xmm, ymm) = (Register::XMM0 + number, Register::YMM0 + number);
         let mm = [Register::MM0, Register::MM1, Register::MM5, Register::MM7][r.below(4)];
         let r32 = [Register::EAX, Register::ECX, Register::EDX, Register::EBX][r.below(4)];
         let r64 = [Register::RAX, Register::RCX, Register::RDX, Register::RBX][r.below(4)];
         let sti = [Register::ST0, Register::ST1, Register::ST2, Register::ST6][r.below(4)];
         let register = match info.op_kind(n) {
-            Op::xmm_reg | Op::xmm_rm => xmm,
+            Op::xmm_reg | Op::xmm_rm | Op::xmm_vvvv | Op::xmm_is4 => xmm,
+            Op::ymm_reg | Op::ymm_rm | Op::ymm_vvvv | Op::ymm_is4 => ymm,
             Op::xmm_or_mem if !memory => xmm,
+            Op::ymm_or_mem if !memory => ymm,
             Op::mm_reg | Op::mm_rm => mm,
             Op::mm_or_mem if !memory => mm,
             Op::r32_reg | Op::r32_rm => r32,
@@ -360,7 +441,15 @@ fn build(code: Code, r: &mut Random) -> Option<Instruction> {
             Op::st0 => Register::ST0,
             Op::sti_opcode => sti,
             Op::ax => Register::AX,
-            Op::xmm_or_mem | Op::mm_or_mem | Op::r32_or_mem | Op::r64_or_mem | Op::mem => Register::None,
+            Op::xmm_or_mem | Op::ymm_or_mem | Op::mm_or_mem | Op::r32_or_mem | Op::r64_or_mem | Op::mem => {
+                Register::None
+            }
+            kind if vsib(kind).is_some() => {
+                let (first, _) = vsib(kind)?;
+                i.set_memory_index(first + number);
+                i.set_memory_index_scale(1 << r.below(4));
+                Register::None
+            }
             Op::imm8 => {
                 i.set_op_kind(n, OpKind::Immediate8);
                 i.set_immediate8(if r.below(2) == 0 { r.next() as u8 } else { r.below(24) as u8 });
@@ -376,13 +465,53 @@ fn build(code: Code, r: &mut Random) -> Option<Instruction> {
             i.set_op_kind(n, OpKind::Memory);
             i.set_memory_base(Register::RSI);
             i.set_memory_displ_size(1);
-            i.set_memory_displacement64(16 * r.below(8) as u64);
+            i.set_memory_displacement64(displacement(&i, r));
         } else {
             i.set_op_kind(n, OpKind::Register);
             i.set_op_register(n, register);
         }
     }
     Some(i)
+}
+
+/// The first register of a vector of indices, and their bytes.
+fn vsib(kind: Op) -> Option<(Register, usize)> {
+    match kind {
+        Op::mem_vsib32x => Some((Register::XMM0, 4)),
+        Op::mem_vsib64x => Some((Register::XMM0, 8)),
+        Op::mem_vsib32y => Some((Register::YMM0, 4)),
+        Op::mem_vsib64y => Some((Register::YMM0, 8)),
+        _ => None,
+    }
+}
+
+/// A displacement at which the memory operand lies in the data, aligned if it must be. Those that need not be aligned are
+/// often across the middle.
+fn displacement(i: &Instruction, r: &mut Random) -> u64 {
+    use Mnemonic::*;
+    let aligned =
+        matches!(i.mnemonic(), Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa);
+    match i.encoding() {
+        EncodingKind::Legacy => 16 * r.below(8) as u64,
+        _ if i.memory_index() != Register::None => DATA_BYTES as u64 / 2,
+        _ if aligned => 32 * r.below(7) as u64,
+        _ if r.below(3) == 0 => r.below(DATA_BYTES - 32) as u64,
+        _ => DATA_BYTES as u64 / 2 - r.below(32) as u64,
+    }
+}
+
+/// Makes the indices of a gather small.
+fn limit_indices(i: &Instruction, state: &mut State, r: &mut Random) {
+    let info = i.code().op_code();
+    let Some((_, bytes)) = (0..info.op_count()).find_map(|n| vsib(info.op_kind(n))) else { return };
+    let mut small = || r.below(16) as i64 - 8;
+    for at in 0..4 {
+        let v = match bytes {
+            4 => small() as u32 as u64 | (small() as u32 as u64) << 32,
+            _ => small() as u64,
+        };
+        state.set_word(i.memory_index().number(), at, v);
+    }
 }
 
 fn encode(i: &Instruction) -> Vec<u8> {
@@ -427,7 +556,7 @@ fn is_optional(code: Code) -> bool {
 #[test]
 fn agrees_with_silicon() {
     let encodings = compare(wanted);
-    assert!(encodings > 400, "{encodings} encodings");
+    assert!(encodings > 1000, "{encodings} encodings");
 }
 
 /// As on a host that lacks all that hosts may lack.
@@ -460,14 +589,16 @@ fn compare(wanted: impl Fn(Code) -> bool) -> usize {
                 break;
             };
             let bytes = encode(&i);
-            let start = random.state();
+            let mut start = random.state();
+            limit_indices(&i, &mut start, &mut random);
             let mut native_state = start.clone();
             let data = native_state.data.as_ptr() as u64;
             (native_state.gpr[4], native_state.gpr[5]) = (data, data);
             runner = runner.run(&mut native_state, &bytes);
             let mut guest_state = start.clone();
-            (guest_state.gpr[4], guest_state.gpr[5]) = (DATA, DATA);
-            let completed = guest.run(&mut guest_state, &bytes);
+            let data = if random.below(2) == 0 { DATA } else { DATA_ACROSS };
+            (guest_state.gpr[4], guest_state.gpr[5]) = (data, data);
+            let completed = guest.run(&mut guest_state, data, &bytes);
             normalise(&mut native_state);
             normalise(&mut guest_state);
             if completed && native_state == guest_state {
@@ -505,6 +636,10 @@ fn describe(text: &mut String, start: &State, native: &State, guest: &State) {
         if native.fx[at.clone()] != guest.fx[at.clone()] {
             line(&format!("xmm{n}"), &start.fx[at.clone()], &native.fx[at.clone()], &guest.fx[at]);
         }
+        if native.high[n] != guest.high[n] {
+            let bytes = |words: [u64; 2]| words.map(u64::to_le_bytes).concat();
+            line(&format!("ymm{n}h"), &bytes(start.high[n]), &bytes(native.high[n]), &bytes(guest.high[n]));
+        }
     }
     for n in 0..DATA_BYTES / 16 {
         let at = 16 * n..16 * n + 16;
@@ -518,151 +653,5 @@ fn describe(text: &mut String, start: &State, native: &State, guest: &State) {
     line("flags", &start.rflags.to_le_bytes(), &native.rflags.to_le_bytes(), &guest.rflags.to_le_bytes());
 }
 
-/// Exceptions: what raises which, with the state as it was before the instruction.
-mod exceptions {
-    use iced_x86::code_asm::*;
-
-    use super::*;
-
-    const GDT: u64 = 0x5000;
-    const IDT: u64 = 0x6000;
-    const HANDLERS: u64 = 0x8000;
-    const STACK: u64 = 0xf000;
-
-    /// A guest whose handler of vector n is an HLT at `HANDLERS + 16 * n`.
-    fn guest() -> GuestCpu {
-        let mut guest = GuestCpu::new();
-        guest.ram.write(GDT + 8, &0x00af_9b00_0000_ffffu64.to_le_bytes());
-        guest.ram.write(GDT + 16, &0x00cf_9300_0000_ffffu64.to_le_bytes());
-        for n in 0..32 {
-            let handler = HANDLERS + 16 * n;
-            let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
-            guest.ram.write(IDT + 16 * n, &gate.to_le_bytes());
-            guest.ram.write(handler, &[0xf4]);
-        }
-        let env = guest.vcpu.env_mut();
-        (env.gdtr.base, env.gdtr.limit) = (GDT, 0xff);
-        (env.idtr.base, env.idtr.limit) = (IDT, 0x1ff);
-        guest
-    }
-
-    /// Runs code with RSI pointing to data. The vector raised and the offset of the instruction that raised it.
-    fn run(
-        guest: &mut GuestCpu,
-        build: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-    ) -> Option<(u64, u64)> {
-        let mut asm = CodeAssembler::new(64).unwrap();
-        build(&mut asm).unwrap();
-        let code = asm.assemble(CODE).unwrap();
-        let mut state = State { fx: [0; 512], data: [0; DATA_BYTES], gpr: [0; 6], rflags: 0 };
-        state.fx[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
-        state.fx[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
-        // 1.0f32 four times, 0.0, then control words: MXCSR and x87 with division by zero unmasked, a reserved MXCSR bit.
-        for n in 0..4 {
-            state.data[4 * n..][..4].copy_from_slice(&1f32.to_bits().to_le_bytes());
-        }
-        state.data[0x20..0x24].copy_from_slice(&0x1d80u32.to_le_bytes());
-        state.data[0x24..0x28].copy_from_slice(&0x37bu32.to_le_bytes());
-        state.data[0x28..0x2c].copy_from_slice(&0x1_1f80u32.to_le_bytes());
-        state.gpr[4] = DATA;
-        guest.vcpu.env_mut().gpr[reg::RSP] = STACK;
-        if guest.run(&mut state, &code) {
-            return None;
-        }
-        let env = guest.vcpu.env();
-        assert!(!env.shutdown, "a triple fault");
-        let vector = (env.rip - HANDLERS) / 16;
-        let has_error = matches!(vector, 8 | 10..=14 | 17);
-        let mut rip = [0; 8];
-        guest.ram.read(env.gpr[reg::RSP] + if has_error { 8 } else { 0 }, &mut rip);
-        Some((vector, u64::from_le_bytes(rip) - CODE))
-    }
-
-    #[test]
-    fn misaligned_operands() {
-        let mut g = guest();
-        assert_eq!(run(&mut g, |a| a.movaps(xmm0, xmmword_ptr(rsi))), None);
-        assert_eq!(run(&mut g, |a| a.movaps(xmm0, xmmword_ptr(rsi + 8))), Some((13, 0)));
-        assert_eq!(run(&mut g, |a| a.movaps(xmmword_ptr(rsi + 1), xmm0)), Some((13, 0)));
-        assert_eq!(run(&mut g, |a| a.paddd(xmm0, xmmword_ptr(rsi + 4))), Some((13, 0)));
-        assert_eq!(run(&mut g, |a| a.movups(xmm0, xmmword_ptr(rsi + 1))), None);
-        assert_eq!(run(&mut g, |a| a.addss(xmm0, dword_ptr(rsi + 1))), None);
-        assert_eq!(run(&mut g, |a| a.pcmpistri(xmm0, xmmword_ptr(rsi + 1), 0)), None);
-    }
-
-    #[test]
-    fn unmasked_sse_exceptions() {
-        let mut g = guest();
-        let divide = |a: &mut CodeAssembler| {
-            a.ldmxcsr(dword_ptr(rsi + 0x20))?;
-            a.movaps(xmm1, xmmword_ptr(rsi))?;
-            a.movaps(xmm2, xmmword_ptr(rsi))?;
-            a.mulps(xmm2, xmm1)?;
-            a.divps(xmm1, xmmword_ptr(rsi + 0x10))
-        };
-        let (vector, at) = run(&mut g, divide).expect("an exception");
-        assert_eq!(vector, 19);
-        assert!(at > 0);
-        let env = g.vcpu.env();
-        assert_eq!(env.vec[1].0[0], env.vec[2].0[0], "the destination is as it was");
-        assert_eq!(env.mxcsr, 0x1d84, "the flag is set");
-        g.vcpu.env_mut().cr4.remove(Cr4::OSXMMEXCPT);
-        assert_eq!(run(&mut g, divide), Some((6, at)));
-        assert_eq!(run(&mut g, |a| a.ldmxcsr(dword_ptr(rsi + 0x28))), Some((13, 0)));
-    }
-
-    #[test]
-    fn availability() {
-        let mut g = guest();
-        g.vcpu.env_mut().cr0.insert(Cr0::TS);
-        assert_eq!(run(&mut g, |a| a.addps(xmm0, xmm1)), Some((7, 0)));
-        assert_eq!(run(&mut g, |a| a.fld1()), Some((7, 0)));
-        assert_eq!(run(&mut g, |a| a.paddb(mm0, mm1)), Some((7, 0)));
-        assert_eq!(run(&mut g, |a| a.wait()), Some((7, 0)));
-        g.vcpu.env_mut().cr0.remove(Cr0::TS);
-        g.vcpu.env_mut().cr0.insert(Cr0::EM);
-        assert_eq!(run(&mut g, |a| a.addps(xmm0, xmm1)), Some((6, 0)));
-        assert_eq!(run(&mut g, |a| a.fld1()), Some((7, 0)));
-        assert_eq!(run(&mut g, |a| a.paddb(mm0, mm1)), Some((6, 0)));
-        assert_eq!(run(&mut g, |a| a.wait()), None);
-        g.vcpu.env_mut().cr0.remove(Cr0::EM);
-        g.vcpu.env_mut().cr4.remove(Cr4::OSFXSR);
-        assert_eq!(run(&mut g, |a| a.addps(xmm0, xmm1)), Some((6, 0)));
-        assert_eq!(run(&mut g, |a| a.paddb(mm0, mm1)), None);
-    }
-
-    #[test]
-    fn x87_exceptions_are_reported_by_the_next_waiting_instruction() {
-        let mut g = guest();
-        let divide = |a: &mut CodeAssembler, waiting: bool| {
-            a.fldcw(word_ptr(rsi + 0x24))?;
-            a.fld1()?;
-            a.fldz()?;
-            a.fdivp(st1, st0)?;
-            a.fnstsw(ax)?;
-            if waiting { a.fld1() } else { Ok(()) }
-        };
-        assert_eq!(run(&mut g, |a| divide(a, false)), None);
-        let env = g.vcpu.env();
-        assert_eq!(env.gpr[reg::RAX] & 0x3884, 0x3084, "ZE and ES, nothing popped");
-        assert_eq!(env.fpu.ip, CODE + 7);
-        assert_eq!(run(&mut g, |a| divide(a, true)), Some((16, 11)));
-        // Without CR0.NE the error goes out by FERR# and execution goes on.
-        g.vcpu.env_mut().cr0.remove(Cr0::NE);
-        assert_eq!(run(&mut g, |a| divide(a, true)), None);
-    }
-
-    #[test]
-    fn a_faulting_store_pops_nothing() {
-        let mut g = guest();
-        let store = |a: &mut CodeAssembler| {
-            a.fld1()?;
-            a.mov(rbx, 0x4000_0000u64)?;
-            a.fstp(tbyte_ptr(rbx))
-        };
-        let (vector, _) = run(&mut g, store).expect("a page fault");
-        assert_eq!(vector, 14);
-        let fpu = &g.vcpu.env().fpu;
-        assert_eq!((fpu.top(), fpu.valid), (7, 0x80));
-    }
-}
+#[path = "vector_exceptions.rs"]
+mod exceptions;

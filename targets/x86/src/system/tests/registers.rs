@@ -217,15 +217,16 @@ fn the_a20_gate_is_noticed_after_out() {
 fn extended_state_survives_every_format() {
     let mut m = <Machine>::long();
     let e = m.env();
-    control::xsetbv(e, 0, 0x203).expect("allowed");
+    control::xsetbv(e, 0, 0x207).expect("allowed");
     assert_eq!(raised(control::xsetbv(e, 0, 2)), GP0, "x87 is always on");
-    assert_eq!(raised(control::xsetbv(e, 0, 7)), GP0, "no AVX yet");
+    assert_eq!(raised(control::xsetbv(e, 0, 5)), GP0, "AVX needs SSE");
+    assert_eq!(raised(control::xsetbv(e, 0, 0xf)), GP0, "no such component");
     for (form, area) in
         [(xsave::Form::Plain, 0x6000), (xsave::Form::Optimised, 0x6800), (xsave::Form::Compact, 0x7000)]
     {
         let e = m.env();
         for n in 0..16 {
-            e.vec[n] = VecReg([n as u64 + 1, n as u64 + 100, 0, 0]);
+            e.vec[n] = VecReg([1, 100, 200, 300].map(|v| v + n as u64));
         }
         e.fpu.control = 0x27f;
         e.fpu.status = 3 << 11;
@@ -235,7 +236,8 @@ fn extended_state_survives_every_format() {
         let (vec, fpu) = (e.vec, e.fpu);
         xsave::xsave(e, area, u64::MAX, form, true).expect("saved");
         assert_eq!(m.get(area + 32, 8), 0x0807_0605_0403_0201, "ST(0) comes first");
-        assert_eq!(m.get(area + 512, 8), 0x203);
+        assert_eq!(m.get(area + 512, 8), 0x207);
+        assert_eq!(m.get(area + 576 + 16 * 3, 8), 203, "upper halves of YMM");
         let e = m.env();
         e.vec = Default::default();
         e.fpu.status = 0;
@@ -248,7 +250,7 @@ fn extended_state_survives_every_format() {
     let e = m.env();
     xsave::xrstor(e, 0x6000, u64::MAX, true).expect("restored");
     assert_eq!((e.vec[5], e.pkru, e.fpu.control), (VecReg::default(), 0, 0x27f));
-    m.put(0x6000 + 512, 8, 1 << 2);
+    m.put(0x6000 + 512, 8, 1 << 3);
     assert_eq!(raised(xsave::xrstor(m.env(), 0x6000, u64::MAX, true)), GP0, "a component that is off");
     assert_eq!(raised(xsave::xsave(m.env(), 0x6010, 3, xsave::Form::Plain, false)), GP0, "alignment");
 }
