@@ -123,6 +123,7 @@ fn feature_allowed(f: I, features: &FeatureSet) -> bool {
         I::GFNI => Feature::GFNI,
         I::VAES => Feature::VAES,
         I::VPCLMULQDQ => Feature::VPCLMULQDQ,
+        I::AVX_VNNI => Feature::AVX_VNNI,
         I::PKU => Feature::PKU,
         I::RDPID => Feature::RDPID,
         I::RDTSCP => Feature::RDTSCP,

@@ -352,9 +352,14 @@ impl GuestCpu {
     }
 }
 
-const FEATURES: [CpuidFeature; 16] = [
+const FEATURES: [CpuidFeature; 21] = [
     CpuidFeature::AVX,
     CpuidFeature::AVX2,
+    CpuidFeature::AVX_VNNI,
+    CpuidFeature::F16C,
+    CpuidFeature::FMA,
+    CpuidFeature::VAES,
+    CpuidFeature::VPCLMULQDQ,
     CpuidFeature::SSE,
     CpuidFeature::SSE2,
     CpuidFeature::SSE3,
