@@ -19,6 +19,8 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::remote::Remote;
 use super::side_tables::{self, Tables};
@@ -151,8 +153,42 @@ impl Tb {
 struct Page {
     /// Its first block; see [`Tb::page_next`].
     first: u32,
-    /// A bit for each 64 bytes that hold code of a block.
-    lines: u64,
+    /// Where its [`CodeLines`] are.
+    lines: u32,
+}
+
+/// For each page that blocks were made from, a bit for each of its 64-byte lines that holds code of a block.
+///
+/// Generated code reads them, by addresses that software TLBs hold and that may outlive the page's blocks: so the words
+/// never move, and are used again but not freed. There are at most as many as there ever were pages with blocks at a time.
+#[derive(Default)]
+struct CodeLines {
+    // Boxed, because they may not move when there are more.
+    #[expect(clippy::vec_box)]
+    chunks: Vec<Box<[AtomicU64; CodeLines::CHUNK]>>,
+    free: Vec<u32>,
+}
+
+impl CodeLines {
+    const CHUNK: usize = 256;
+
+    fn allocate(&mut self) -> u32 {
+        if self.free.is_empty() {
+            let first = (self.chunks.len() * Self::CHUNK) as u32;
+            self.chunks.push(Box::new([const { AtomicU64::new(0) }; Self::CHUNK]));
+            self.free.extend((first..first + Self::CHUNK as u32).rev());
+        }
+        self.free.pop().expect("a chunk was just added")
+    }
+
+    fn release(&mut self, n: u32) {
+        self.get(n).store(0, Relaxed);
+        self.free.push(n);
+    }
+
+    fn get(&self, n: u32) -> &AtomicU64 {
+        &self.chunks[n as usize / Self::CHUNK][n as usize % Self::CHUNK]
+    }
 }
 
 /// What belongs to a segment of the code cache.
@@ -235,6 +271,7 @@ pub struct Blocks {
     buckets: Vec<u32>,
     live: usize,
     pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
+    lines: CodeLines,
     segments: Vec<Segment>,
     scratch: Vec<u8>,
     remote: Arc<Remote>,
@@ -268,6 +305,7 @@ impl Blocks {
             buckets: vec![NONE; 1024],
             live: 0,
             pages: HashMap::default(),
+            lines: CodeLines::default(),
             segments,
             scratch: Vec::new(),
             remote,
@@ -278,6 +316,11 @@ impl Blocks {
     #[inline]
     pub(crate) fn has_code(&self, phys_page: u64) -> bool {
         self.pages.contains_key(&phys_page)
+    }
+
+    /// A bit for each 64-byte line of a page from which blocks were made; none if there are no blocks.
+    pub(crate) fn code_lines(&self, phys_page: u64) -> Option<&AtomicU64> {
+        self.pages.get(&phys_page).map(|page| self.lines.get(page.lines))
     }
 
     /// Number of blocks that can be found.
@@ -478,7 +521,7 @@ impl Blocks {
     pub(crate) fn any_made_from(&self, phys: u64, len: u64) -> bool {
         let at = phys & PAGE_MASK;
         let Some(page) = self.pages.get(&(phys & !PAGE_MASK)) else { return false };
-        if page.lines & lines(at, at + len) == 0 {
+        if self.lines.get(page.lines).load(Relaxed) & lines(at, at + len) == 0 {
             return false;
         }
         let mut node = page.first;
@@ -495,8 +538,8 @@ impl Blocks {
     /// Invalidates the blocks that were made from any of `len` bytes of one page.
     pub(crate) fn invalidate(&mut self, phys: u64, len: u64, jumps: &mut JumpCache) {
         let (at, page_address) = (phys & PAGE_MASK, phys & !PAGE_MASK);
-        let Some(page) = self.pages.get_mut(&page_address) else { return };
-        if page.lines & lines(at, at + len) == 0 {
+        let Some(page) = self.pages.get(&page_address) else { return };
+        if self.lines.get(page.lines).load(Relaxed) & lines(at, at + len) == 0 {
             return;
         }
         let mut node = page.first;
@@ -519,8 +562,8 @@ impl Blocks {
             }
         }
         self.stats.invalidated += gone;
-        if let Some(page) = self.pages.get_mut(&page_address) {
-            page.lines = kept;
+        if let Some(page) = self.pages.get(&page_address) {
+            self.lines.get(page.lines).store(kept, Relaxed);
         }
     }
 
@@ -693,8 +736,10 @@ impl Blocks {
     /// Adds a block to the list of one of its pages; whether the list was empty.
     fn page_insert(&mut self, id: u32, which: usize) -> bool {
         let (address, from, to) = self.get(id).span(which);
-        let page = self.pages.entry(address).or_insert(Page { first: NONE, lines: 0 });
-        page.lines |= lines(from, to);
+        let all_lines = &mut self.lines;
+        let page =
+            self.pages.entry(address).or_insert_with(|| Page { first: NONE, lines: all_lines.allocate() });
+        all_lines.get(page.lines).fetch_or(lines(from, to), Relaxed);
         let next = std::mem::replace(&mut page.first, id * 2 + which as u32);
         self.tbs[id as usize].page_next[which] = next;
         next == NONE
@@ -708,6 +753,7 @@ impl Blocks {
         if page.first == gone {
             page.first = after;
             if after == NONE {
+                self.lines.release(page.lines);
                 self.pages.remove(&address);
             }
             return;

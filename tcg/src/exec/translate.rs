@@ -175,8 +175,8 @@ impl Translator {
             };
             let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
             for (page, first) in self.pages.iter().zip(first_of_page) {
-                if first {
-                    rt.mmu.spaces.protect(page.phys);
+                if first && let Some(lines) = rt.blocks.code_lines(page.phys) {
+                    rt.mmu.spaces.protect(page.phys, lines);
                 }
             }
             log.host_code(base, &self.compiled);

@@ -228,7 +228,7 @@ fn a_store_beside_code_invalidates_nothing() {
     assert_eq!(m.cpu.run(), 0);
     let stats = m.cpu.stats();
     assert_eq!(stats.blocks.invalidated, 0);
-    assert!(stats.mmu.code_page_stores >= 100);
+    assert!(stats.mmu.code_page_stores < 3, "generated code knows where the code is");
     assert_eq!(m.memory.peek(CODE + 0x800, 8), 1);
 }
 

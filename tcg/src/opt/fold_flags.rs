@@ -1,11 +1,12 @@
 //! Folding of flags and of what depends on them.
 //!
 //! Constant flags have one form: [`FlagOp::Unpack`] of a constant. Beside those, some operations leave some flags in a
-//! known state whatever their operands are (a logical operation clears C and V), which decides conditions.
+//! known state whatever their operands are (a logical operation clears C and V), which decides conditions. Front ends
+//! patch packed flags bit by bit; a condition looks through that for the bits that it needs.
 
 use super::forward::Forward;
 use crate::interp::int;
-use crate::ir::{Cond, ExitId, FlagOp, Inst, UnOp, Value, Width, flags};
+use crate::ir::{BinOp, Cond, ExitId, FlagOp, Inst, UnOp, Value, Width, flags};
 
 impl Forward {
     /// The packed bits of flags that are constant.
@@ -87,7 +88,7 @@ impl Forward {
         match self.def(a) {
             Inst::Pack(f) => f,
             // The mask that readers of packed flags apply.
-            Inst::Bin { op: crate::ir::BinOp::And, w, a: x, b }
+            Inst::Bin { op: BinOp::And, w, a: x, b }
                 if w >= Width::W16
                     && self.as_const(b).is_some_and(|c| c as u32 & flags::ALL == flags::ALL) =>
             {
@@ -127,24 +128,49 @@ impl Forward {
 
     /// Whether a condition holds, where known.
     fn decide(&self, cond: Cond, f: Value) -> Option<bool> {
-        use flags::{C, N, P, V, Z};
         let (known, state) = self.known_flags(f);
-        let needed = match cond as u8 >> 1 {
-            0 => V,
-            1 => C,
-            2 => Z,
-            3 => C | Z,
-            4 => N,
-            5 => P,
-            6 => N | V,
-            _ => Z | N | V,
-        };
+        let needed = needed_flags(cond);
         (known & needed == needed).then(|| flags::holds(cond, state))
     }
 
-    /// The condition in simpler terms: `x != 0` where `x` is itself 1 or 0 by a condition is that condition.
-    fn simplify_cond(&self, mut cond: Cond, mut f: Value) -> (Cond, Value) {
+    /// If the flags are unpacked from a word that was made of others by changing bits: the condition on the others, or on the
+    /// new bit if that is all it needs.
+    fn look_through_packed(&mut self, cond: Cond, f: Value) -> Option<(Cond, Value)> {
+        let Inst::Flags { op: FlagOp::Unpack, a: mut packed, .. } = self.def(f) else { return None };
+        let needed = needed_flags(cond);
         loop {
+            match self.def(packed) {
+                Inst::Pack(f) => return Some((cond, f)),
+                Inst::Insert { a, b, pos, len } => {
+                    let field = (u64::MAX >> (64 - len)) << pos;
+                    if field & needed as u64 == 0 {
+                        packed = a;
+                    } else if field == needed as u64 {
+                        let one = self.constant(1);
+                        let f = self.flags(FlagOp::And, Width::W8, b, one, None);
+                        return Some((if cond as u8 & 1 == 0 { Cond::NE } else { Cond::E }, f));
+                    } else {
+                        return None;
+                    }
+                }
+                Inst::Bin { op: BinOp::And, w, a, b } if w >= Width::W16 => {
+                    if self.as_const(b)? as u32 & needed != needed {
+                        return None;
+                    }
+                    packed = a;
+                }
+                _ => return None,
+            }
+        }
+    }
+
+    /// The condition in simpler terms: `x != 0` where `x` is itself 1 or 0 by a condition is that condition.
+    fn simplify_cond(&mut self, mut cond: Cond, mut f: Value) -> (Cond, Value) {
+        loop {
+            if let Some(simpler) = self.look_through_packed(cond, f) {
+                (cond, f) = simpler;
+                continue;
+            }
             let Inst::Flags { op: FlagOp::And, a, b, .. } = self.def(f) else { return (cond, f) };
             if a != b && self.as_const(b) != Some(1) || !matches!(cond, Cond::E | Cond::NE) {
                 return (cond, f);
@@ -198,5 +224,20 @@ impl Forward {
             None if taken == fall => self.end(Inst::Goto(taken)),
             None => self.end(Inst::Branch { cond, f, taken, fall }),
         }
+    }
+}
+
+/// The flags that a condition reads.
+fn needed_flags(cond: Cond) -> u32 {
+    use flags::{C, N, P, V, Z};
+    match cond as u8 >> 1 {
+        0 => V,
+        1 => C,
+        2 => Z,
+        3 => C | Z,
+        4 => N,
+        5 => P,
+        6 => N | V,
+        _ => Z | N | V,
     }
 }

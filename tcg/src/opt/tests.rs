@@ -269,6 +269,38 @@ fn packed_flags_unpack_to_themselves() {
 }
 
 #[test]
+fn conditions_look_through_changed_bits_of_packed_flags() {
+    let source = |cond: &str| {
+        format!(
+            "a = get r0
+             b = get r1
+             f = flags.and.64 a, a
+             p = pack f
+             m = const 0xd000
+             q = and.32 p, m
+             c = insert q, b, 8, 1
+             g = flags.unpack.64 c
+             branch.{cond} g -> exit0, exit1
+             exit0: 0x20 dead{{flags}}
+             exit1: 0x30 dead{{flags}}"
+        )
+    };
+    let exits = "exit0: 0x20 dead{flags}\nexit1: 0x30 dead{flags}\n";
+    for (cond, result) in [
+        // Kept bits are those of the first flags, the changed one is the integer's.
+        ("ne", "v0 = get r0\nf1 = flags.and.64 v0, v0\nbranch.ne f1 -> exit0, exit1\n"),
+        ("s", "v0 = get r0\nf1 = flags.and.64 v0, v0\nbranch.s f1 -> exit0, exit1\n"),
+        ("ae", "v0 = get r1\nv1 = const 0x1\nf2 = flags.and.8 v0, v1\nbranch.e f2 -> exit0, exit1\n"),
+    ] {
+        assert_eq!(optimised(&source(cond)), format!("{result}{exits}"), "{cond}");
+    }
+    // Of two words, or of a bit that was masked out: as it was.
+    for cond in ["a", "p"] {
+        assert!(optimised(&source(cond)).contains("unpack"), "{cond}");
+    }
+}
+
+#[test]
 fn a_shift_by_a_constant_frees_the_old_flags() {
     let result = optimised(
         "a = get r0

@@ -2,7 +2,8 @@
 
 use super::fetch::note_changes;
 use super::second_level::{Entry, GLOBAL, HOST_WRITABLE, READ, WRITE};
-use super::{MMU_MODES, TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
+use super::table::Fill;
+use super::{MMU_MODES, TLB_ENTRIES, page_of};
 use crate::env::Runtime;
 use crate::guest::{Access, Exception, Guest};
 use crate::memory::PAGE_MASK;
@@ -61,16 +62,15 @@ pub(super) fn resolve<G: Guest>(
         _ => walk::<G>(env, rt, va, access, mmu)?,
     };
     let (watch_read, watch_write) = rt.mmu.watches.of_page(page);
-    let direct_write =
-        e.has(WRITE | HOST_WRITABLE) && !e.host.is_null() && !rt.blocks.has_code(e.phys()) && !watch_write;
     if !e.host.is_null() {
-        let entry = TlbEntry {
-            read: if e.has(READ) && !watch_read { page } else { TLB_INVALID },
-            write: if direct_write { page } else { TLB_INVALID },
-            addend: (e.host as u64).wrapping_sub(page),
+        let fill = Fill {
+            read: e.has(READ) && !watch_read,
+            write: e.has(WRITE | HOST_WRITABLE) && !watch_write,
+            host: e.host,
             phys: e.phys() | if e.has(GLOBAL) { GLOBAL } else { 0 },
+            code: rt.blocks.code_lines(e.phys()),
         };
-        rt.mmu.spaces.fill(G::header(env), page, mmu, entry);
+        rt.mmu.spaces.fill(G::header(env), page, mmu, fill);
     }
     let offset = va & PAGE_MASK;
     Ok(Place {

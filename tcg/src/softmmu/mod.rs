@@ -13,7 +13,7 @@
 //!
 //! | level | file | what it holds | who reads it |
 //! |---|---|---|---|
-//! | tables | `spaces` | per address space and MMU mode, pages of RAM that may be accessed directly | generated code, `access` |
+//! | tables | `spaces`, `table` | per address space and MMU mode, pages of RAM that may be accessed directly | generated code, `access` |
 //! | second level | `second_level` | results of walks, of all spaces, MMIO and permissions included | slow paths |
 //! | fetch | `fetch` | pages of code, and names for jump cache tags | the execution loop |
 //!
@@ -28,7 +28,8 @@
 //!
 //! Invariants:
 //! - A write tag is valid only if the page is RAM, the guest may write it, its dirty bit is set, and no translated block
-//!   was made from it. (`spaces` for pages that get their first block, `fill` for new entries.)
+//!   was made from it, or, in the second way, none from the lines that may be stored to. (`spaces` for pages that get their
+//!   first block, `fill` for new entries.)
 //! - A tag is valid only if no watch wants to know of the access (`watch`).
 //! - A translation that the guest flushed is in no level when the flush returns, except as work put off.
 //! - What is in a jump cache or chained may run without a walk: flushing a page that the fetch level may know renames
@@ -45,6 +46,7 @@ mod flush;
 mod host;
 mod second_level;
 mod spaces;
+mod table;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -57,6 +59,9 @@ pub(crate) use fetch::{FetchTlb, fetch_page, jump_tag};
 pub(crate) use fill::runtime;
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
+#[cfg(test)]
+pub(crate) use table::{Fill, TablePtr};
+pub(crate) use table::{SECOND_WAY, SecondWayEntry};
 use watch::Watches;
 pub(crate) use watch::retry as retry_if_watched;
 pub use watch::{

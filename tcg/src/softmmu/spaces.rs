@@ -1,119 +1,19 @@
 //! The first-level TLBs: a table for each resident address space and MMU mode.
 //!
-//! A table is large for what one process uses of it, and flushes are frequent, so each table has two bit maps of the
-//! entries in use, one for local and one for global translations: clearing costs what was used.
-//!
 //! Work on spaces that are not current is put off until they are switched to, in [`Space::global_seen`] and
 //! [`Space::protect_seen`].
 
-use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use super::second_level::GLOBAL;
-use super::{MMU_MODES, TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
+use super::table::{Fill, NOTHING, TablePtr};
+use super::{MMU_MODES, page_of};
 use crate::env::Header;
 
 /// Address spaces that are kept. Linux on x86 with PCIDs uses at most 6 on a CPU, doubled by page table isolation.
 pub(crate) const SPACES: usize = 16;
 /// Dropped global pages that a space can catch up with one by one; a power of two.
 const LOG: usize = 64;
-
-const WORDS: usize = TLB_ENTRIES / 64;
-
-/// What tables that are not allocated yet are for generated code. Never written.
-static NOTHING: [TlbEntry; TLB_ENTRIES] = [TlbEntry::EMPTY; TLB_ENTRIES];
-
-#[repr(C)]
-struct Table {
-    entries: [TlbEntry; TLB_ENTRIES],
-    local: [u64; WORDS],
-    global: [u64; WORDS],
-}
-
-/// An owned table that generated code reads through a raw pointer, too: hence no `Box`.
-struct TablePtr(NonNull<Table>);
-
-impl TablePtr {
-    fn new() -> TablePtr {
-        let table = Table { entries: [TlbEntry::EMPTY; TLB_ENTRIES], local: [0; WORDS], global: [0; WORDS] };
-        TablePtr(NonNull::from(Box::leak(Box::new(table))))
-    }
-}
-
-impl Deref for TablePtr {
-    type Target = Table;
-
-    fn deref(&self) -> &Table {
-        // SAFETY: the pointer comes from a leaked box that only `drop` frees; generated code, the only other reader,
-        // does not run while Rust code of the same thread does.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl DerefMut for TablePtr {
-    fn deref_mut(&mut self) -> &mut Table {
-        // SAFETY: as for `deref`; `&mut self` excludes other references.
-        unsafe { self.0.as_mut() }
-    }
-}
-
-impl Drop for TablePtr {
-    fn drop(&mut self) {
-        // SAFETY: made by `Box::leak` in `new`, and freed once. Headers that point to it belong to the same vCPU, whose
-        // environment is unbound first.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-impl Table {
-    fn set(&mut self, i: usize, e: TlbEntry, global: bool) {
-        let (word, bit) = (i / 64, 1 << (i % 64));
-        let (here, there) =
-            if global { (&mut self.global, &mut self.local) } else { (&mut self.local, &mut self.global) };
-        here[word] |= bit;
-        there[word] &= !bit;
-        self.entries[i] = e;
-    }
-
-    fn clear(&mut self, i: usize) {
-        let (word, bit) = (i / 64, 1 << (i % 64));
-        self.local[word] &= !bit;
-        self.global[word] &= !bit;
-        self.entries[i] = TlbEntry::EMPTY;
-    }
-
-    fn clear_local(&mut self) {
-        let used = std::mem::take(&mut self.local);
-        for i in bits(used) {
-            self.entries[i] = TlbEntry::EMPTY;
-        }
-    }
-
-    fn clear_global(&mut self) {
-        let used = std::mem::take(&mut self.global);
-        for i in bits(used) {
-            self.entries[i] = TlbEntry::EMPTY;
-        }
-    }
-
-    fn used(&self) -> [u64; WORDS] {
-        std::array::from_fn(|w| self.local[w] | self.global[w])
-    }
-}
-
-/// Indices of the set bits.
-fn bits(words: [u64; WORDS]) -> impl Iterator<Item = usize> {
-    words.into_iter().enumerate().filter(|(_, w)| *w != 0).flat_map(|(i, mut w)| {
-        std::iter::from_fn(move || {
-            if w == 0 {
-                return None;
-            }
-            let b = w.trailing_zeros() as usize;
-            w &= w - 1;
-            Some(i * 64 + b)
-        })
-    })
-}
 
 /// Which large pages 4 KiB entries were made from: a filter that may say yes wrongly, never no.
 pub(crate) struct LargePages {
@@ -253,14 +153,19 @@ impl Spaces {
         self.slots[slot].asid
     }
 
-    /// Makes a space the current one; whether it was resident. `has_code` tells pages that hold translated code.
-    pub fn switch(&mut self, header: &mut Header, key: u64, has_code: impl Fn(u64) -> bool) -> bool {
+    /// Makes a space the current one; whether it was resident. `code` tells pages that hold translated code, and where.
+    pub fn switch<'a>(
+        &mut self,
+        header: &mut Header,
+        key: u64,
+        code: impl Fn(u64) -> Option<&'a AtomicU64>,
+    ) -> bool {
         self.clock += 1;
         let found = self.find(key);
         let slot = found.unwrap_or_else(|| self.claim(key));
         self.slots[slot].last_used = self.clock;
         self.current = slot;
-        self.catch_up(slot, has_code);
+        self.catch_up(slot, code);
         self.set_pointers(header);
         found.is_some()
     }
@@ -269,8 +174,8 @@ impl Spaces {
     pub fn set_pointers(&self, header: &mut Header) {
         for (pointer, table) in header.tlb.iter_mut().zip(&self.slots[self.current].tables) {
             *pointer = match table {
-                Some(t) => t.0.as_ptr().cast(),
-                None => NOTHING.as_ptr().cast_mut(),
+                Some(t) => t.as_ptr(),
+                None => NOTHING.as_ptr(),
             };
         }
     }
@@ -290,7 +195,7 @@ impl Spaces {
     }
 
     /// Applies to a space what happened while it was not current.
-    fn catch_up(&mut self, slot: usize, has_code: impl Fn(u64) -> bool) {
+    fn catch_up<'a>(&mut self, slot: usize, code: impl Fn(u64) -> Option<&'a AtomicU64>) {
         let (logged, protects) = (self.logged, self.protects);
         let behind = logged - self.slots[slot].global_seen;
         if behind > LOG as u64 {
@@ -308,30 +213,25 @@ impl Spaces {
         if s.protect_seen != protects {
             s.protect_seen = protects;
             for table in s.tables.iter_mut().flatten() {
-                for i in bits(table.used()) {
-                    let e = &mut table.entries[i];
-                    if e.write != TLB_INVALID && has_code(page_of(e.phys)) {
-                        e.write = TLB_INVALID;
-                    }
-                }
+                table.protect_all(&code);
             }
         }
     }
 
     /// Sets an entry of the current space.
     #[inline]
-    pub fn fill(&mut self, header: &mut Header, page: u64, mmu: u8, e: TlbEntry) {
-        let global = e.phys & GLOBAL != 0;
+    pub fn fill(&mut self, header: &mut Header, page: u64, mmu: u8, fill: Fill<'_>) {
+        let global = fill.phys & GLOBAL != 0;
         if global {
             self.global_range.0 = self.global_range.0.min(page);
             self.global_range.1 = self.global_range.1.max(page);
         }
         let table = self.slots[self.current].tables[mmu as usize].get_or_insert_with(|| {
             let table = TablePtr::new();
-            header.tlb[mmu as usize] = table.0.as_ptr().cast();
+            header.tlb[mmu as usize] = table.as_ptr();
             table
         });
-        table.set((page >> 12) as usize % TLB_ENTRIES, e, global);
+        table.set(page, fill);
     }
 
     /// Notes that a page that is cached in the current space is part of a large one.
@@ -400,44 +300,27 @@ impl Spaces {
     }
 
     fn drop_first_level(&mut self, slot: usize, va: u64, only_global: bool) {
-        let page = page_of(va);
-        let i = (page >> 12) as usize % TLB_ENTRIES;
         let s = &mut self.slots[slot];
         for table in s.tables.iter_mut().flatten() {
-            let e = &table.entries[i];
-            if (e.read == page || e.write == page) && (!only_global || e.phys & GLOBAL != 0) {
-                table.clear(i);
-            }
+            table.drop_page(page_of(va), only_global);
         }
-        let local = &s.large;
-        let sizes = local.containing(va).chain(self.global_large.containing(va));
-        for size in sizes {
+        for size in s.large.containing(va).chain(self.global_large.containing(va)) {
             for table in s.tables.iter_mut().flatten() {
-                for i in bits(if only_global { table.global } else { table.used() }) {
-                    let e = table.entries[i];
-                    let tag = if e.read != TLB_INVALID { e.read } else { e.write };
-                    if tag != TLB_INVALID && tag >> size == va >> size {
-                        table.clear(i);
-                    }
-                }
+                table.drop_large(va, size, only_global);
             }
         }
     }
 
-    /// Drops the write tags of a physical page in all spaces: it holds translated code now.
-    pub fn protect(&mut self, phys_page: u64) {
+    /// Drops the write tags of a physical page in all spaces: it holds translated code now, in the 64-byte lines that
+    /// `lines` says.
+    pub fn protect(&mut self, phys_page: u64, lines: &AtomicU64) {
         self.protects += 1;
         let s = &mut self.slots[self.current];
         if s.protect_seen == self.protects - 1 {
             s.protect_seen = self.protects;
         }
         for table in s.tables.iter_mut().flatten() {
-            for i in bits(table.used()) {
-                let e = &mut table.entries[i];
-                if page_of(e.phys) == phys_page {
-                    e.write = TLB_INVALID;
-                }
-            }
+            table.protect(phys_page, lines);
         }
     }
 

@@ -82,6 +82,8 @@ pub struct ThunkAddrs {
     pub helper_fault: u64,
     pub lookup: u64,
     pub lookup_miss: u64,
+    /// First of the routines that [`super::second_way`] lays out.
+    pub second_way: u64,
 }
 
 /// The state of one block's emission.

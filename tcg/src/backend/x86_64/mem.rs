@@ -13,25 +13,43 @@
 //! …    [addr + rax]
 //! ```
 //!
-//! The slow path is `mov eax, point; call thunk; jmp back`: everything else it needs is in the point's side table.
+//! Out of line, a thunk first looks at the table's second way (see [`crate::softmmu`]), from whose entry the hit path can
+//! go on:
+//!
+//! ```text
+//! slow: mov  rax, addr
+//!       call second_way     ; of this size, direction and MMU mode; leaves RAX = entry
+//!       je   hit            ; mov rax, [rax + addend]
+//!       mov  eax, point
+//!       mov  ecx, block
+//!       call slow_access
+//!       jmp  back
+//! ```
+//!
+//! Everything else that the slow path needs is in the point's side table.
 
 use super::emitter::{Emitter, NONE, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
+use super::second_way;
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, Loc, SlowAccess};
 use crate::env::Header;
 use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecSize, Width};
 use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 
-/// A slow path to be emitted out of line.
-struct Slow {
+/// A hit path whose other half is to be emitted out of line.
+struct Miss {
+    /// The jump that leaves it.
     jcc: usize,
-    point: u32,
+    /// Where it is to be continued with RAX = entry.
+    hit: Target,
+    addr: u8,
+    second_way: u64,
 }
 
 impl Emitter<'_> {
     /// Emits the hit test; afterwards RAX is the host address minus `addr`.
-    fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> usize {
+    fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
         const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
         let tag =
@@ -50,19 +68,30 @@ impl Emitter<'_> {
         asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
         asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, tag as i32));
         let jcc = asm.jcc(Cond::NE);
+        let hit = self.here();
+        let asm = self.asm();
         asm.load(Width::W64, r::RAX, Mem::Base(r::RAX, std::mem::offset_of!(TlbEntry, addend) as i32));
         self.clobber_flags();
-        jcc
+        Miss {
+            jcc,
+            hit,
+            addr,
+            second_way: second_way::routine(self.thunks.second_way, mem.mmu, write, bytes),
+        }
     }
 
     /// Emits the slow path of an access whose hit path ends here.
-    fn slow(&mut self, slow: Slow) {
+    fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
         let cold_at = self.b.cold.len();
-        self.fix(slow.jcc, Target::Cold(cold_at));
+        self.fix(miss.jcc, Target::Cold(cold_at));
         self.in_cold = true;
+        self.asm().mov_rr(r::RAX, miss.addr);
+        self.call_thunk(miss.second_way);
+        let hit = self.asm().jcc(Cond::E);
+        self.fix(hit, miss.hit);
         let uses_vec = self.b.live.has_vec;
-        self.asm().mov_ri(r::RAX, slow.point as u64);
+        self.asm().mov_ri(r::RAX, point as u64);
         let tb = self.tb;
         self.asm().mov_ri(r::RCX, tb as u64);
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
@@ -102,7 +131,7 @@ impl Emitter<'_> {
         let point = self.access(kind, ra, mem);
         let dst = self.define(NONE, 0);
         self.set_point_dst(point, dst);
-        let jcc = self.tlb(ra, width.bytes(), mem, mem.for_write);
+        let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
         let host = Mem::Index(ra, r::RAX);
         match ext {
             Ext::Zero => self.asm().load(width, dst, host),
@@ -110,7 +139,7 @@ impl Emitter<'_> {
             Ext::Sign32 => self.asm().load_sx(width, Width::W32, dst, host),
             Ext::Sign64 => self.asm().load_sx(width, Width::W64, dst, host),
         }
-        self.slow(Slow { jcc, point });
+        self.slow(miss, point);
     }
 
     /// [`Inst::Store`](crate::ir::Inst::Store).
@@ -126,13 +155,13 @@ impl Emitter<'_> {
             }
         };
         let point = self.access(AccessKind::Store { width, v: loc }, ra, mem);
-        let jcc = self.tlb(ra, width.bytes(), mem, true);
+        let miss = self.tlb(ra, width.bytes(), mem, true);
         let host = Mem::Index(ra, r::RAX);
         match imm {
             Some(imm) => self.asm().store_imm(width, host, imm),
             None => self.asm().store(width, host, rv),
         }
-        self.slow(Slow { jcc, point });
+        self.slow(miss, point);
     }
 
     /// [`Inst::LoadVec`](crate::ir::Inst::LoadVec).
@@ -141,9 +170,9 @@ impl Emitter<'_> {
         let point = self.access(AccessKind::LoadVec { size, dst: 0 }, ra, mem);
         let dst = self.define_vec(NONE, 0);
         self.set_point_dst(point, dst);
-        let jcc = self.tlb(ra, size.bytes(), mem, mem.for_write);
+        let miss = self.tlb(ra, size.bytes(), mem, mem.for_write);
         emit_vec_load(&mut self.asm().buf, size, dst, VecMem::indexed(ra, r::RAX));
-        self.slow(Slow { jcc, point });
+        self.slow(miss, point);
     }
 
     /// [`Inst::StoreVec`](crate::ir::Inst::StoreVec).
@@ -151,9 +180,9 @@ impl Emitter<'_> {
         let ra = self.use_int(addr);
         let rv = self.use_vec(v);
         let point = self.access(AccessKind::StoreVec { size, v: Loc::Vec(rv) }, ra, mem);
-        let jcc = self.tlb(ra, size.bytes(), mem, true);
+        let miss = self.tlb(ra, size.bytes(), mem, true);
         emit_vec_store(&mut self.asm().buf, size, rv, VecMem::indexed(ra, r::RAX));
-        self.slow(Slow { jcc, point });
+        self.slow(miss, point);
     }
 
     /// [`Inst::AtomicRmw`](crate::ir::Inst::AtomicRmw).
@@ -166,7 +195,7 @@ impl Emitter<'_> {
         let avoid = if temp != NONE { 1 << temp } else { 0 };
         let dst = self.define(NONE, avoid);
         self.set_point_dst(point, dst);
-        let jcc = self.tlb(ra, width.bytes(), mem, true);
+        let miss = self.tlb(ra, width.bytes(), mem, true);
         let asm = self.asm();
         asm.lea(Width::W64, r::RCX, ra, Some((r::RAX, 0)), 0);
         let host = Mem::Base(r::RCX, 0);
@@ -199,7 +228,7 @@ impl Emitter<'_> {
         }
         asm.movzx(width, dst, r::RAX);
         self.clobber_flags();
-        self.slow(Slow { jcc, point });
+        self.slow(miss, point);
     }
 
     /// [`Inst::AtomicCas`](crate::ir::Inst::AtomicCas).
@@ -209,13 +238,13 @@ impl Emitter<'_> {
         let point = self.access(kind, ra, mem);
         let dst = self.define(NONE, 0);
         self.set_point_dst(point, dst);
-        let jcc = self.tlb(ra, width.bytes(), mem, true);
+        let miss = self.tlb(ra, width.bytes(), mem, true);
         let asm = self.asm();
         asm.lea(Width::W64, r::RCX, ra, Some((r::RAX, 0)), 0);
         asm.mov_rr(r::RAX, re);
         asm.atomic(AtomicOp::Cmpxchg, width, Mem::Base(r::RCX, 0), rn);
         asm.movzx(width, dst, r::RAX);
         self.clobber_flags();
-        self.slow(Slow { jcc, point });
+        self.slow(miss, point);
     }
 }

@@ -18,6 +18,7 @@ mod flags;
 mod int;
 mod liveness;
 mod mem;
+mod second_way;
 #[cfg(test)]
 mod tests;
 mod thunks;

@@ -3,6 +3,7 @@
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::ptr;
+use std::sync::atomic::AtomicU64;
 
 use super::X86_64;
 use crate::backend::{AccessKind, Compiled, HostBackend, Loc, Outcome, RuntimeFns, StatePoint};
@@ -10,7 +11,7 @@ use crate::env::{JumpEntry, Runtime};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::{Block, Ext, GlobalId, RmwOp, Ty, Width};
-use crate::softmmu::{MMU_MODES, TLB_ENTRIES, TlbEntry};
+use crate::softmmu::{Fill, MMU_MODES, TablePtr};
 use crate::testing::{GLOBALS, Observed, TestEnv, TestMachine, TestMemory, generate, global, guest};
 
 /// What the runtime functions work on while a block runs.
@@ -25,6 +26,9 @@ thread_local! {
     static CONTEXT: Cell<*mut Context> = const { Cell::new(ptr::null_mut()) };
 }
 
+/// Lines of pages that seem to hold code.
+static SOME_LINES: AtomicU64 = AtomicU64::new(0x3333_0f0f_5555_00ff);
+
 /// Everything needed to run blocks: a mapping for code, the backend, a runtime.
 struct Harness {
     backend: X86_64,
@@ -32,7 +36,7 @@ struct Harness {
     enter: u32,
     body: usize,
     runtime: *mut Runtime,
-    tlb: Vec<Vec<TlbEntry>>,
+    tlb: [TablePtr; MMU_MODES],
 }
 
 impl Harness {
@@ -48,7 +52,7 @@ impl Harness {
         let layout = Layout::new::<Runtime>();
         // SAFETY: the layout is not zero-sized. Only plain fields are used, through the pointer; it is never dropped.
         let runtime = unsafe { std::alloc::alloc_zeroed(layout).cast::<Runtime>() };
-        let tlb = vec![vec![TlbEntry::EMPTY; TLB_ENTRIES]; MMU_MODES];
+        let tlb = std::array::from_fn(|_| TablePtr::new());
         Harness {
             backend,
             body: thunks.code.len().next_multiple_of(64),
@@ -66,19 +70,18 @@ impl Harness {
         self.backend.compile(block, base, 77, &mut compiled);
         self.code[self.body..self.body + compiled.code.len()].copy_from_slice(&compiled.code);
         for (mmu, table) in self.tlb.iter_mut().enumerate() {
-            table.fill(TlbEntry::EMPTY);
+            table.clear_local();
             for page in 0..TestMemory::PAGES {
-                let va = TestMemory::BASE + page * 4096;
                 let (read, write) = TestMemory::permissions(page, mmu as u8);
-                let entry = &mut table[(va >> 12) as usize % TLB_ENTRIES];
                 if fill_tlb && read {
-                    entry.read = va;
-                    entry.write = if write { va } else { entry.write };
-                    let host = machine.memory.bytes.as_mut_ptr() as u64 + page * 4096;
-                    entry.addend = host.wrapping_sub(va);
+                    let host = machine.memory.bytes.as_mut_ptr().wrapping_add(page as usize * 4096);
+                    // Some pages seem to hold code, so that only the second way can be hit, and not everywhere.
+                    let code = (page % 2 == 1).then_some(&SOME_LINES);
+                    let fill = Fill { read, write, host, phys: page * 4096, code };
+                    table.set(TestMemory::BASE + page * 4096, fill);
                 }
             }
-            machine.env.header.tlb[mmu] = table.as_mut_ptr();
+            machine.env.header.tlb[mmu] = table.as_ptr();
         }
         machine.env.header.runtime = self.runtime;
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.

@@ -25,14 +25,14 @@ const FP_STICKY: i32 = 0x3f;
 
 const CALLEE_SAVED: [u8; 6] = [r::RBP, r::RBX, r::R12, r::R13, r::R14, r::R15];
 
-fn push(asm: &mut Asm, reg: u8) {
+pub(super) fn push(asm: &mut Asm, reg: u8) {
     if reg >= 8 {
         asm.buf.push(0x41);
     }
     asm.buf.push(0x50 | reg & 7);
 }
 
-fn pop(asm: &mut Asm, reg: u8) {
+pub(super) fn pop(asm: &mut Asm, reg: u8) {
     if reg >= 8 {
         asm.buf.push(0x41);
     }
@@ -186,6 +186,9 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     asm.mov_ri(r::RAX, Outcome::Exception.encode());
     let out = asm.jmp();
     asm.patch_rel32(out, restored);
+
+    addrs.second_way = at(&mut asm);
+    super::second_way::emit(&mut asm);
 
     // lookup: guest address in RAX, jumped to
     addrs.lookup = at(&mut asm);

@@ -1,0 +1,118 @@
+//! Routines that look at the second way of a software TLB's table, for accesses that missed the first: one for each MMU
+//! mode, direction and size, at a fixed distance from each other.
+//!
+//! Called with RAX = guest-virtual address; RCX is scratch, nothing else changes. On return the host's flags say "equal" if
+//! the access may be done directly; then RAX is the address of the entry.
+//!
+//! ```text
+//! push rdx
+//! mov  rdx, rax               mov  rcx, rdx
+//! shr  rdx, 12                shr  rcx, 9
+//! and  ecx, -2                xor  ecx, edx            ; index: n ^ (n >> 9 & !1)
+//! and  ecx, ENTRIES - 1       shl  ecx, 5
+//! add  rcx, [env.tlb[mmu]]
+//! lea  rdx, [rax + n - 1]     and  rdx, -4096
+//! cmp  rdx, [rcx + SECOND_WAY + tag]
+//! jne  miss
+//! ; a store only:
+//! mov  rdx, [rcx + SECOND_WAY + lines]
+//! mov  rdx, [rdx]
+//! ror  rax, 6                 bt   rdx, rax            ; line of the first byte
+//! jc   miss
+//! rol  rax, 6                 add  rax, n - 1
+//! shr  rax, 6                 bt   rdx, rax            ; and of the last one
+//! jc   miss
+//! ; both:
+//! lea  rax, [rcx + SECOND_WAY]
+//! pop  rdx
+//! cmp  eax, eax
+//! ret
+//! miss: pop rdx; test rsp, rsp; ret
+//! ```
+
+use std::mem::offset_of;
+
+use super::emitter::env_mem;
+use super::encode::{Alu, Asm, Mem, Shift, r};
+use super::thunks::{pop, push};
+use crate::env::Header;
+use crate::ir::{Cond, Width};
+use crate::softmmu::{MMU_MODES, SECOND_WAY, SecondWayEntry, TLB_ENTRIES};
+
+/// Bytes from one routine to the next.
+const STRIDE: usize = 128;
+/// Sizes: 1, 2, 4, … 32 bytes.
+const SIZES: usize = 6;
+
+/// Address of the routine for accesses of `bytes` bytes (a power of two), the first being at `base`.
+pub fn routine(base: u64, mmu: u8, write: bool, bytes: u32) -> u64 {
+    let size = bytes.trailing_zeros() as usize;
+    debug_assert!(bytes.is_power_of_two() && size < SIZES);
+    let n = (mmu as usize % MMU_MODES * 2 + write as usize) * SIZES + size;
+    base + (n * STRIDE) as u64
+}
+
+/// Appends all routines.
+pub fn emit(asm: &mut Asm) {
+    for mmu in 0..MMU_MODES {
+        for write in [false, true] {
+            for size in 0..SIZES {
+                let end = asm.len() + STRIDE;
+                one(asm, mmu, write, 1 << size);
+                assert!(asm.len() <= end, "a routine fits its place");
+                asm.buf.resize(end, 0xcc);
+            }
+        }
+    }
+}
+
+fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
+    const ENTRY_BITS: u8 = size_of::<SecondWayEntry>().trailing_zeros() as u8;
+    let field = |offset: usize| Mem::Base(r::RCX, (SECOND_WAY + offset) as i32);
+    let (read_tag, write_tag) = (offset_of!(SecondWayEntry, read), offset_of!(SecondWayEntry, write));
+    push(asm, r::RDX);
+    asm.mov_rr(r::RDX, r::RAX);
+    asm.shift_ri(Shift::Shr, Width::W64, r::RDX, 12);
+    asm.mov_rr(r::RCX, r::RDX);
+    asm.shift_ri(Shift::Shr, Width::W64, r::RCX, 9);
+    asm.alu_ri(Alu::And, Width::W32, r::RCX, -2);
+    asm.alu_rr(Alu::Xor, Width::W32, r::RCX, r::RDX);
+    asm.alu_ri(Alu::And, Width::W32, r::RCX, TLB_ENTRIES as i32 - 1);
+    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
+    asm.alu_rm(Alu::Add, Width::W64, r::RCX, env_mem((offset_of!(Header, tlb) + 8 * mmu) as u32));
+    asm.lea(Width::W64, r::RDX, r::RAX, None, bytes - 1);
+    asm.alu_ri(Alu::And, Width::W64, r::RDX, -4096);
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RDX, field(if write { write_tag } else { read_tag }));
+    let mut misses = vec![asm.jcc(Cond::NE)];
+    if write {
+        asm.load(Width::W64, r::RDX, field(offset_of!(SecondWayEntry, lines)));
+        asm.load(Width::W64, r::RDX, Mem::Base(r::RDX, 0));
+        asm.shift_ri(Shift::Ror, Width::W64, r::RAX, 6);
+        misses.push(jump_if_bit(asm, r::RDX, r::RAX));
+        if bytes > 1 {
+            asm.shift_ri(Shift::Rol, Width::W64, r::RAX, 6);
+            asm.alu_ri(Alu::Add, Width::W64, r::RAX, bytes - 1);
+            asm.shift_ri(Shift::Shr, Width::W64, r::RAX, 6);
+            misses.push(jump_if_bit(asm, r::RDX, r::RAX));
+        }
+    }
+    asm.lea(Width::W64, r::RAX, r::RCX, None, SECOND_WAY as i32);
+    pop(asm, r::RDX);
+    asm.alu_rr(Alu::Cmp, Width::W32, r::RAX, r::RAX);
+    asm.buf.push(0xc3);
+    let miss = asm.len();
+    for jump in misses {
+        asm.patch_rel32(jump, miss);
+    }
+    pop(asm, r::RDX);
+    asm.test_rr(Width::W64, r::RSP, r::RSP);
+    asm.buf.push(0xc3);
+}
+
+/// Jumps if the bit of `word` is set that the low six bits of `index` name.
+fn jump_if_bit(asm: &mut Asm, word: u8, index: u8) -> usize {
+    debug_assert!(word < 8 && index < 8);
+    // bt word, index
+    asm.buf.extend_from_slice(&[0x48, 0x0f, 0xa3, 0xc0 | index << 3 | word]);
+    asm.jcc(Cond::B)
+}
