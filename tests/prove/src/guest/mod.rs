@@ -1,0 +1,377 @@
+//! The translator's side: a vCPU in user mode that runs sequences with everything between front end and softmmu.
+//!
+//! Problem: an ordinary guest delivers exceptions to its kernel; here they end a sequence. Strategy: [`User`] is the x86
+//! guest in all but that: an exception is kept for the caller and the vCPU stops. Software interrupts and single steps, which
+//! the CPU delivers itself, go through a real IDT to handlers that halt, and the state is taken from the stack frame.
+//!
+//! The address space is that of [`layout`](crate::layout), with four-level paging; code is fetched from the same memory
+//! object that the native side executes.
+
+mod interpreter;
+mod memory;
+
+use std::cell::Cell;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Result;
+use iced_x86::Code;
+use tessera_tcg::backend::x86_64::X86_64;
+use tessera_tcg::env::Header;
+use tessera_tcg::exec::{Options, Remote, Vcpu};
+use tessera_tcg::guest::{
+    Access, BlockKey, CodeFetch, Exception, Guest, HelperDesc, Mapping, Next, TranslateLimits, Translated,
+};
+use tessera_tcg::ir::{Builder, GlobalDesc, GlobalId};
+use tessera_tcg::memory::PhysMemory;
+use tessera_tcg::opt::OptFlags;
+use tessera_x86::cpuid::{self, CpuidTable};
+use tessera_x86::guest::X86;
+use tessera_x86::helpers::x87_image;
+use tessera_x86::platform::{InvalidMsr, Platform};
+use tessera_x86::state::{Cr0, Cr4, Efer, Segment, VecReg, X86Env, reg, seg};
+use tessera_x86::system::exit;
+
+use crate::frame::{Frame, NONE, STUCK, at};
+use crate::layout::{CS32, CS64, DATA_SELECTOR, DONE};
+pub use memory::{GuestMemory, Kernel};
+
+/// Code that the vCPU stops with after an exception.
+const CAUGHT: u32 = 100;
+
+thread_local! {
+    static EXCEPTION: Cell<Option<Exception>> = const { Cell::new(None) };
+}
+
+/// The x86 guest, whose exceptions stop the vCPU.
+pub struct User;
+
+impl Guest for User {
+    type Env = X86Env;
+
+    fn globals() -> &'static [GlobalDesc] {
+        X86::globals()
+    }
+    fn pc_global() -> GlobalId {
+        X86::pc_global()
+    }
+    fn helpers() -> &'static [HelperDesc] {
+        X86::helpers()
+    }
+    fn fp_control() -> Option<u32> {
+        X86::fp_control()
+    }
+    fn header(env: &mut X86Env) -> &mut Header {
+        X86::header(env)
+    }
+    fn block_key(env: &X86Env) -> BlockKey {
+        X86::block_key(env)
+    }
+    fn set_pc(env: &mut X86Env, pc: u64) {
+        X86::set_pc(env, pc);
+    }
+    fn translate(
+        env: &X86Env,
+        key: BlockKey,
+        limits: TranslateLimits,
+        code: &mut dyn CodeFetch,
+        ir: &mut Builder,
+    ) -> Result<Translated, Exception> {
+        X86::translate(env, key, limits, code, ir)
+    }
+    fn disassemble(key: BlockKey, pc: u64, bytes: &[u8]) -> (String, usize) {
+        X86::disassemble(key, pc, bytes)
+    }
+    fn walk(
+        env: &X86Env,
+        memory: &Arc<dyn PhysMemory>,
+        va: u64,
+        access: Access,
+        mmu: u8,
+    ) -> Result<Mapping, Exception> {
+        X86::walk(env, memory, va, access, mmu)
+    }
+    fn fetch_mmu(env: &X86Env) -> u8 {
+        X86::fetch_mmu(env)
+    }
+    fn address_space(env: &X86Env) -> u64 {
+        X86::address_space(env)
+    }
+    fn deliver_exception(_: &mut X86Env, exception: Exception) -> Next {
+        EXCEPTION.set(Some(exception));
+        Next::Exit(CAUGHT)
+    }
+    fn handle_leave(env: &mut X86Env, code: u32) -> Next {
+        X86::handle_leave(env, code)
+    }
+    fn poll_events(env: &mut X86Env) -> Next {
+        X86::poll_events(env)
+    }
+}
+
+/// Stops a guest that does not end by itself.
+#[derive(Clone, Default)]
+pub struct Watchdog {
+    stop: Arc<AtomicBool>,
+    remotes: Arc<Mutex<Vec<Arc<Remote>>>>,
+}
+
+impl Watchdog {
+    /// Makes the vCPUs that belong to it stop at their next poll. From any thread.
+    pub fn bite(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.remotes.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|r| r.kick());
+    }
+}
+
+/// A machine with nothing in it but the watchdog.
+struct NoPlatform(Watchdog);
+
+impl Platform for NoPlatform {
+    fn stop_requested(&self) -> bool {
+        self.0.stop.load(Ordering::Relaxed)
+    }
+    fn port_in(&mut self, _: u16, size: u32) -> u32 {
+        u32::MAX >> (32 - 8 * size)
+    }
+    fn port_out(&mut self, _: u16, _: u32, _: u32) {}
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+    fn tsc_hz(&self) -> u64 {
+        1_000_000_000
+    }
+    fn interrupt_pending(&self) -> bool {
+        false
+    }
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+    fn take_nmi(&mut self) -> bool {
+        false
+    }
+    fn take_smi(&mut self) -> bool {
+        false
+    }
+    fn take_init(&mut self) -> bool {
+        false
+    }
+    fn take_sipi(&mut self) -> Option<u8> {
+        None
+    }
+    fn event_pending(&self) -> bool {
+        self.stop_requested()
+    }
+    fn tpr(&self) -> u8 {
+        0
+    }
+    fn set_tpr(&mut self, _: u8) {}
+    fn apic_base(&self) -> u64 {
+        0
+    }
+    fn set_apic_base(&mut self, _: u64) -> Result<(), InvalidMsr> {
+        Err(InvalidMsr)
+    }
+    fn apic_msr_read(&mut self, _: u32) -> Result<u64, InvalidMsr> {
+        Err(InvalidMsr)
+    }
+    fn apic_msr_write(&mut self, _: u32, _: u64) -> Result<(), InvalidMsr> {
+        Err(InvalidMsr)
+    }
+    fn a20_mask(&self) -> u64 {
+        u64::MAX
+    }
+    fn ferr(&mut self, _: bool) {}
+}
+
+/// How a vCPU translates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Optimisations.
+    pub passes: OptFlags,
+    /// Instructions in a block, at most.
+    pub max_insns: u32,
+    /// Whether blocks are linked.
+    pub chain: bool,
+    /// Whether the IR is interpreted instead of compiled.
+    pub interpret: bool,
+}
+
+impl Config {
+    /// As the program runs guests.
+    pub const USUAL: Config =
+        Config { passes: OptFlags::all(), max_insns: tessera_tcg::exec::MAX_INSNS, chain: true, interpret: false };
+}
+
+/// The model under test: `max`.
+pub fn model() -> CpuidTable {
+    cpuid::parse("max").expect("`max` is a model")
+}
+
+/// Whether the model under test has an instruction.
+pub fn claims(table: &CpuidTable, code: Code) -> bool {
+    code != Code::INVALID && table.allows(code)
+}
+
+/// A vCPU to run sequences on.
+pub struct GuestCpu {
+    vcpu: Vcpu<User, X86_64>,
+    memory: Arc<GuestMemory>,
+    /// How it translates.
+    pub config: Config,
+    watchdog: Watchdog,
+}
+
+impl GuestCpu {
+    /// A vCPU over guest memory that other vCPUs of this thread may share.
+    pub fn new(memory: Arc<GuestMemory>, config: Config, watchdog: &Watchdog) -> Result<GuestCpu> {
+        let mut env = X86Env::new(Box::new(NoPlatform(watchdog.clone())), model());
+        let kernel = memory.kernel();
+        env.cr0 = Cr0::PE | Cr0::PG | Cr0::MP | Cr0::NE | Cr0::ET | Cr0::WP | Cr0::AM;
+        env.cr4 = Cr4::PAE
+            | Cr4::OSFXSR
+            | Cr4::OSXMMEXCPT
+            | Cr4::OSXSAVE
+            | Cr4::FSGSBASE
+            | Cr4::UMIP
+            | Cr4::DE
+            | Cr4::PGE;
+        env.efer = Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE;
+        env.cr3 = kernel.cr3;
+        env.xcr0 = env.cpuid.xcr0_mask() & 7;
+        (env.gdtr.base, env.gdtr.limit) = (kernel.gdt, memory::GDT_LIMIT);
+        (env.idtr.base, env.idtr.limit) = (kernel.idt, 0xfff);
+        let data = Segment { base: 0, limit: u32::MAX, access: 0xc0f3, selector: DATA_SELECTOR };
+        for n in [seg::ES, seg::SS, seg::DS] {
+            env.seg[n] = data;
+        }
+        env.seg[seg::FS] = Segment::default();
+        env.seg[seg::GS] = Segment::default();
+        env.seg[seg::LDTR] = Segment::default();
+        env.seg[seg::TR] = Segment { base: kernel.tss, limit: 0x67, access: 0x8b, selector: 0x40 };
+        env.cpl = 3;
+        env.seg_base = [0; 6];
+        env.set_rflags(0x202);
+        let options = Options {
+            cache_mib: 16,
+            max_insns: config.max_insns,
+            chain: config.chain,
+            passes: config.passes,
+            ..Options::default()
+        };
+        let vcpu = Vcpu::new(env, memory.clone(), options)?;
+        watchdog.remotes.lock().unwrap_or_else(PoisonError::into_inner).push(vcpu.remote().clone());
+        let mut cpu = GuestCpu { vcpu, memory, config, watchdog: watchdog.clone() };
+        cpu.load(&Frame::new());
+        cpu.vcpu.state_changed();
+        Ok(cpu)
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// To be called after code was overwritten.
+    pub fn code_changed(&mut self) {
+        self.vcpu.clear_code();
+    }
+
+    /// Puts the CPU into the state of a frame.
+    pub fn load(&mut self, f: &Frame) {
+        let env = self.vcpu.env_mut();
+        env.gpr = f.gpr;
+        env.rip = f.rip;
+        env.set_rflags(f.flags | 0x202);
+        let wide = f.cs != CS32 as u64;
+        env.seg[seg::CS] = Segment {
+            base: 0,
+            limit: u32::MAX,
+            access: if wide { 0xa0fb } else { 0xc0fb },
+            selector: if wide { CS64 } else { CS32 },
+        };
+        let data = Segment { base: 0, limit: u32::MAX, access: 0xc0f3, selector: DATA_SELECTOR };
+        env.seg[seg::SS] = data;
+        for (n, base) in [(seg::FS, f.fs), (seg::GS, f.gs)] {
+            env.seg[n].base = base;
+            env.seg_base[n] = base;
+        }
+        env.cpl = 3;
+        (env.halted, env.shutdown, env.interrupt_shadow, env.pending_debug) = (false, false, false, 0);
+        x87_image::load_fx(&mut env.fpu, true, &f.xsave[..512]);
+        env.mxcsr = f.get(at::MXCSR) as u32;
+        for (n, v) in env.vec.iter_mut().enumerate() {
+            let word = |at: usize| u64::from_le_bytes(f.xsave[at..at + 8].try_into().expect("eight bytes"));
+            let (low, high) = (at::xmm(n).start, at::ymm(n).start);
+            *v = VecReg([word(low), word(low + 8), word(high), word(high + 8)]);
+        }
+        env.update_mode();
+    }
+
+    /// The state as a frame.
+    fn save(&self, f: &mut Frame) {
+        let env = self.vcpu.env();
+        f.gpr = env.gpr;
+        f.rip = env.ip();
+        f.flags = env.rflags();
+        f.fs = env.seg_base[seg::FS];
+        f.gs = env.seg_base[seg::GS];
+        f.cs = env.seg[seg::CS].selector as u64;
+        x87_image::store_fx(&env.fpu, true, &mut f.xsave[..512]);
+        f.set(at::MXCSR, env.mxcsr as u64);
+        f.set(at::PRESENT, 7);
+        for (n, v) in env.vec.iter().enumerate() {
+            let (low, high) = (at::xmm(n).start, at::ymm(n).start);
+            for (at, word) in [(low, v.0[0]), (low + 8, v.0[1]), (high, v.0[2]), (high + 8, v.0[3])] {
+                f.xsave[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            }
+        }
+        (f.vector, f.error, f.address) = (NONE, 0, 0);
+    }
+
+    /// Runs from the state of the frame, with the window as it is in guest memory; the frame then holds what is left.
+    pub fn run(&mut self, f: &mut Frame) {
+        self.load(f);
+        EXCEPTION.set(None);
+        let code = if self.config.interpret { interpreter::run(&mut self.vcpu, &self.memory) } else { self.vcpu.run() };
+        self.save(f);
+        match code {
+            CAUGHT => {
+                let e = EXCEPTION.take().expect("who stopped for an exception has left it");
+                if e.vector == 6 && f.rip == DONE {
+                    return;
+                }
+                f.vector = e.vector as u64;
+                f.error = e.error.unwrap_or(0) as u64;
+                f.address = if e.vector == 14 { e.address } else { 0 };
+            }
+            exit::HALTED => self.take_event(f),
+            exit::STOPPED => {
+                self.watchdog.stop.store(false, Ordering::SeqCst);
+                f.vector = STUCK;
+            }
+            // Nothing natively does this: it shows as a difference.
+            other => f.vector = 1000 + other as u64,
+        }
+    }
+
+    /// After the CPU has delivered an event to its handler, which halted: the state as of the event.
+    fn take_event(&self, f: &mut Frame) {
+        let rsp = f.gpr[reg::RSP];
+        let [rip, cs, flags, old_rsp] = self.memory.interrupt_frame(rsp);
+        f.vector = self.memory.handler_vector(f.rip);
+        (f.rip, f.cs, f.flags) = (rip, cs, flags);
+        f.gpr[reg::RSP] = old_rsp;
+    }
+
+    /// Mode of the blocks that run from a frame's state.
+    pub fn mode_of(&mut self, f: &Frame) -> u64 {
+        self.load(f);
+        self.vcpu.env().mode
+    }
+
+    /// The vCPU's environment, for reports.
+    pub fn env(&self) -> &X86Env {
+        self.vcpu.env()
+    }
+}
