@@ -32,6 +32,10 @@ pub trait Platform: Send {
         false
     }
 
+    /// The CPU has entered system-management mode, or left it: accesses that follow see SMRAM, or do not. It has dropped what
+    /// it knew of [`ram_page`](tessera_tcg::memory::PhysMemory::ram_page).
+    fn smm_changed(&mut self, _active: bool) {}
+
     /// Task priority class (CR8, bits 3:0).
     fn tpr(&self) -> u8;
     /// Sets the task priority class (CR8, bits 3:0).

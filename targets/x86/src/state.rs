@@ -306,6 +306,8 @@ pub struct X86Env {
     pub nmi_blocked: bool,
     /// In system-management mode.
     pub smm: bool,
+    /// In system-management mode: NMIs were blocked when it was entered.
+    pub smm_nmi_blocked: bool,
     /// A shutdown (triple fault) occurred.
     pub shutdown: bool,
     /// An application processor after INIT: waits for a start-up IPI.

@@ -124,6 +124,8 @@ helpers! { super::SYSTEM_BASE;
     RDPKRU = rdpkru(1), Effects::FAULTS;
     /// `(index, value)`: WRPKRU; `index` has ECX in its low and EDX in its high half.
     WRPKRU = wrpkru(2), Effects::FAULTS;
+    /// `()`: RSM.
+    RSM = rsm(0), Effects::ALL;
     /// `(port, bytes)`: IN.
     IN = port_in(2), Effects::FAULTS;
     /// `(port, bytes, value)`: OUT.
@@ -408,6 +410,11 @@ extern "C" fn wrpkru(env: &mut X86Env, index: u64, v: u64) -> u64 {
     }
     control::write_pkru(env, v as u32);
     0
+}
+
+extern "C" fn rsm(env: &mut X86Env) -> u64 {
+    let result = system::smm::resume(env);
+    done(env, result)
 }
 
 extern "C" fn port_in(env: &mut X86Env, port: u64, size: u64) -> u64 {

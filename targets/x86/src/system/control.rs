@@ -108,6 +108,11 @@ fn cr4_mask(env: &X86Env) -> Cr4 {
     table.filter(|(f, _)| env.cpuid.has(*f)).fold(Cr4::empty(), |m, (_, bit)| m | *bit)
 }
 
+/// Whether all bits of a value of CR4 exist on this CPU.
+pub fn cr4_exists(env: &X86Env, value: u64) -> bool {
+    Cr4::from_bits(value).is_some_and(|v| cr4_mask(env).contains(v))
+}
+
 /// Writes CR4.
 pub fn write_cr4(env: &mut X86Env, value: u64) -> Result<()> {
     let Some(new) = Cr4::from_bits(value) else { return Err(gp(0)) };
@@ -188,8 +193,8 @@ pub fn clts(env: &mut X86Env) {
     env.update_mode();
 }
 
-/// Writes IA32_EFER.
-pub fn write_efer(env: &mut X86Env, value: u64) -> Result<()> {
+/// Whether all bits of a value of IA32_EFER exist on this CPU.
+pub fn efer_exists(env: &X86Env, value: u64) -> bool {
     let mut mask = Efer::LMA;
     for (feature, bit) in [(Feature::SYSCALL, Efer::SCE), (Feature::LM, Efer::LME), (Feature::NX, Efer::NXE)]
     {
@@ -197,7 +202,12 @@ pub fn write_efer(env: &mut X86Env, value: u64) -> Result<()> {
             mask |= bit;
         }
     }
-    if value & !mask.bits() != 0 {
+    value & !mask.bits() == 0
+}
+
+/// Writes IA32_EFER.
+pub fn write_efer(env: &mut X86Env, value: u64) -> Result<()> {
+    if !efer_exists(env, value) {
         return Err(gp(0));
     }
     let old = env.efer;

@@ -234,6 +234,12 @@ pub fn read(env: &mut X86Env, n: usize) -> Result<u64> {
     Ok(env.dr[n])
 }
 
+/// Sets DR6 and DR7 from a saved state.
+pub fn restore(env: &mut X86Env, dr6: u64, dr7: u64) {
+    env.dr[6] = dr6 & DR6_WRITABLE | DR6_ONES;
+    env.dr[7] = dr7 & DR7_WRITABLE | DR7_RESET;
+}
+
 /// MOV to a debug register.
 pub fn write(env: &mut X86Env, n: usize, value: u64) -> Result<()> {
     let n = check_access(env, n)?;

@@ -1,4 +1,4 @@
-//! Looking at events between blocks: interrupts, NMI, INIT, start-up IPIs, the halted state, interrupt shadows (SDM volume 3,
+//! Looking at events between blocks: interrupts, SMI, NMI, INIT, start-up IPIs, the halted state, interrupt shadows (SDM volume 3,
 //! sections 6.3, 6.8 and 8.4).
 //!
 //! How an interrupt gets in: whoever raises it sets `exit_request`, generated code leaves at its next poll, and
@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use tessera_tcg::guest::Next;
 
 use super::exception::{deliver_exception, deliver_interrupt, vector};
-use super::{debug, io};
+use super::{debug, io, smm};
 use crate::cpu_state::{InFlight, exception_of};
 use crate::state::{RFlags, Segment, X86Env, leave, seg};
 
@@ -83,7 +83,7 @@ pub fn poll_events(env: &mut X86Env) -> Next {
         return Next::Exit(exit::STOPPED);
     }
     io::refresh_a20(env);
-    if env.platform.take_init() {
+    if !env.smm && env.platform.take_init() {
         let bootstrap = env.platform.apic_base() & APIC_BASE_BSP != 0;
         env.init();
         env.wait_for_sipi = !bootstrap;
@@ -102,8 +102,9 @@ pub fn poll_events(env: &mut X86Env) -> Next {
         // The next block is one instruction and ends the shadow when it is left.
         return Next::Continue;
     }
-    if env.platform.take_smi() {
-        tracing::warn!(target: "unimp", "system-management interrupt ignored: there is no system-management mode");
+    if !env.smm && env.platform.take_smi() {
+        smm::enter(env);
+        return Next::Continue;
     }
     if !env.nmi_blocked && env.platform.take_nmi() {
         env.nmi_blocked = true;

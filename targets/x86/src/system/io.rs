@@ -38,7 +38,8 @@ pub fn check_permission(env: &mut X86Env, port: u16, size: u32) -> Result<()> {
 
 /// Takes note of the state of the A20 gate; translations depend on it.
 pub fn refresh_a20(env: &mut X86Env) {
-    let mask = env.platform.a20_mask();
+    // The gate has no effect in system-management mode.
+    let mask = if env.smm { u64::MAX } else { env.platform.a20_mask() };
     if mask != env.a20_mask {
         env.a20_mask = mask;
         crate::mmu::flush_all(env);

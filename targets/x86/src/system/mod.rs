@@ -26,6 +26,7 @@ pub mod iret;
 pub mod msr;
 pub mod reset;
 pub mod segment;
+pub mod smm;
 pub mod stack;
 pub mod syscall;
 pub mod tables;

@@ -7,7 +7,7 @@ use crate::mmu;
 use crate::platform::Platform;
 use crate::state::{Cr0, Cr4, Efer, Fpu, Msrs, Segment, TableRegister, VecReg, X86Env, reg, seg};
 
-use super::debug;
+use super::{debug, smm};
 
 /// PAT after reset: WB, WT, UC-, UC, twice.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
@@ -52,6 +52,7 @@ impl X86Env {
             halted: false,
             nmi_blocked: false,
             smm: false,
+            smm_nmi_blocked: false,
             shutdown: false,
             wait_for_sipi: false,
             pending_debug: 0,
@@ -91,6 +92,7 @@ impl X86Env {
             misc_enable: MISC_ENABLE_RESET,
             bios_sign_id: MICROCODE,
             mcg_ctl: u64::MAX,
+            smbase: smm::SMBASE_RESET,
             ..Msrs::default()
         };
         self.init();
@@ -128,7 +130,10 @@ impl X86Env {
         self.repeating = false;
         self.halted = false;
         self.nmi_blocked = false;
-        self.smm = false;
+        if std::mem::take(&mut self.smm) {
+            self.platform.smm_changed(false);
+        }
+        self.smm_nmi_blocked = false;
         self.shutdown = false;
         self.wait_for_sipi = false;
         self.pending_debug = 0;

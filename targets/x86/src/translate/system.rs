@@ -168,7 +168,7 @@ pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Invd, |t, _| privileged_nothing(t)),
     Row::All(Mnemonic::Wbinvd, |t, _| privileged_nothing(t)),
     Row::All(Mnemonic::Wbnoinvd, |t, _| privileged_nothing(t)),
-    Row::All(Mnemonic::Rsm, |t, _| t.undefined()),
+    Row::All(Mnemonic::Rsm, |t, _| rsm(t)),
 ];
 
 // ----- how instructions begin and end -----
@@ -391,6 +391,15 @@ fn hlt(t: &mut Translator<'_>) {
     if privileged(t) {
         t.set_pc(t.next);
         t.leave(if t.is(mode::TRAP) { leave::SINGLE_STEP } else { leave::HALT });
+    }
+}
+
+/// RSM; outside of system-management mode #UD.
+fn rsm(t: &mut Translator<'_>) {
+    if t.is(mode::SMM) {
+        transfer(t, h::RSM, &[]);
+    } else {
+        t.undefined();
     }
 }
 

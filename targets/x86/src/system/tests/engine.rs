@@ -137,6 +137,13 @@ impl Machine<Engine> {
         Some(trap)
     }
 
+    /// Runs on from where it is, with a HLT at [`CODE`].
+    pub fn run_from_here(&mut self) -> Option<Trap> {
+        self.put(CODE, 1, 0xf4);
+        self.processor.clear_code();
+        self.go()
+    }
+
     /// Assembles and runs.
     pub fn run(
         &mut self,

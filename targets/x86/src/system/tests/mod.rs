@@ -8,6 +8,8 @@ mod engine;
 #[cfg(target_arch = "x86_64")]
 mod paging;
 mod registers;
+#[cfg(target_arch = "x86_64")]
+mod smm;
 mod transfers;
 mod walks;
 
@@ -64,6 +66,12 @@ struct Board {
     deadline: u64,
     interrupt: Option<u8>,
     nmi: bool,
+    smi: bool,
+    init: bool,
+    /// Entries to and exits from system-management mode.
+    smm: Vec<bool>,
+    /// Stop when that mode has been left.
+    stop_after_smm: bool,
     tpr: u8,
     a20_closed: bool,
     written: Vec<(u16, u32, u32)>,
@@ -103,17 +111,24 @@ impl Platform for TestPlatform {
         std::mem::take(&mut self.board().nmi)
     }
     fn take_smi(&mut self) -> bool {
-        false
+        std::mem::take(&mut self.board().smi)
     }
     fn take_init(&mut self) -> bool {
-        false
+        std::mem::take(&mut self.board().init)
+    }
+    fn stop_requested(&self) -> bool {
+        let board = self.board();
+        board.stop_after_smm && board.smm.last() == Some(&false)
+    }
+    fn smm_changed(&mut self, active: bool) {
+        self.board().smm.push(active);
     }
     fn take_sipi(&mut self) -> Option<u8> {
         None
     }
     fn event_pending(&self) -> bool {
         let board = self.board();
-        board.interrupt.is_some() || board.nmi
+        board.interrupt.is_some() || board.nmi || board.smi || board.init || board.stop_after_smm
     }
     fn tpr(&self) -> u8 {
         self.board().tpr
@@ -190,17 +205,26 @@ struct Machine<P = Context<X86>> {
 impl<P: Processor> Machine<P> {
     /// After reset: real mode.
     fn real() -> Self {
+        Self::of_model("max,+la57")
+    }
+
+    /// The same for any CPU model.
+    fn of_model(model: &str) -> Self {
         // SAFETY: the layout is not empty.
         let ram = Arc::new(Ram(unsafe { alloc_zeroed(layout()) }));
         let board = Arc::new(Mutex::new(Board::default()));
-        let model = cpuid::parse("max,+la57").expect("a model that exists");
+        let model = cpuid::parse(model).expect("a model that exists");
         let env = X86Env::new(Box::new(TestPlatform(board.clone())), model);
         Machine { processor: P::new(env, ram.clone()), ram, board }
     }
 
     /// 32-bit protected mode without paging, flat segments, CPL 0.
     fn protected() -> Self {
-        let mut m = Self::real();
+        Self::real().into_protected()
+    }
+
+    fn into_protected(self) -> Self {
+        let mut m = self;
         for (n, descriptor) in [
             0,
             0x00cf_9a00_0000_ffff,
