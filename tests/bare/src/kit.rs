@@ -90,6 +90,13 @@ impl Exc {
     pub const fn at(self, ip: u32) -> Exc {
         Exc { saved: Saved::At(ip), ..self }
     }
+    /// Whether the saved instruction pointer is that behind the instruction.
+    pub fn is_trap(self) -> bool {
+        self.saved == Saved::Next
+    }
+    pub const fn vector(self) -> u32 {
+        self.vector
+    }
     /// With any saved instruction pointer.
     pub const fn anywhere(self) -> Exc {
         Exc { saved: Saved::Any, ..self }
@@ -269,7 +276,7 @@ impl Kit<'_> {
     }
 
     /// Expects the exception that [`Kit::arm`] prepared for, with this saved instruction pointer if any.
-    fn seen(&mut self, what: &str, exc: Exc, ip: Option<u32>) -> R {
+    pub fn seen(&mut self, what: &str, exc: Exc, ip: Option<u32>) -> R {
         let arguments =
             [self.s.text(what), exc.vector, exc.error, u32::from(ip.is_none()), ip.unwrap_or_default()];
         self.routine("seen", &arguments)
@@ -283,8 +290,7 @@ impl Kit<'_> {
         self.label(&at)?;
         // An instruction that faults has shown its fault, not what it does: only those that exist to fault count.
         if exc.saved == Saved::This && !matches!(exc.vector, 5 | 6) {
-            let (s, plan) = (self.s, self.plan);
-            self.code.unlisted(|code| emit(&mut Kit { code, s, plan }))?;
+            self.faulting(emit)?;
         } else {
             emit(self)?;
         }
@@ -296,6 +302,12 @@ impl Kit<'_> {
             Saved::Any => None,
         };
         self.seen(what, exc, ip)
+    }
+
+    /// Emits instructions that never complete.
+    pub fn faulting(&mut self, emit: impl FnOnce(&mut Kit) -> R) -> R {
+        let (s, plan) = (self.s, self.plan);
+        self.code.unlisted(|code| emit(&mut Kit { code, s, plan }))
     }
 
     /// Runs ring 3 code of the home mode's bitness until its last instruction raises an exception. The code sees flat
@@ -323,7 +335,7 @@ impl Kit<'_> {
         };
         self.seen(what, exc, ip)?;
         // CS tells that it was ring 3 that faulted, and not what brought it there.
-        self.var(what, EXC_CS, if bits == 64 { USER64 } else { USER32 })
+        self.masked(what, EXC_CS, 3, 3)
     }
 
     /// Appends code of another bitness, at a label.
