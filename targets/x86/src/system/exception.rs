@@ -9,7 +9,7 @@
 //!
 //! #DB carries the bits to be set in DR6 in [`Exception::address`]; a page fault, as everywhere, the faulting address.
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Register};
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Register, UsedMemory};
 use tessera_tcg::guest::{Exception, Next};
 use tessera_tcg::softmmu;
 
@@ -423,7 +423,12 @@ fn accesses_stack_at(env: &mut X86Env, va: u64) -> bool {
     }
     let instruction = Decoder::with_ip(64, &bytes[..len], env.rip, DecoderOptions::NONE).decode();
     let mut factory = InstructionInfoFactory::new();
-    factory.info(&instruction).used_memory().iter().filter(|m| m.segment() == Register::SS).any(|m| {
+    // Segment prefixes other than FS and GS count for nothing: the base register decides.
+    let stack = |m: &&UsedMemory| {
+        !matches!(m.segment(), Register::FS | Register::GS)
+            && matches!(m.base().full_register(), Register::RSP | Register::RBP)
+    };
+    factory.info(&instruction).used_memory().iter().filter(stack).any(|m| {
         let register = |r: Register, _, _| {
             let full = r.full_register();
             let n = (full as usize).wrapping_sub(Register::RAX as usize);
