@@ -22,6 +22,13 @@ use crate::system::exit;
 use crate::translate::crypto;
 use crate::translate::test_platform::NoPlatform;
 
+#[path = "vector_exceptions.rs"]
+mod exceptions;
+#[path = "vector_operands.rs"]
+mod operands;
+
+use operands::{Random, build, limit_indices};
+
 const CODE: u64 = 0x1_0000;
 /// Where the data is: in one page, or across the border of two, which lies in its middle.
 const DATA: u64 = 0x2_0000;
@@ -89,131 +96,6 @@ impl State {
 
 const GPRS: [usize; 6] = [reg::RAX, reg::RCX, reg::RDX, reg::RBX, reg::RSI, reg::RDI];
 const ARITHMETIC: u64 = 0x8d5;
-
-/// Zeros, one, denormals, the ends of the normal range, infinities, NaNs quiet and signalling, and where conversions to
-/// integers end, in binary64.
-const EDGES_F64: [u64; 20] = [
-    0,
-    1 << 63,
-    0x3ff0 << 48,
-    1,
-    0x800f_ffff_ffff_ffff,
-    0x0010 << 48,
-    0x7fef_ffff_ffff_ffff,
-    0xffef_ffff_ffff_ffff,
-    0x7ff0 << 48,
-    0xfff0 << 48,
-    0x7ff8_0000_0000_0001,
-    0xfff8 << 48,
-    0x7ff4_0000_0000_0002,
-    0xfff0_0000_0000_0001,
-    0x4330 << 48,
-    0x41df_ffff_ffe0_0000,
-    0xc1e0_0000_0020_0000,
-    0x43e0 << 48,
-    0x47ef_ffff_f000_0000,
-    0x380f_ffff_f000_0000,
-];
-
-/// The same in binary32.
-const EDGES_F32: [u32; 18] = [
-    0,
-    1 << 31,
-    0x3f80_0000,
-    1,
-    0x807f_ffff,
-    0x0080_0000,
-    0x7f7f_ffff,
-    0xff7f_ffff,
-    0x7f80_0000,
-    0xff80_0000,
-    0x7fc0_0001,
-    0xffc0_0000,
-    0x7fa0_0002,
-    0xff80_0001,
-    0x4f00_0000,
-    0xcf00_0000,
-    0x5f00_0000,
-    0x4b7f_ffff,
-];
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 33) as usize % n
-    }
-
-    fn word(&mut self) -> u64 {
-        match self.below(5) {
-            0 => self.next(),
-            1 => EDGES_F64[self.below(EDGES_F64.len())],
-            2 => {
-                let lane = |r: &mut Random| EDGES_F32[r.below(EDGES_F32.len())];
-                lane(self) as u64 | (lane(self) as u64) << 32
-            }
-            3 => self.next() & 0x0f0f_0f0f_0f0f_0f0f,
-            _ => self.next() & 0x83ff_ffff_83ff_ffff | 0x3c00_0000_3c00_0000,
-        }
-    }
-
-    fn f80(&mut self) -> [u8; 10] {
-        let (exponent, mantissa) = match self.below(8) {
-            0 => (0, 0),
-            1 => (0x7fff, 1 << 63),
-            2 => (0x7fff, 3 << 62 | self.next() >> 2),
-            3 => (0x7fff, 1 << 63 | self.next() >> 2),
-            4 => (0, self.next() >> 1),
-            5 => (self.next() as u16, self.next()),
-            _ => (0x3ff0 + self.below(32) as u16, 1 << 63 | self.next()),
-        };
-        let sign = (self.next() as u16) & 0x8000;
-        let mut v = [0; 10];
-        v[..8].copy_from_slice(&mantissa.to_le_bytes());
-        v[8..].copy_from_slice(&(exponent & 0x7fff | sign).to_le_bytes());
-        v
-    }
-
-    fn state(&mut self) -> State {
-        let mut s = State::ZERO;
-        s.high = std::array::from_fn(|_| [self.word(), self.word()]);
-        let control = 0x7f | (self.next() as u16) & 0xf00;
-        s.fx[0..2].copy_from_slice(&control.to_le_bytes());
-        let status = (self.next() as u16) & 0x7f3f;
-        s.fx[2..4].copy_from_slice(&status.to_le_bytes());
-        s.fx[4] = if self.below(4) == 0 { self.next() as u8 } else { 0xff >> self.below(2) * self.below(8) };
-        let mxcsr = 0x1f80 | self.next() as u32 & 0xe07f;
-        s.fx[24..28].copy_from_slice(&mxcsr.to_le_bytes());
-        for n in 0..8 {
-            s.fx[32 + 16 * n..][..10].copy_from_slice(&self.f80());
-        }
-        for n in 0..32 {
-            s.fx[160 + 8 * n..][..8].copy_from_slice(&self.word().to_le_bytes());
-        }
-        for n in 0..DATA_BYTES / 16 {
-            let mut chunk = [0; 16];
-            if self.below(3) == 0 {
-                chunk[..10].copy_from_slice(&self.f80());
-            } else {
-                chunk[..8].copy_from_slice(&self.word().to_le_bytes());
-                chunk[8..].copy_from_slice(&self.word().to_le_bytes());
-            }
-            s.data[16 * n..][..16].copy_from_slice(&chunk);
-        }
-        for g in &mut s.gpr {
-            *g = self.next();
-        }
-        s.rflags = self.next() & ARITHMETIC;
-        s
-    }
-}
 
 /// Runs machine code natively.
 mod native {
@@ -291,19 +173,26 @@ struct GuestCpu {
 }
 
 impl GuestCpu {
-    fn new() -> GuestCpu {
+    /// A guest at privilege level 0, for code of 64 or 32 bits.
+    fn new(bits: u32) -> GuestCpu {
         let ram = Arc::new(Ram((0..2 << 20).map(|_| std::cell::UnsafeCell::new(0)).collect()));
         for (table, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
             ram.write(table, &entry.to_le_bytes());
         }
         let mut env = X86Env::new(Box::new(NoPlatform), crate::cpuid::parse("max").expect("a model"));
-        env.cr0 = Cr0::PE | Cr0::PG | Cr0::MP | Cr0::NE | Cr0::ET;
+        env.cr0 = Cr0::PE | Cr0::MP | Cr0::NE | Cr0::ET;
         env.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
         env.xcr0 = 7;
-        env.efer = Efer::LME | Efer::LMA;
         env.cr3 = 0x1000;
         env.seg = [Segment { base: 0, limit: u32::MAX, access: 0xc093, selector: 16 }; 8];
-        env.seg[seg::CS] = Segment { base: 0, limit: u32::MAX, access: 0xa09b, selector: 8 };
+        let code = Segment { base: 0, limit: u32::MAX, access: 0xa09b, selector: 8 };
+        if bits == 64 {
+            env.cr0 |= Cr0::PG;
+            env.efer = Efer::LME | Efer::LMA;
+            env.seg[seg::CS] = code;
+        } else {
+            env.seg[seg::CS] = Segment { access: 0xc09b, ..code };
+        }
         env.seg_base = [0; 6];
         env.update_mode();
         let options = Options { cache_mib: 8, ..Options::default() };
@@ -412,115 +301,8 @@ fn wanted(code: Code) -> bool {
     )
 }
 
-/// Registers to choose from: few, so that operands coincide.
-const NUMBERS: [u32; 5] = [0, 1, 5, 9, 15];
-
-/// Builds the instruction with random operands; `None` if it has operands that this test does not make.
-fn build(code: Code, r: &mut Random) -> Option<Instruction> {
-    let mut i = Instruction::default();
-    i.set_code(code);
-    let info = code.op_code();
-    // Operands of gathers must differ.
-    let mut distinct = NUMBERS;
-    distinct.rotate_left(r.below(5));
-    let gathers = (0..info.op_count()).any(|n| vsib(info.op_kind(n)).is_some());
-    for n in 0..info.op_count() {
-        let memory = r.below(2) == 0;
-        let number = if gathers { distinct[n as usize] } else { NUMBERS[r.below(5)] };
-        let (xmm, ymm) = (Register::XMM0 + number, Register::YMM0 + number);
-        let mm = [Register::MM0, Register::MM1, Register::MM5, Register::MM7][r.below(4)];
-        let r32 = [Register::EAX, Register::ECX, Register::EDX, Register::EBX][r.below(4)];
-        let r64 = [Register::RAX, Register::RCX, Register::RDX, Register::RBX][r.below(4)];
-        let sti = [Register::ST0, Register::ST1, Register::ST2, Register::ST6][r.below(4)];
-        let register = match info.op_kind(n) {
-            Op::xmm_reg | Op::xmm_rm | Op::xmm_vvvv | Op::xmm_is4 => xmm,
-            Op::ymm_reg | Op::ymm_rm | Op::ymm_vvvv | Op::ymm_is4 => ymm,
-            Op::xmm_or_mem if !memory => xmm,
-            Op::ymm_or_mem if !memory => ymm,
-            Op::mm_reg | Op::mm_rm => mm,
-            Op::mm_or_mem if !memory => mm,
-            Op::r32_reg | Op::r32_rm => r32,
-            Op::r32_or_mem if !memory => r32,
-            Op::r64_reg | Op::r64_rm => r64,
-            Op::r64_or_mem if !memory => r64,
-            Op::st0 => Register::ST0,
-            Op::sti_opcode => sti,
-            Op::ax => Register::AX,
-            Op::xmm_or_mem | Op::ymm_or_mem | Op::mm_or_mem | Op::r32_or_mem | Op::r64_or_mem | Op::mem => {
-                Register::None
-            }
-            kind if vsib(kind).is_some() => {
-                let (first, _) = vsib(kind)?;
-                i.set_memory_index(first + number);
-                i.set_memory_index_scale(1 << r.below(4));
-                Register::None
-            }
-            Op::imm8 => {
-                i.set_op_kind(n, OpKind::Immediate8);
-                i.set_immediate8(if r.below(2) == 0 { r.next() as u8 } else { r.below(24) as u8 });
-                continue;
-            }
-            Op::seg_rDI => {
-                i.set_op_kind(n, OpKind::MemorySegRDI);
-                continue;
-            }
-            _ => return None,
-        };
-        if register == Register::None {
-            i.set_op_kind(n, OpKind::Memory);
-            i.set_memory_base(Register::RSI);
-            i.set_memory_displ_size(1);
-            i.set_memory_displacement64(displacement(&i, r));
-        } else {
-            i.set_op_kind(n, OpKind::Register);
-            i.set_op_register(n, register);
-        }
-    }
-    Some(i)
-}
-
-/// The first register of a vector of indices, and their bytes.
-fn vsib(kind: Op) -> Option<(Register, usize)> {
-    match kind {
-        Op::mem_vsib32x => Some((Register::XMM0, 4)),
-        Op::mem_vsib64x => Some((Register::XMM0, 8)),
-        Op::mem_vsib32y => Some((Register::YMM0, 4)),
-        Op::mem_vsib64y => Some((Register::YMM0, 8)),
-        _ => None,
-    }
-}
-
-/// A displacement at which the memory operand lies in the data, aligned if it must be. Those that need not be aligned are
-/// often across the middle.
-fn displacement(i: &Instruction, r: &mut Random) -> u64 {
-    use Mnemonic::*;
-    let aligned =
-        matches!(i.mnemonic(), Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa);
-    match i.encoding() {
-        EncodingKind::Legacy => 16 * r.below(8) as u64,
-        _ if i.memory_index() != Register::None => DATA_BYTES as u64 / 2,
-        _ if aligned => 32 * r.below(7) as u64,
-        _ if r.below(3) == 0 => r.below(DATA_BYTES - 32) as u64,
-        _ => DATA_BYTES as u64 / 2 - r.below(32) as u64,
-    }
-}
-
-/// Makes the indices of a gather small.
-fn limit_indices(i: &Instruction, state: &mut State, r: &mut Random) {
-    let info = i.code().op_code();
-    let Some((_, bytes)) = (0..info.op_count()).find_map(|n| vsib(info.op_kind(n))) else { return };
-    let mut small = || r.below(16) as i64 - 8;
-    for at in 0..4 {
-        let v = match bytes {
-            4 => small() as u32 as u64 | (small() as u32 as u64) << 32,
-            _ => small() as u64,
-        };
-        state.set_word(i.memory_index().number(), at, v);
-    }
-}
-
-fn encode(i: &Instruction) -> Vec<u8> {
-    let mut encoder = Encoder::new(64);
+fn encode(i: &Instruction, bits: u32) -> Vec<u8> {
+    let mut encoder = Encoder::new(bits);
     encoder.encode(i, CODE).expect("encodable");
     encoder.take_buffer()
 }
@@ -560,24 +342,52 @@ fn is_optional(code: Code) -> bool {
 
 #[test]
 fn agrees_with_silicon() {
-    let encodings = compare(wanted);
+    let encodings = compare(64, wanted);
     assert!(encodings > 1000, "{encodings} encodings");
+}
+
+/// Code of 32 bits, against the same instructions in native code of 64 bits.
+#[test]
+fn agrees_with_silicon_in_32_bit_code() {
+    let general = |code: Code| {
+        let info = code.op_code();
+        (0..info.op_count()).any(|n| matches!(info.op_kind(n), Op::r64_reg | Op::r64_rm | Op::r64_or_mem))
+    };
+    // These clear the registers that there are.
+    let clears = |code: Code| matches!(code.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
+    let encodings =
+        compare(32, |code| wanted(code) && code.op_code().mode32() && !general(code) && !clears(code));
+    assert!(encodings > 900, "{encodings} encodings");
 }
 
 /// As on a host that lacks all that hosts may lack.
 #[test]
 fn helpers_agree_with_silicon() {
     crypto::PLAIN_HOST.set(true);
-    let encodings = compare(|code| wanted(code) && is_optional(code));
+    let encodings = compare(64, |code| wanted(code) && is_optional(code));
     crypto::PLAIN_HOST.set(false);
     assert!(encodings >= 15, "{encodings} encodings");
 }
 
-/// Compares all encodings that are `wanted`, as far as the host has them. How many there are.
-fn compare(wanted: impl Fn(Code) -> bool) -> usize {
+/// The instruction with addresses of 64 bits.
+fn widened(i: &Instruction) -> Instruction {
+    let mut i = *i;
+    if i.memory_base() == Register::ESI {
+        i.set_memory_base(Register::RSI);
+    }
+    for n in 0..i.op_count() {
+        if i.op_kind(n) == OpKind::MemorySegEDI {
+            i.set_op_kind(n, OpKind::MemorySegRDI);
+        }
+    }
+    i
+}
+
+/// Compares all encodings that are `wanted`, as far as the host has them, in guest code of `bits` bits. How many there are.
+fn compare(bits: u32, wanted: impl Fn(Code) -> bool) -> usize {
     // More on demand: `ORACLE_ROUNDS=1000 cargo test --release agrees_with_silicon`.
     let rounds = std::env::var("ORACLE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30);
-    let mut guest = GuestCpu::new();
+    let mut guest = GuestCpu::new(bits);
     let mut runner = native::Runner::new();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut encodings, mut left_out) = (0, Vec::new());
@@ -589,21 +399,23 @@ fn compare(wanted: impl Fn(Code) -> bool) -> usize {
             continue;
         }
         for round in 0..rounds {
-            let Some(i) = build(code, &mut random) else {
+            let Some(i) = build(code, bits, &mut random) else {
                 left_out.push(code);
                 break;
             };
-            let bytes = encode(&i);
             let mut start = random.state();
             limit_indices(&i, &mut start, &mut random);
+            if bits == 32 {
+                start.gpr = start.gpr.map(|v| v as u32 as u64);
+            }
             let mut native_state = start.clone();
             let data = native_state.data.as_ptr() as u64;
             (native_state.gpr[4], native_state.gpr[5]) = (data, data);
-            runner = runner.run(&mut native_state, &bytes);
+            runner = runner.run(&mut native_state, &encode(&widened(&i), 64));
             let mut guest_state = start.clone();
             let data = if random.below(2) == 0 { DATA } else { DATA_ACROSS };
             (guest_state.gpr[4], guest_state.gpr[5]) = (data, data);
-            let completed = guest.run(&mut guest_state, data, &bytes);
+            let completed = guest.run(&mut guest_state, data, &encode(&i, bits));
             normalise(&mut native_state);
             normalise(&mut guest_state);
             if completed && native_state == guest_state {
@@ -657,6 +469,3 @@ fn describe(text: &mut String, start: &State, native: &State, guest: &State) {
     }
     line("flags", &start.rflags.to_le_bytes(), &native.rflags.to_le_bytes(), &guest.rflags.to_le_bytes());
 }
-
-#[path = "vector_exceptions.rs"]
-mod exceptions;
