@@ -9,6 +9,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -130,6 +132,15 @@ impl Console {
         Ok(())
     }
 
+    /// What follows on the line at which an earlier call has stopped; waits until the line is complete.
+    pub fn rest_of_line(&mut self, within: Duration) -> Result<String> {
+        let start = self.seen;
+        self.expect("\n", within)?;
+        // What follows may begin with this line's end.
+        self.seen -= 1;
+        Ok(String::from_utf8_lossy(&self.said[start..self.seen]).trim_end_matches('\r').to_owned())
+    }
+
     /// Waits for the child's end.
     pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + within;
@@ -167,6 +178,9 @@ impl Console {
 
     /// Takes in what there is, waiting for it until the deadline at most.
     fn step(&mut self, deadline: Instant) -> Result<()> {
+        if interrupted() {
+            bail!("interrupted by Ctrl-C");
+        }
         let wait = deadline.saturating_duration_since(Instant::now());
         let mut sources = vec![self.ended.as_fd(), self.terminal.as_fd()];
         sources.extend(self.stderr.as_ref().map(AsFd::as_fd));
@@ -215,6 +229,21 @@ impl Console {
         }
         out
     }
+}
+
+static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From now on, Ctrl-C does not end this process: the calls that wait fail instead, so that children are ended and what was
+/// found so far can be shown.
+pub fn catch_interrupts() -> Result<()> {
+    let flag = INTERRUPTED.get_or_init(Arc::default);
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(flag))?;
+    Ok(())
+}
+
+/// Whether Ctrl-C was typed since [`catch_interrupts`].
+pub fn interrupted() -> bool {
+    INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
 
 impl Drop for Console {

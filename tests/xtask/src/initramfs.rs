@@ -128,6 +128,19 @@ fn replace_file(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<(
     Ok(())
 }
 
+/// Packs one program as `/init` into an archive at `path`, with nothing else but a console.
+pub fn write_program(path: &Path, program: &Path) -> Result<()> {
+    let contents = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    replace_file(path, |out| {
+        let mut archive = Archive::new(out);
+        archive.add("dev", DIRECTORY, (0, 0), &[])?;
+        archive.add("dev/console", CHARACTER_DEVICE, (5, 1), &[])?;
+        archive.add("init", EXECUTABLE, (0, 0), &contents)?;
+        archive.finish()?;
+        Ok(())
+    })
+}
+
 /// Packs `busybox` and the script into a gzip-compressed archive at `path`.
 pub fn write(path: &Path, busybox: &Path) -> Result<()> {
     let program = fs::read(busybox).with_context(|| format!("cannot read {}", busybox.display()))?;

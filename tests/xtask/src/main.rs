@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask <demo|test|bench>`.
+//! Project tasks: `cargo xtask <demo|test|prove|bench>`.
 //!
 //! Everything here drives the emulator from outside, as a person at a terminal would: it starts the
 //! program, reads the serial console, types, and looks at exit statuses. It knows no crate of the
@@ -14,7 +14,7 @@
 //! | [`guests`] | the table of guests: which kernel, which initial RAM disk, which parameters |
 //! | [`console`] | a child process on a pseudo-terminal: expect, send, wait |
 //! | [`process`] | CPU time and memory of a running process, from `/proc` |
-//! | [`demo`], [`test`], [`boot_tests`], [`programs`], [`bench`] | the tasks |
+//! | [`demo`], [`test`], [`boot_tests`], [`programs`], [`prove`], [`bench`] | the tasks |
 
 mod bench;
 mod boot_tests;
@@ -26,6 +26,7 @@ mod packages;
 mod process;
 mod programs;
 mod project;
+mod prove;
 mod test;
 mod trees;
 
@@ -71,29 +72,17 @@ enum Task {
         #[arg(long)]
         long: bool,
     },
-    /// Measure
-    Bench {
-        #[command(subcommand)]
-        what: Bench,
+    /// Run random instruction sequences on the translator and on this host's silicon, and compare
+    #[command(disable_help_flag = true)]
+    Prove {
+        /// See `cargo xtask prove --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    /// Kernel start to init, in wall and CPU time, pair by pair against QEMU's translator
-    Boot {
-        /// How many pairs of runs
-        #[arg(long, default_value_t = 5)]
-        runs: usize,
-        /// The program to compare with; "none" for no comparison
-        #[arg(long, default_value = "qemu")]
-        against: String,
-        /// The guest to boot: cloud, amd64, rt, installer-amd64 or installer-i386
-        #[arg(long, default_value = "cloud")]
-        guest: String,
-        /// The emulator to run instead of this project's release build
-        #[arg(long, value_name = "PROGRAM")]
-        emulator: Option<PathBuf>,
+    /// Measure workloads against QEMU's translator and against this host
+    Bench {
+        #[command(flatten)]
+        options: bench::Options,
     },
 }
 
@@ -103,9 +92,8 @@ fn main() -> ExitCode {
         Task::Test { filter, emulator, list, show_console, long } => {
             test::run(&test::Options { filter, emulator, list, show_console, long })
         }
-        Task::Bench { what: Bench::Boot { runs, against, guest, emulator } } => {
-            bench::boot(runs, &against, &guest, emulator)
-        }
+        Task::Prove { arguments } => prove::run(&arguments),
+        Task::Bench { options } => bench::run(&options),
     };
     match outcome {
         Ok(code) => code,

@@ -16,6 +16,17 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
 }
 
+/// The processor time that the threads of a process have used which are still there, to the nanosecond.
+pub fn thread_time(pid: u32) -> Result<Duration> {
+    let mut sum = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).context("the process has gone")? {
+        // A thread may end at this moment.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        sum += text.split(' ').next().context("unexpected /proc/PID/task/TID/schedstat")?.parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
 /// Resident memory of one mapping of a process.
 pub struct Mapping {
     /// The file behind it, `[heap]` and the like, or nothing.
@@ -59,6 +70,7 @@ mod tests {
         while cpu_time(pid).unwrap() == before {
             sum = sum.wrapping_add(1);
         }
+        assert!(thread_time(pid).unwrap() > Duration::ZERO);
         let mappings = mappings(pid).unwrap();
         assert!(mappings.iter().any(|m| m.name == "[stack]" && m.resident > 0 && m.resident <= m.size));
     }
