@@ -16,7 +16,7 @@ use tessera_hw_core::clock::Clock;
 use tessera_hw_core::event::MachineEvent;
 use tessera_hw_core::timers::TimerThread;
 
-use crate::accel::{self, Stop};
+use crate::accel::{self, Engine, Stop};
 use crate::backends::chardev::{self, Opened, plain};
 use crate::backends::output_file::OutputFile;
 use crate::cli::{Config, UsageError};
@@ -45,6 +45,8 @@ enum End {
     Signal(i32),
     /// The guest triple-faulted and may not be reset; the text shows the processor's state.
     TripleFault(String),
+    /// What executes the guest cannot go on; the text says why.
+    Failed(String),
     /// The emulator itself failed.
     Broken(String),
 }
@@ -61,6 +63,8 @@ pub struct Machine {
     config: Config,
     guest: Guest,
     board: PcMachine,
+    /// What executes the guest, until the vCPU's thread has it.
+    engine: Option<Box<dyn Engine>>,
     waker: Waker,
     /// Where the first vCPU begins; `None` for the reset vector.
     entry: Option<BootEntry>,
@@ -115,7 +119,8 @@ impl Machine {
             ))
         })?;
         let entry = guest.load(&board, &config)?;
-        Ok(Machine { config, guest, board, waker, entry, connections, log_file })
+        let engine = Some(accel::engine(&board, &config)?);
+        Ok(Machine { config, guest, board, engine, waker, entry, connections, log_file })
     }
 
     /// Runs the machine to its end; returns the exit status. The terminal is as it was when this returns.
@@ -155,6 +160,7 @@ impl Machine {
                 eprintln!("tessera{name}: triple fault, and -no-reboot is given\n{}", state.trim_end());
                 Ok(0)
             }
+            End::Failed(why) => Err(UsageError(why)),
             End::Broken(why) => Err(UsageError(format!(
                 "the emulator failed: {why}; this is a mistake in Tessera, please report it"
             ))),
@@ -163,7 +169,7 @@ impl Machine {
 
     /// The main loop, from the machine's start to its end.
     fn execute(&mut self, event_loop: &mut EventLoop, continued: impl Fn()) -> io::Result<End> {
-        let engine = accel::engine(&self.board, &self.config).map_err(io::Error::other)?;
+        let engine = self.engine.take().ok_or_else(|| io::Error::other("the machine has run"))?;
         let mut vcpu = Vcpu::spawn(0, engine, self.waker.clone())?;
         let (control, waker) = (vcpu.control(), self.waker.clone());
         self.board.events.on_post(Arc::new(move || {
@@ -211,6 +217,7 @@ impl Machine {
         let event = self.board.events.take();
         match (report, event) {
             (Err(why), _) => Some(End::Broken(why)),
+            (Ok(Stop::Failed(why)), _) => Some(End::Failed(why)),
             (Ok(Stop::TripleFault(state)), _) if self.config.no_reboot => Some(End::TripleFault(state)),
             (Ok(Stop::TripleFault(_)), _) | (Ok(_), Some(MachineEvent::Reset)) => self.reset(vcpu),
             (Ok(_), Some(MachineEvent::Shutdown)) if self.config.no_shutdown => {

@@ -14,7 +14,7 @@ use std::thread::{Builder, JoinHandle};
 use tessera_firmware::loader::BootEntry;
 use tessera_hw_core::cpu::set_current;
 
-use crate::accel::{Control, Engine, Stop, drive};
+use crate::accel::{Control, Engine, Stop, boot_state, drive};
 use crate::event_loop::Waker;
 
 /// What the thread is to do.
@@ -46,8 +46,13 @@ impl Vcpu {
         let (outgoing, reports) = channel();
         let thread = Builder::new().name(format!("vcpu{index}")).spawn(move || {
             set_current(index);
+            let mut failed = None;
             for order in incoming {
                 match order {
+                    Order::Run if failed.is_some() => {
+                        let _ = outgoing.send(Ok(Stop::Failed(failed.take().unwrap_or_default())));
+                        waker.wake();
+                    }
                     Order::Run => {
                         // A fault of the engine ends the machine, not the process: the main loop has a
                         // terminal to restore.
@@ -64,7 +69,12 @@ impl Vcpu {
                     Order::Reset(entry) => {
                         engine.reset();
                         if let Some(entry) = entry {
-                            engine.boot(&entry);
+                            // An engine that cannot do it says so when it is to run.
+                            let started = engine.state().and_then(|mut state| {
+                                boot_state(&mut state, &entry);
+                                engine.set_state(&state)
+                            });
+                            failed = started.err();
                         }
                         if tracing::enabled!(target: "cpu_reset", tracing::Level::DEBUG) {
                             tracing::debug!(target: "cpu_reset", "CPU {index} reset\n{}", engine.dump());
@@ -154,6 +164,8 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{Duration, Instant};
 
+    use tessera_x86::cpu_state::CpuState;
+
     use super::*;
 
     /// Halts until it is stopped; panics if its start says so.
@@ -171,7 +183,12 @@ mod tests {
         fn reset(&mut self) {
             self.resets.fetch_add(1, Ordering::Relaxed);
         }
-        fn boot(&mut self, _: &BootEntry) {}
+        fn state(&mut self) -> Result<CpuState, String> {
+            Err("no state".into())
+        }
+        fn set_state(&mut self, _: &CpuState) -> Result<(), String> {
+            Err("no state".into())
+        }
         fn control(&self) -> Arc<Control> {
             self.control.clone()
         }

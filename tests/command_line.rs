@@ -125,7 +125,7 @@ fn values_that_mean_nothing() {
     refused(&folder, &["-device", "fish"], &["-device", "fish"]);
     refused(&folder, &["-fish"], &["-fish", "-help"]);
     refused(&folder, &["-drive", "file=x"], &["-drive", "not supported by Tessera yet"]);
-    refused(&folder, &["-accel", "kvm"], &["-accel", "kvm", "not supported by Tessera yet"]);
+    refused(&folder, &["-accel", "xen"], &["-accel", "xen", "not supported by Tessera yet"]);
     refused(&folder, &["-smp", "2"], &["-smp", "2"]);
     refused(&folder, &["-d", "fish"], &["-d", "fish"]);
 }

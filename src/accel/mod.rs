@@ -2,21 +2,79 @@
 //!
 //! An [`Engine`] runs one vCPU of the machine on its own thread. The machine knows nothing else of it: it starts the
 //! thread, kicks it from any other, and is told why it stopped. `tcg` joins the translator to the devices; the two
-//! crates never meet elsewhere.
+//! crates never meet elsewhere. `kvm` has the host's processor execute the guest. Both get and set one [`CpuState`].
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+pub mod kvm;
 pub mod tcg;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use tessera_firmware::loader::BootEntry;
+use tessera_firmware::loader::{BOOT_CS, BOOT_DS, BootEntry};
 use tessera_hw::boards::pc::PcMachine;
+use tessera_x86::cpu_state::CpuState;
+use tessera_x86::cpuid;
+use tessera_x86::state::{Cr0, RFlags, Segment, TableRegister, reg, seg};
 
-use crate::cli::Config;
+use crate::cli::{Accel, Config, UsageError};
 
-/// Makes the engine of the machine's first vCPU, as the command line wants it. An error is a sentence.
-pub fn engine(board: &PcMachine, config: &Config) -> Result<Box<dyn Engine>, String> {
-    Ok(Box::new(tcg::TcgEngine::new(board, config)?))
+/// Makes the engine of the machine's first vCPU: the first that can be had of those that the command line prefers. Why
+/// one cannot be had is told in a line.
+pub fn engine(board: &PcMachine, config: &Config) -> Result<Box<dyn Engine>, UsageError> {
+    let mut choices = config.accels.iter().peekable();
+    while let Some(choice) = choices.next() {
+        let why = match choice {
+            Accel::Tcg { code_cache } => return tcg_engine(board, config, *code_cache),
+            Accel::Kvm => match kvm_engine(board, config)? {
+                Ok(engine) => return Ok(engine),
+                Err(why) => why,
+            },
+        };
+        match choices.peek() {
+            Some(next) => eprintln!("tessera: KVM {why}; using {} instead", next.name()),
+            None => return Err(UsageError(format!("-accel kvm: KVM {why}; or use -accel tcg"))),
+        }
+    }
+    Err(UsageError("-accel: none is named; give tcg or kvm".into()))
+}
+
+fn tcg_engine(
+    board: &PcMachine,
+    config: &Config,
+    code_cache: Option<u64>,
+) -> Result<Box<dyn Engine>, UsageError> {
+    let failed =
+        |why| UsageError(format!("-accel tcg: the host does not allow it ({why}); see the host's limits"));
+    let text = config.cpu.as_deref().unwrap_or("max");
+    let (cpu, warnings) = cpuid::parse_for(text, &cpuid::models::IMPLEMENTED)
+        .map_err(|error| UsageError(format!("-cpu {text}: {error}")))?;
+    warn(&warnings);
+    Ok(Box::new(tcg::TcgEngine::new(board, config, cpu, code_cache).map_err(failed)?))
+}
+
+/// KVM's engine, or the rest of a sentence that begins with "KVM" and says why it cannot be had.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn kvm_engine(board: &PcMachine, config: &Config) -> Result<Result<Box<dyn Engine>, String>, UsageError> {
+    match kvm::KvmEngine::new(board, config) {
+        Ok((engine, warnings)) => {
+            warn(&warnings);
+            Ok(Ok(Box::new(engine)))
+        }
+        Err(kvm::Unavailable::Kvm(why)) => Ok(Err(why)),
+        Err(kvm::Unavailable::Request(why)) => Err(UsageError(why)),
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+fn kvm_engine(_: &PcMachine, _: &Config) -> Result<Result<Box<dyn Engine>, String>, UsageError> {
+    Ok(Err("executes x86-64 guests on x86-64 Linux only".into()))
+}
+
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("tessera: warning: {warning}");
+    }
 }
 
 /// Why a vCPU stopped executing.
@@ -28,6 +86,8 @@ pub enum Stop {
     Requested,
     /// A triple fault. The text shows the CPU's state.
     TripleFault(String),
+    /// The engine cannot go on, for a reason that is not the guest's. The text says why.
+    Failed(String),
 }
 
 /// One vCPU's executor.
@@ -36,8 +96,10 @@ pub trait Engine: Send {
     fn run(&mut self) -> Stop;
     /// Puts the CPU in its power-up state.
     fn reset(&mut self);
-    /// Puts the CPU, which is in its power-up state, where a loaded kernel begins.
-    fn boot(&mut self, entry: &BootEntry);
+    /// The whole architectural state of the CPU, which is not executing. An error is a sentence.
+    fn state(&mut self) -> Result<CpuState, String>;
+    /// Replaces the state of the CPU, which is not executing. After an error, a sentence, the CPU must be reset.
+    fn set_state(&mut self, state: &CpuState) -> Result<(), String>;
     /// The handle by which other threads reach the vCPU.
     fn control(&self) -> Arc<Control>;
     /// Whether a halted CPU has a reason to go on.
@@ -46,6 +108,36 @@ pub trait Engine: Send {
     fn dump(&self) -> String;
     /// What the engine did so far, for people.
     fn statistics(&self) -> String;
+}
+
+/// Granularity in pages, as in [`Segment::access`].
+const FLAT_ACCESS: u16 = 1 << 15;
+/// Code, execute and read, accessed, as in [`Segment::access`].
+const CODE_ACCESS: u16 = 0x1b;
+/// Data, read and write, accessed, as in [`Segment::access`].
+const DATA_ACCESS: u16 = 0x13;
+
+/// Where a loaded kernel begins, for a CPU in its power-up state.
+pub fn boot_state(state: &mut CpuState, entry: &BootEntry) {
+    let BootEntry::Protected32 { eip, esi, ebx, gdt_base, gdt_limit } = *entry;
+    state.cr0 |= (Cr0::PE | Cr0::ET).bits();
+    state.gdtr = TableRegister { base: gdt_base.into(), limit: gdt_limit };
+    state.idtr = TableRegister { base: 0, limit: 0 };
+    let flat = |selector, kind| Segment {
+        base: 0,
+        limit: u32::MAX,
+        access: kind | Segment::PRESENT | Segment::DB | FLAT_ACCESS,
+        selector,
+    };
+    state.segments[seg::CS] = flat(BOOT_CS, CODE_ACCESS);
+    for n in [seg::DS, seg::ES, seg::FS, seg::GS, seg::SS] {
+        state.segments[n] = flat(BOOT_DS, DATA_ACCESS);
+    }
+    state.gpr = [0; 16];
+    state.gpr[reg::RSI] = esi.into();
+    state.gpr[reg::RBX] = ebx.into();
+    state.rflags = RFlags::ONE.bits();
+    state.rip = eip.into();
 }
 
 /// How other threads reach a vCPU: they may ask it to look at events, or to stop.

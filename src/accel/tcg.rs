@@ -4,7 +4,6 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
-use tessera_firmware::loader::{BOOT_CS, BOOT_DS, BootEntry};
 use tessera_hw::boards::pc::PcMachine;
 use tessera_hw::intc::lapic::TIMER_HZ;
 use tessera_hw::misc::a20::A20;
@@ -17,9 +16,11 @@ use tessera_hw_core::ports::PortBus;
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::exec::{Options, Remote, Vcpu};
 use tessera_tcg::memory::{PAGE_MASK, PhysMemory, RamPage};
+use tessera_x86::cpu_state::CpuState;
+use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
 use tessera_x86::platform::{InvalidMsr, Platform};
-use tessera_x86::state::{Cr0, Segment, TableRegister, X86Env, reg, seg};
+use tessera_x86::state::X86Env;
 use tessera_x86::system::{self, exit};
 
 use super::{Control, Engine, Stop};
@@ -174,7 +175,12 @@ pub struct TcgEngine {
 
 impl TcgEngine {
     /// The engine of the board's first vCPU. An error is a sentence.
-    pub fn new(board: &PcMachine, config: &Config) -> Result<TcgEngine, String> {
+    pub fn new(
+        board: &PcMachine,
+        config: &Config,
+        mut cpuid: CpuidTable,
+        code_cache: Option<u64>,
+    ) -> Result<TcgEngine, String> {
         let remote: Arc<OnceLock<Arc<Remote>>> = Arc::default();
         let kicked = remote.clone();
         let control = Control::new(Box::new(move || {
@@ -194,11 +200,10 @@ impl TcgEngine {
             events: board.events.clone(),
             control: control.clone(),
         };
-        let mut cpuid = config.cpu.clone();
         cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
         let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();
-        if let Some(bytes) = config.accel.code_cache {
+        if let Some(bytes) = code_cache {
             options.cache_mib = (bytes >> 20) as u32;
         }
         options.chain = !config.log.items.iter().any(|item| item.name == "nochain");
@@ -230,29 +235,14 @@ impl Engine for TcgEngine {
         self.vcpu.state_changed();
     }
 
-    fn boot(&mut self, entry: &BootEntry) {
-        let BootEntry::Protected32 { eip, esi, ebx, gdt_base, gdt_limit } = *entry;
-        let env = self.vcpu.env_mut();
-        env.cr0 = env.cr0 | Cr0::PE | Cr0::ET;
-        env.gdtr = TableRegister { base: gdt_base.into(), limit: gdt_limit };
-        env.idtr = TableRegister { base: 0, limit: 0 };
-        let flat = |selector, kind| Segment {
-            base: 0,
-            limit: u32::MAX,
-            access: kind | Segment::PRESENT | Segment::DB | FLAT_ACCESS,
-            selector,
-        };
-        env.set_segment(seg::CS, flat(BOOT_CS, CODE_ACCESS));
-        for n in [seg::DS, seg::ES, seg::FS, seg::GS, seg::SS] {
-            env.set_segment(n, flat(BOOT_DS, DATA_ACCESS));
-        }
-        env.gpr = [0; 16];
-        env.gpr[reg::RSI] = esi.into();
-        env.gpr[reg::RBX] = ebx.into();
-        env.set_rflags(0);
-        env.set_ip(eip.into());
-        env.update_mode();
+    fn state(&mut self) -> Result<CpuState, String> {
+        Ok(self.vcpu.env_mut().cpu_state())
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
+        self.vcpu.env_mut().set_cpu_state(state);
         self.vcpu.state_changed();
+        Ok(())
     }
 
     fn control(&self) -> Arc<Control> {
@@ -290,10 +280,3 @@ impl Drop for TcgEngine {
         self.control.detach();
     }
 }
-
-/// Granularity in pages, as in [`Segment::access`].
-const FLAT_ACCESS: u16 = 1 << 15;
-/// Code, execute and read, accessed, as in [`Segment::access`].
-const CODE_ACCESS: u16 = 0x1b;
-/// Data, read and write, accessed, as in [`Segment::access`].
-const DATA_ACCESS: u16 = 0x13;

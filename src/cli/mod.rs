@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 use tessera_firmware::MachineKind;
-use tessera_x86::cpuid::{self, CpuidTable};
+use tessera_x86::cpuid;
 
 use crate::backends::chardev::{CharSpec, DEFAULT_ESCAPE};
 use crate::debug::log;
@@ -49,12 +49,12 @@ pub struct Config {
     pub machine: MachineKind,
     /// Guest memory in bytes, a multiple of 4096.
     pub ram: u64,
-    /// The processor.
-    pub cpu: CpuidTable,
+    /// The processor: the text of `-cpu`, if given.
+    pub cpu: Option<String>,
     /// The machine's UUID.
     pub uuid: Option<[u8; 16]>,
-    /// The accelerator.
-    pub accel: Accel,
+    /// The accelerators in order of preference; at least one.
+    pub accels: Vec<Accel>,
     /// The kernel; without one the embedded firmware runs.
     pub kernel: Option<PathBuf>,
     /// The initial RAM disk.
@@ -163,8 +163,11 @@ fn text_asked_for(options: &options::Options, mut command: clap::Command) -> Opt
         Some(format!("Tessera {}\n", env!("CARGO_PKG_VERSION")))
     } else if asked(&options.machine) {
         Some("Machines:\n  pc   i440FX PC (default)\n  q35  ICH9 PC\n".into())
-    } else if asked(&options.accel) {
-        Some("Accelerators:\n  tcg  the translator (default)\n".into())
+    } else if options.accel.iter().any(|accel| values::asks_for_help(accel)) {
+        Some(
+            "Accelerators:\n  tcg  the translator (default)\n  kvm  the host's processor, by Linux's KVM\n"
+                .into(),
+        )
     } else if asked(&options.cpu) {
         Some(cpuid::list())
     } else if options.device.iter().any(|device| values::asks_for_help(device)) {
@@ -178,7 +181,7 @@ fn text_asked_for(options: &options::Options, mut command: clap::Command) -> Opt
 
 fn configure(options: options::Options) -> Result<Config, UsageError> {
     let machine = options.machine.as_deref().map(values::machine).transpose()?;
-    let accel = options.accel.as_deref().map(values::accel).transpose()?;
+    let accels: Vec<_> = options.accel.iter().map(|value| values::accel(value)).collect::<Result<_, _>>()?;
     options.smp.as_deref().map_or(Ok(()), values::smp)?;
     for (option, given) in
         [("-vga", &options.vga), ("-display", &options.display), ("-monitor", &options.monitor)]
@@ -230,9 +233,9 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
         name: options.name.as_deref().map(values::name).transpose()?,
         machine: machine.as_ref().map_or(MachineKind::Pc, |machine| machine.kind),
         ram: options.m.as_deref().map_or(Ok(values::DEFAULT_RAM), values::memory)?,
-        cpu: options.cpu.as_deref().map_or(Ok(CpuidTable::default()), cpu_model)?,
+        cpu: options.cpu,
         uuid: options.uuid.as_deref().map(values::uuid).transpose()?,
-        accel: accel.or(machine.and_then(|machine| machine.accel)).unwrap_or_default(),
+        accels: preference(accels, machine.map(|machine| machine.accels).unwrap_or_default()),
         kernel,
         initrd: path("-initrd", options.initrd)?,
         append: options.append.unwrap_or_default(),
@@ -246,14 +249,9 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
     })
 }
 
-/// The CPU that the translator makes of `-cpu`'s text. What it must leave out is told.
-fn cpu_model(text: &str) -> Result<CpuidTable, UsageError> {
-    let (table, warnings) = cpuid::parse_for(text, &cpuid::models::IMPLEMENTED)
-        .map_err(|error| UsageError(format!("-cpu {text}: {error}")))?;
-    for warning in warnings {
-        eprintln!("tessera: warning: {warning}");
-    }
-    Ok(table)
+/// `-accel` counts before what `-machine` says; without either it is the translator.
+fn preference(given: Vec<Accel>, of_machine: Vec<Accel>) -> Vec<Accel> {
+    [given, of_machine].into_iter().find(|list| !list.is_empty()).unwrap_or_else(|| vec![Accel::default()])
 }
 
 fn path(option: &str, value: Option<OsString>) -> Result<Option<PathBuf>, UsageError> {

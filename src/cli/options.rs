@@ -94,9 +94,10 @@ pub struct Options {
     #[arg(long, value_name = "CODE", help_heading = CONNECTIONS)]
     pub echr: Option<String>,
 
-    /// What executes the guest: tcg, the translator; tb-size=N bounds its code cache to N MiB
-    #[arg(long, value_name = "tcg[,tb-size=N]", help_heading = RUNNING)]
-    pub accel: Option<String>,
+    /// What executes the guest: kvm, the host's processor, or tcg, the translator, whose code cache tb-size=N bounds to N
+    /// MiB. Of several the first that can be had [default: tcg]
+    #[arg(long, value_name = "tcg|kvm[,...]", help_heading = RUNNING)]
+    pub accel: Vec<String>,
     /// End when the guest resets the machine
     #[arg(long, help_heading = RUNNING)]
     pub no_reboot: bool,

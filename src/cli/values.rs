@@ -24,15 +24,36 @@ const CODE_CACHE_MIB: RangeInclusive<u64> = 4..=1024;
 pub struct Machine {
     /// The board.
     pub kind: MachineKind,
-    /// The value of `accel=`.
-    pub accel: Option<Accel>,
+    /// The value of `accel=`: in order of preference.
+    pub accels: Vec<Accel>,
 }
 
 /// What executes the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Accel {
-    /// The bound on the code cache in bytes, if the user set one.
-    pub code_cache: Option<u64>,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accel {
+    /// The translator.
+    Tcg {
+        /// The bound on the code cache in bytes, if the user set one.
+        code_cache: Option<u64>,
+    },
+    /// The host's processor, by Linux's KVM.
+    Kvm,
+}
+
+impl Default for Accel {
+    fn default() -> Self {
+        Accel::Tcg { code_cache: None }
+    }
+}
+
+impl Accel {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Accel::Tcg { .. } => "tcg",
+            Accel::Kvm => "kvm",
+        }
+    }
 }
 
 /// The device that ends the emulator with an exit status.
@@ -98,13 +119,16 @@ pub fn memory(value: &str) -> Result<u64, UsageError> {
 /// `-machine`.
 pub fn machine(value: &str) -> Result<Machine, UsageError> {
     const OPTION: &str = "-machine";
-    let mut machine = Machine { kind: MachineKind::Pc, accel: None };
+    let mut machine = Machine { kind: MachineKind::Pc, accels: Vec::new() };
     for (index, (key, setting)) in properties(value).enumerate() {
         let name = match (index, key) {
             (_, "type") => setting,
             (0, name) if !value.split(',').next().unwrap_or_default().contains('=') => name,
             (_, "accel") => {
-                machine.accel = Some(accel_named(OPTION, value, setting)?);
+                machine.accels = setting
+                    .split(':')
+                    .map(|name| accel_named(OPTION, value, name))
+                    .collect::<Result<_, _>>()?;
                 continue;
             }
             _ => return bad(OPTION, value, format!("{key} is not supported by Tessera yet; leave it out")),
@@ -121,10 +145,13 @@ pub fn machine(value: &str) -> Result<Machine, UsageError> {
 fn accel_named(option: &str, value: &str, name: &str) -> Result<Accel, UsageError> {
     match name {
         "tcg" => Ok(Accel::default()),
-        "kvm" | "xen" | "hvf" | "nvmm" | "whpx" | "qtest" | "mshv" => {
-            bad(option, value, format!("QEMU's accelerator {name} is not supported by Tessera yet; give tcg"))
-        }
-        _ => bad(option, value, "there is no such accelerator; give tcg"),
+        "kvm" => Ok(Accel::Kvm),
+        "xen" | "hvf" | "nvmm" | "whpx" | "qtest" | "mshv" => bad(
+            option,
+            value,
+            format!("QEMU's accelerator {name} is not supported by Tessera yet; give tcg or kvm"),
+        ),
+        _ => bad(option, value, "there is no such accelerator; give tcg or kvm"),
     }
 }
 
@@ -134,9 +161,9 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
     let (name, rest) = value.split_once(',').unwrap_or((value, ""));
     let mut accel = accel_named(OPTION, value, name.strip_prefix("accel=").unwrap_or(name))?;
     for (key, setting) in properties(rest) {
-        match (key, setting) {
-            ("tb-size", mib) => match mib.parse::<u64>() {
-                Ok(mib) if CODE_CACHE_MIB.contains(&mib) => accel.code_cache = Some(mib << 20),
+        match (key, setting, &mut accel) {
+            ("tb-size", mib, Accel::Tcg { code_cache }) => match mib.parse::<u64>() {
+                Ok(mib) if CODE_CACHE_MIB.contains(&mib) => *code_cache = Some(mib << 20),
                 _ => {
                     let (least, most) = (CODE_CACHE_MIB.start(), CODE_CACHE_MIB.end());
                     return bad(
@@ -149,8 +176,8 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
                 }
             },
             // With one processor both are the same; the cache is always mapped twice.
-            ("thread", "single" | "multi") | ("split-wx", "on") => {}
-            ("split-wx", "off") => {
+            ("thread", "single" | "multi", Accel::Tcg { .. }) | ("split-wx", "on", Accel::Tcg { .. }) => {}
+            ("split-wx", "off", Accel::Tcg { .. }) => {
                 return bad(
                     OPTION,
                     value,
@@ -323,15 +350,32 @@ mod tests {
     fn machines_and_accelerators() {
         assert_eq!(machine("pc").unwrap().kind, MachineKind::Pc);
         assert_eq!(machine("type=q35").unwrap().kind, MachineKind::Q35);
-        assert_eq!(machine("q35,accel=tcg").unwrap().accel, Some(Accel::default()));
+        assert_eq!(machine("q35,accel=tcg").unwrap().accels, [Accel::default()]);
+        assert_eq!(machine("q35,accel=kvm:tcg").unwrap().accels, [Accel::Kvm, Accel::default()]);
         assert_eq!(machine("accel=tcg").unwrap().kind, MachineKind::Pc);
-        for wrong in ["isapc", "pc-i440fx-9.0", "q35,smm=off", "pc,accel=kvm", "pc,q35"] {
+        for wrong in [
+            "isapc",
+            "pc-i440fx-9.0",
+            "q35,smm=off",
+            "pc,accel=xen",
+            "pc,accel=",
+            "pc,accel=kvm:turbo",
+            "pc,q35",
+        ] {
             assert!(machine(wrong).is_err(), "{wrong}");
         }
-        assert_eq!(accel("tcg,tb-size=64,thread=multi").unwrap().code_cache, Some(64 << 20));
-        for wrong in
-            ["kvm", "turbo", "tcg,tb-size=0", "tcg,tb-size=99999", "tcg,tb-size=x", "tcg,one-insn-per-tb=on"]
-        {
+        let bounded = Accel::Tcg { code_cache: Some(64 << 20) };
+        assert_eq!(accel("tcg,tb-size=64,thread=multi"), Ok(bounded));
+        assert_eq!(accel("kvm"), Ok(Accel::Kvm));
+        for wrong in [
+            "xen",
+            "turbo",
+            "kvm,tb-size=64",
+            "tcg,tb-size=0",
+            "tcg,tb-size=99999",
+            "tcg,tb-size=x",
+            "tcg,one-insn-per-tb=on",
+        ] {
             assert!(accel(wrong).is_err(), "{wrong}");
         }
         for right in ["1", "cpus=1", "1,sockets=1,cores=1", "cores=1"] {

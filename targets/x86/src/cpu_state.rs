@@ -24,7 +24,7 @@ use tessera_tcg::guest::Exception;
 use crate::cpuid::xstate::{self, component};
 use crate::helpers::sse::MXCSR_EXISTING;
 use crate::state::{Cr0, Cr4, Efer, Msrs, RFlags, Segment, TableRegister, VecReg, X86Env, seg};
-use crate::system::{debug, interrupt, msr, xsave};
+use crate::system::{interrupt, msr, xsave};
 
 /// Bytes of [`XsaveImage`]: legacy region, header, AVX, PKRU.
 pub const XSAVE_IMAGE: usize = 576 + 256 + 8;
@@ -368,6 +368,7 @@ pub(crate) fn exception_of(env: &X86Env, vector: u8, error: Option<u32>) -> Exce
 mod tests {
     use super::*;
     use crate::cpuid::CpuidTable;
+    use crate::system::debug;
     use crate::translate::test_platform::NoPlatform;
 
     fn env() -> Box<X86Env> {

@@ -1,0 +1,269 @@
+//! CPUID for a KVM vCPU: what a model says of itself, as far as the host's KVM supports it, or what the host says.
+
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
+};
+use kvm_ioctls::Kvm;
+use tessera_x86::cpuid::xstate::{self, component};
+use tessera_x86::cpuid::{self, CpuidTable, Dynamic, Feature, FeatureSet, Word};
+
+use super::state::XsaveLayout;
+
+/// IA32_ARCH_CAPABILITIES.
+const ARCH_CAPABILITIES: u32 = 0x10a;
+/// First leaf of the hypervisor.
+const HYPERVISOR: u32 = 0x4000_0000;
+/// What of KVM's own interface a guest is told: the clock in both forms, that the delay port need not be used, and that
+/// the clock is the same on all processors. The rest is for guests that share a host's processors.
+const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
+
+/// Where each word of a [`FeatureSet`] is in CPUID: leaf, sub-leaf, register (EAX to EDX). `None` for words that are MSRs.
+fn place(word: Word) -> Option<(u32, u32, usize)> {
+    Some(match word {
+        Word::L1Edx => (1, 0, 3),
+        Word::L1Ecx => (1, 0, 2),
+        Word::L6Eax => (6, 0, 0),
+        Word::L7Ebx => (7, 0, 1),
+        Word::L7Ecx => (7, 0, 2),
+        Word::L7Edx => (7, 0, 3),
+        Word::L7Sub1Eax => (7, 1, 0),
+        Word::L7Sub1Edx => (7, 1, 3),
+        Word::L7Sub2Edx => (7, 2, 3),
+        Word::XsaveEax => (0xd, 1, 0),
+        Word::Ext1Edx => (0x8000_0001, 0, 3),
+        Word::Ext1Ecx => (0x8000_0001, 0, 2),
+        Word::Ext7Edx => (0x8000_0007, 0, 3),
+        Word::Ext8Ebx => (0x8000_0008, 0, 1),
+        Word::ExtAEdx => (0x8000_000a, 0, 3),
+        Word::Ext21Eax => (0x8000_0021, 0, 0),
+        Word::ArchLow | Word::ArchHigh | Word::CoreLow => return None,
+    })
+}
+
+/// All words of a [`FeatureSet`].
+const WORDS: &[Word] = &[
+    Word::L1Edx,
+    Word::L1Ecx,
+    Word::L6Eax,
+    Word::L7Ebx,
+    Word::L7Ecx,
+    Word::L7Edx,
+    Word::L7Sub1Eax,
+    Word::L7Sub1Edx,
+    Word::L7Sub2Edx,
+    Word::XsaveEax,
+    Word::Ext1Edx,
+    Word::Ext1Ecx,
+    Word::Ext7Edx,
+    Word::Ext8Ebx,
+    Word::ExtAEdx,
+    Word::Ext21Eax,
+    Word::ArchLow,
+    Word::ArchHigh,
+    Word::CoreLow,
+];
+
+/// What the host's KVM supports.
+pub struct Supported {
+    entries: Vec<kvm_cpuid_entry2>,
+    /// IA32_ARCH_CAPABILITIES.
+    capabilities: u64,
+}
+
+fn registers(entry: &kvm_cpuid_entry2) -> [u32; 4] {
+    [entry.eax, entry.ebx, entry.ecx, entry.edx]
+}
+
+impl Supported {
+    /// Asks KVM.
+    pub fn of(kvm: &Kvm) -> Result<Supported, String> {
+        let list = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| format!("does not tell which CPUID it supports ({error})"))?;
+        let entry = kvm_msr_entry { index: ARCH_CAPABILITIES, ..Default::default() };
+        let capabilities = Msrs::from_entries(&[entry]).ok().and_then(|mut list| {
+            let got = kvm.get_msrs(&mut list).ok()?;
+            (got == 1).then(|| list.as_slice()[0].data)
+        });
+        Ok(Supported { entries: list.as_slice().to_vec(), capabilities: capabilities.unwrap_or(0) })
+    }
+
+    fn leaf(&self, leaf: u32, sub: u32) -> [u32; 4] {
+        let entry = self.entries.iter().find(|e| {
+            e.function == leaf && (e.index == sub || e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0)
+        });
+        entry.map_or([0; 4], registers)
+    }
+
+    /// The features that a guest can have.
+    pub fn features(&self) -> FeatureSet {
+        let mut set = FeatureSet::default();
+        for &word in WORDS {
+            let value = match (place(word), word) {
+                (Some((leaf, sub, register)), _) => self.leaf(leaf, sub)[register],
+                (None, Word::ArchHigh) => (self.capabilities >> 32) as u32,
+                (None, Word::ArchLow) => self.capabilities as u32,
+                // KVM has no IA32_CORE_CAPABILITIES.
+                (None, _) => 0,
+            };
+            set.set_word(word, value);
+        }
+        // Whether a guest sees that it is one, and its share of threads, is for the model to say.
+        set.set(Feature::HYPERVISOR, true);
+        set.set(Feature::HT, true);
+        set
+    }
+
+    /// The XSAVE area as the host lays it out.
+    pub fn xsave_layout(&self) -> XsaveLayout {
+        let [low, _, _, high] = self.leaf(0xd, 0);
+        let mut components = u64::from(high) << 32 | u64::from(low);
+        let pkru = self.leaf(0xd, component::PKRU)[1] as usize;
+        if pkru == 0 {
+            components &= !(1 << component::PKRU);
+        }
+        // x87 and SSE state is always there, whether or not a guest may use XSAVE.
+        XsaveLayout { components: components | 3, pkru }
+    }
+}
+
+/// What a vCPU is made with.
+pub struct Model {
+    /// For the guest.
+    pub entries: CpuId,
+    /// The same as far as [`CpuidTable`] can say it.
+    pub table: CpuidTable,
+    /// IA32_ARCH_CAPABILITIES.
+    pub capabilities: u64,
+    /// What EDX has after a reset.
+    pub signature: u32,
+    /// What to tell the user, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// The processor that `-cpu`'s text asks for. `prepare` sets the table's topology and frequencies. An error is a sentence
+/// without its beginning.
+pub fn model(
+    text: &str,
+    supported: &Supported,
+    prepare: impl Fn(&mut CpuidTable),
+) -> Result<Model, cpuid::CpuError> {
+    let features = supported.features();
+    let (name, settings) = text.split_once(',').unwrap_or((text, ""));
+    let host = name == "host";
+    // Of `host`, the settings are those that `max` would take.
+    let text = if host { format!("max,{settings}") } else { text.to_owned() };
+    let (mut table, mut warnings) = cpuid::parse_for(text.trim_end_matches(','), &features)?;
+    if host || name == "max" {
+        // These mean what there is.
+        warnings.clear();
+    }
+    prepare(&mut table);
+    let mut entries = if host { host_entries(supported, &table)? } else { model_entries(supported, &table) };
+    hypervisor(&mut entries, supported, table.has(Feature::HYPERVISOR));
+    let signature = entries.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
+    let capabilities = if host { supported.capabilities } else { table.arch_capabilities() };
+    let entries = CpuId::from_entries(&entries)
+        .map_err(|_| cpuid::CpuError::Model(format!("{name} (with {} leaves)", entries.len())))?;
+    Ok(Model { entries, table, capabilities, signature, warnings })
+}
+
+fn entry(function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
+    let flags = if index.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
+    kvm_cpuid_entry2 { function, index: index.unwrap_or(0), flags, eax, ebx, ecx, edx, ..Default::default() }
+}
+
+/// The state in which CPUID is asked: KVM takes away itself what the guest has not switched on.
+const NOW: Dynamic = Dynamic { osxsave: false, ospke: false, apic: true, code64: true, xcr0: 1 };
+
+/// How many sub-leaves a leaf has at most.
+fn sub_leaves(leaf: u32) -> Option<u32> {
+    match leaf {
+        4 | 0x8000_001d => Some(8),
+        7 => Some(3),
+        0xb => Some(3),
+        0xd => Some(64),
+        _ => None,
+    }
+}
+
+fn model_entries(supported: &Supported, table: &CpuidTable) -> Vec<kvm_cpuid_entry2> {
+    let mut list = Vec::new();
+    let ranges = [0u32, 0x8000_0000].map(|first| first..=table.query(first, 0, &NOW)[0].min(first + 0xff));
+    for leaf in ranges.into_iter().flatten() {
+        match sub_leaves(leaf) {
+            Some(count) => list.extend((0..count).map(|sub| {
+                let mut values = table.query(leaf, sub, &NOW);
+                if leaf == 0xd {
+                    host_layout(supported, table, sub, &mut values);
+                }
+                entry(leaf, Some(sub), values)
+            })),
+            None => list.push(entry(leaf, None, table.query(leaf, 0, &NOW))),
+        }
+    }
+    // All zero is what a guest reads where there is no entry, too.
+    list.retain(|e| e.index == 0 || registers(e) != [0; 4]);
+    list
+}
+
+/// The guest executes XSAVE on the host's processor: sizes and offsets are that one's.
+fn host_layout(supported: &Supported, table: &CpuidTable, sub: u32, values: &mut [u32; 4]) {
+    let mask = table.xcr0_mask();
+    let host = |component: u32| supported.leaf(0xd, component);
+    match sub {
+        0 if mask != 0 => {
+            let end = xstate::enabled(mask).map(|c| host(c.index)[0] + host(c.index)[1]).max();
+            // KVM keeps what depends on XCR0, EBX, itself.
+            values[2] = end.unwrap_or(xstate::EXTENDED).max(xstate::EXTENDED);
+        }
+        2..64 if mask >> sub & 1 != 0 => *values = host(sub),
+        _ => {}
+    }
+}
+
+/// The host's leaves with what the settings take away, and with this machine's topology.
+fn host_entries(supported: &Supported, table: &CpuidTable) -> Result<Vec<kvm_cpuid_entry2>, cpuid::CpuError> {
+    let (all, _) = cpuid::parse_for("max", &supported.features())?;
+    let mut list = supported.entries.clone();
+    for e in &mut list {
+        let mut values = registers(e);
+        for &word in WORDS {
+            if let Some((leaf, sub, register)) = place(word)
+                && e.function == leaf
+                && (e.index == sub || e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX == 0)
+            {
+                let has = |set: &FeatureSet| set.word(word);
+                values[register] &= !(has(all.features()) & !has(table.features()));
+                values[register] |= has(table.features()) & !has(all.features());
+            }
+        }
+        match e.function {
+            // Logical processors and APIC ID; caches; topology.
+            1 => values[1] = values[1] & 0xffff | table.query(1, 0, &NOW)[1] & 0xffff_0000,
+            4 => values[0] = values[0] & 0x3fff | table.query(4, e.index, &NOW)[0] & 0xffff_c000,
+            0xb | 0x1f => values = table.query(0xb, e.index, &NOW),
+            // KVM has no crystal to tell of, but the clock is known.
+            0x15 | 0x16 => values = table.query(e.function, 0, &NOW),
+            _ => {}
+        }
+        [e.eax, e.ebx, e.ecx, e.edx] = values;
+    }
+    if table.has(Feature::HYPERVISOR)
+        && let Some(e) = list.iter_mut().find(|e| e.function == 1)
+    {
+        e.ecx |= 1 << 31;
+    }
+    list.retain(|e| !(HYPERVISOR..HYPERVISOR + 0x100).contains(&e.function));
+    Ok(list)
+}
+
+/// KVM's own leaves, or none.
+fn hypervisor(list: &mut Vec<kvm_cpuid_entry2>, supported: &Supported, shown: bool) {
+    if shown {
+        let [_, b, c, d] = supported.leaf(HYPERVISOR, 0);
+        let features = supported.leaf(HYPERVISOR + 1, 0)[0] & KVM_FEATURES;
+        list.push(entry(HYPERVISOR, None, [HYPERVISOR + 1, b, c, d]));
+        list.push(entry(HYPERVISOR + 1, None, [features, 0, 0, 0]));
+    }
+}

@@ -1,0 +1,717 @@
+//! The host's KVM as the engine of the machine.
+//!
+//! Problem: the same machine, with the same devices, is to run on the host's processor. Strategy: the board stays what it
+//! is; KVM gets its memory as slots ([`memory`]), and everything that is not memory comes back as an exit that goes to
+//! the buses of the board, on the vCPU's thread. Interrupt controllers and timers are the board's: before each entry the
+//! vCPU is given what waits for it, or KVM is asked to return as soon as it can take an interrupt.
+//!
+//! Invariants:
+//! - Between two calls of [`Engine::run`] the last KVM_RUN is complete: an access that was left to us has been finished,
+//!   so the state can be read and replaced.
+//! - Nothing is missed: a kick that comes after the look at what waits makes the next KVM_RUN return at once
+//!   ([`raw::Kick`]).
+//! - `halted` and `wait_for_sipi` are ours, since KVM keeps them only with its own interrupt controller.
+//!
+//! What KVM itself lacks: FERR# (IRQ 13 for x87 errors with CR0.NE clear), and system-management mode as this machine has
+//! none.
+//!
+//! | file | what is there |
+//! |---|---|
+//! | `open` | whether KVM can be had |
+//! | `memory` | memory slots |
+//! | `cpuid` | CPU models |
+//! | `state` | the processor's state, there and back |
+//! | `detached` | what the translator knows about states |
+//! | `raw` | shared memory and missing ioctls: the unsafe code |
+
+mod cpuid;
+mod detached;
+mod memory;
+mod open;
+mod raw;
+mod state;
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kvm_bindings::{
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_INTERNAL_ERROR_EMULATION, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+};
+use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuExit, VcpuFd, VmFd};
+use tessera_hw::boards::pc::PcMachine;
+use tessera_hw::intc::lapic::TIMER_HZ;
+use tessera_hw::misc::a20::A20;
+use tessera_hw_core::cpu::{CpuIrq, signal};
+use tessera_hw_core::event::Events;
+use tessera_hw_core::mem::{AddressSpace, MemoryObserver};
+use tessera_hw_core::ports::PortBus;
+use tessera_tcg::guest::{BlockKey, Guest};
+use tessera_x86::cpu_state::CpuState;
+use tessera_x86::cpuid::CpuidTable;
+use tessera_x86::guest::X86;
+use tessera_x86::state::{Segment, mode, seg};
+
+use self::memory::Slots;
+use self::raw::Kick;
+use self::state::Conversion;
+use super::{Control, Engine, Stop};
+use crate::cli::Config;
+
+/// IA32_TSC_DEADLINE.
+const TSC_DEADLINE: u32 = 0x6e0;
+/// The MSRs of the x2APIC.
+const X2APIC: std::ops::RangeInclusive<u32> = 0x800..=0x8ff;
+/// IA32_ARCH_CAPABILITIES.
+const ARCH_CAPABILITIES: u32 = 0x10a;
+/// IA32_MCG_CAP: ten banks and IA32_MCG_CTL, as under the translator.
+const MACHINE_CHECKS: u64 = 1 << 8 | 10;
+/// Three pages that no board uses, for the task that KVM keeps to run real mode on old Intel processors, and one more for
+/// its identity-mapped page table: below the ROM's 16 MiB.
+const TSS: usize = 0xfeff_d000;
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+/// Longest instruction.
+const MAX_INSTRUCTION: usize = 15;
+/// A20 as an address bit.
+const A20_BIT: u64 = 1 << 20;
+
+/// Why this engine cannot be had.
+pub enum Unavailable {
+    /// KVM is not what it would have to be; the text is the rest of a sentence that begins with "KVM".
+    Kvm(String),
+    /// What was asked for cannot be had with any KVM; the text is a sentence.
+    Request(String),
+}
+
+/// Follows changes of the memory map.
+struct Observer {
+    changed: Arc<AtomicBool>,
+    control: Arc<Control>,
+}
+
+impl MemoryObserver for Observer {
+    fn on_dma_write(&self, _: u64, _: u64) {
+        // The host's processor sees what is written.
+    }
+
+    fn on_map_change(&self) {
+        self.changed.store(true, Ordering::Release);
+        self.control.kick();
+    }
+}
+
+/// What exits and waits are counted for.
+#[derive(Default)]
+struct Counters {
+    runs: u64,
+    ports: u64,
+    mmio: u64,
+    msrs: u64,
+    halts: u64,
+    windows: u64,
+    interrupts: u64,
+    interrupted: u64,
+}
+
+/// What an exit leaves to us.
+enum Left {
+    Nothing,
+    Window,
+    Port,
+    Read { address: u64, len: usize },
+    Write { address: u64, data: [u8; 8], len: usize },
+    ReadMsr(u32),
+    WriteMsr(u32, u64),
+    Halt,
+    Shutdown,
+    FailedEntry(u64),
+    InternalError,
+}
+
+impl Left {
+    fn of(exit: VcpuExit<'_>) -> Result<Left, String> {
+        Ok(match exit {
+            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => Left::Port,
+            VcpuExit::MmioRead(address, data) => Left::Read { address, len: data.len() },
+            VcpuExit::MmioWrite(address, from) => {
+                let mut data = [0; 8];
+                data[..from.len()].copy_from_slice(from);
+                Left::Write { address, data, len: from.len() }
+            }
+            VcpuExit::X86Rdmsr(access) => Left::ReadMsr(access.index),
+            VcpuExit::X86Wrmsr(access) => Left::WriteMsr(access.index, access.data),
+            VcpuExit::Hlt => Left::Halt,
+            VcpuExit::IrqWindowOpen => Left::Window,
+            VcpuExit::SetTpr | VcpuExit::Intr | VcpuExit::Nmi => Left::Nothing,
+            VcpuExit::Shutdown => Left::Shutdown,
+            VcpuExit::FailEntry(reason, _) => Left::FailedEntry(reason),
+            VcpuExit::InternalError => Left::InternalError,
+            VcpuExit::MemoryFault { gpa, .. } => {
+                return Err(format!("KVM cannot reach the guest's memory at {gpa:#x}"));
+            }
+            other => return Err(format!("KVM returns for a reason that this machine has not: {other:?}")),
+        })
+    }
+}
+
+/// The board as exits reach it.
+struct Bus {
+    space: Arc<AddressSpace>,
+    ports: Arc<PortBus>,
+    irq: Arc<dyn CpuIrq>,
+    a20: Arc<A20>,
+    events: Events,
+}
+
+/// KVM as the engine of one vCPU. The order of the fields is that in which they are dropped: first what uses memory.
+pub struct KvmEngine {
+    vcpu: VcpuFd,
+    vm: VmFd,
+    slots: Slots,
+    conversion: Conversion,
+    bus: Bus,
+    cpuid: CpuidTable,
+    signature: u32,
+    run_size: usize,
+    control: Arc<Control>,
+    kick: Arc<Kick>,
+    /// The memory map or A20 changed since the last look.
+    remapped: Arc<AtomicBool>,
+    halted: bool,
+    wait_for_sipi: bool,
+    /// KVM has finished a triple fault.
+    shutdown: bool,
+    /// What `kvm_run` says of interrupts is of the current state.
+    fresh: bool,
+    /// The last KVM_RUN left something to be completed by the next.
+    incomplete: bool,
+    /// What went wrong outside of [`Engine::run`].
+    failed: Option<String>,
+    counters: Counters,
+}
+
+impl KvmEngine {
+    /// The engine of the board's first vCPU. Nothing of the board has changed if this fails. The second value is what to
+    /// warn the user of, a sentence each.
+    pub fn new(board: &PcMachine, config: &Config) -> Result<(KvmEngine, Vec<String>), Unavailable> {
+        let kvm = open::open().map_err(Unavailable::Kvm)?;
+        let supported = cpuid::Supported::of(&kvm).map_err(Unavailable::Kvm)?;
+        let text = config.cpu.as_deref().unwrap_or("max");
+        let model = cpuid::model(text, &supported, |table| {
+            table.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
+        })
+        .map_err(|error| Unavailable::Request(format!("-cpu {text}: {error}")))?;
+
+        let refused = |what: &'static str| {
+            move |error: kvm_ioctls::Error| {
+                Unavailable::Kvm(format!("does not work: it cannot {what} ({error})"))
+            }
+        };
+        let vm = kvm.create_vm().map_err(refused("make a virtual machine"))?;
+        vm.set_tss_address(TSS).map_err(refused("place its TSS"))?;
+        if vm.check_extension(Cap::SetIdentityMapAddr) {
+            vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("place its page table"))?;
+        }
+        let user_msrs = user_msrs(&vm);
+        let mut vcpu = vm.create_vcpu(0).map_err(refused("make a vCPU"))?;
+        let mut entries = model.entries;
+        if !user_msrs {
+            // These are the interrupt controller's, which is ours.
+            for e in entries.as_mut_slice().iter_mut().filter(|e| e.function == 1) {
+                e.ecx &= !(1 << 21 | 1 << 24);
+            }
+        }
+        vcpu.set_cpuid2(&entries).map_err(refused("take the CPU model"))?;
+        let plain = |error: std::io::Error| Unavailable::Kvm(format!("does not work: {error}"));
+        raw::set_machine_checks(&vcpu, MACHINE_CHECKS).map_err(plain)?;
+        for index in state::set_msrs(&vcpu, &[(ARCH_CAPABILITIES, model.capabilities)]) {
+            tracing::debug!(target: "unimp", "KVM refuses MSR {index:#x}");
+        }
+        let kick = Kick::new(&mut vcpu).map_err(plain)?;
+
+        let irq = board.cpus().next().ok_or_else(|| Unavailable::Kvm("has no CPU to run".into()))?;
+        let space = board.address_space.clone();
+        let mut slots = Slots::new(space.clone(), u32::try_from(kvm.get_nr_memslots()).unwrap_or(u32::MAX));
+        slots
+            .sync(&vm, board.a20.enabled())
+            .map_err(|why| Unavailable::Kvm(format!("does not work: {why}")))?;
+        let power_up = detached::power_up(&model.table, model.signature);
+        let conversion = Conversion::new(
+            &vcpu,
+            space.clone(),
+            board.clock.clone(),
+            supported.xsave_layout(),
+            power_up.msrs.clone(),
+        );
+        let run_size = vm.run_size();
+
+        // From here on nothing fails.
+        let kicked = kick.clone();
+        let control = Control::new(Box::new(move || kicked.kick()));
+        let waiting = control.clone();
+        irq.set_kick(Arc::new(move || waiting.kick()));
+        let remapped = Arc::new(AtomicBool::new(false));
+        space.set_observer(Arc::new(Observer { changed: remapped.clone(), control: control.clone() }));
+        let (gate, told) = (remapped.clone(), control.clone());
+        board.a20.on_change(Box::new(move |_| {
+            gate.store(true, Ordering::Release);
+            told.kick();
+        }));
+        let engine = KvmEngine {
+            vcpu,
+            vm,
+            slots,
+            conversion,
+            bus: Bus {
+                space,
+                ports: board.ports.clone(),
+                irq,
+                a20: board.a20.clone(),
+                events: board.events.clone(),
+            },
+            cpuid: model.table,
+            signature: model.signature,
+            run_size,
+            control,
+            kick,
+            remapped,
+            halted: false,
+            wait_for_sipi: false,
+            shutdown: false,
+            fresh: false,
+            incomplete: false,
+            failed: None,
+            counters: Counters::default(),
+        };
+        Ok((engine, model.warnings))
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.control.stop_requested() || self.bus.events.pending()
+    }
+
+    /// Gives the vCPU what waits for it. `Some` when it cannot execute.
+    fn take_events(&mut self) -> Result<Option<Stop>, String> {
+        let irq = self.bus.irq.clone();
+        let mut waiting = irq.signals().load(Ordering::Acquire);
+        if waiting & signal::INIT != 0 && irq.take_init() {
+            let state = self.get()?;
+            let boot_cpu = irq.apic_base() & 1 << 8 != 0;
+            self.set(&detached::init(&self.cpuid, self.signature, &state))?;
+            self.wait_for_sipi = !boot_cpu;
+            waiting = irq.signals().load(Ordering::Acquire);
+        }
+        if self.wait_for_sipi {
+            let Some(vector) = irq.take_sipi() else { return Ok(Some(Stop::Halted)) };
+            let mut state = self.get()?;
+            let base = u64::from(vector) << 12;
+            let selector = u16::from(vector) << 8;
+            state.segments[seg::CS] = Segment { base, limit: 0xffff, access: 0x9b, selector };
+            state.rip = 0;
+            state.events.wait_for_sipi = false;
+            self.set(&state)?;
+        }
+        if waiting & signal::NMI != 0 && irq.take_nmi() {
+            self.vcpu.nmi().map_err(|error| format!("KVM does not take an NMI ({error})"))?;
+            self.halted = false;
+        }
+        let mut window = 0;
+        if waiting & signal::INTR != 0 {
+            let run = self.vcpu.get_kvm_run();
+            let ready = if self.halted {
+                self.interruptible()
+            } else {
+                self.fresh && run.if_flag != 0 && run.ready_for_interrupt_injection != 0
+            };
+            if !ready {
+                window = 1;
+            } else if let Some(vector) = irq.acknowledge() {
+                raw::interrupt(&self.vcpu, vector)
+                    .map_err(|error| format!("KVM does not take an interrupt ({error})"))?;
+                self.counters.interrupts += 1;
+                self.halted = false;
+                // One at a time: the next when this one has been delivered.
+                window = u8::from(irq.pending());
+            }
+        }
+        if self.halted {
+            return Ok(Some(Stop::Halted));
+        }
+        self.vcpu.get_kvm_run().request_interrupt_window = window;
+        Ok(None)
+    }
+
+    /// Takes over what the guest did to the registers of the interrupt controller that the processor itself has.
+    fn take_registers(&mut self) {
+        let run = self.vcpu.get_kvm_run();
+        let (cr8, base) = (run.cr8 as u8 & 0xf, run.apic_base);
+        if cr8 != self.bus.irq.cr8() {
+            self.bus.irq.set_cr8(cr8);
+        }
+        if base != self.bus.irq.apic_base() && self.bus.irq.set_apic_base(base).is_err() {
+            // KVM checks less; what it let pass is taken back at the next entry.
+            tracing::debug!(target: "guest_errors", "IA32_APIC_BASE = {base:#x} is not possible");
+        }
+    }
+
+    /// Enters the guest once and does what the exit asks for. `Some` when the vCPU stops.
+    fn step(&mut self) -> Result<Option<Stop>, String> {
+        self.counters.runs += 1;
+        self.incomplete = false;
+        let run = self.vcpu.get_kvm_run();
+        (run.cr8, run.apic_base) = (self.bus.irq.cr8().into(), self.bus.irq.apic_base());
+        let left = match self.vcpu.run() {
+            Ok(exit) => Left::of(exit)?,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                self.counters.interrupted += 1;
+                Left::Nothing
+            }
+            Err(error) => return Err(format!("KVM fails to execute the guest ({error})")),
+        };
+        self.fresh = true;
+        // Before the exit is looked at, which may change them again.
+        self.take_registers();
+        match left {
+            Left::Nothing => {}
+            Left::Window => self.counters.windows += 1,
+            Left::Port => {
+                self.counters.ports += 1;
+                self.incomplete = true;
+                self.port_access()?;
+            }
+            Left::Read { address, len } => {
+                self.counters.mmio += 1;
+                self.incomplete = true;
+                let mut data = [0; 8];
+                self.bus.read(address, &mut data[..len]);
+                raw::answer_mmio(&mut self.vcpu, data);
+            }
+            Left::Write { address, data, len } => {
+                self.counters.mmio += 1;
+                self.incomplete = true;
+                self.bus.write(address, &data[..len]);
+            }
+            Left::ReadMsr(index) => {
+                self.counters.msrs += 1;
+                self.incomplete = true;
+                let value = self.read_msr(index);
+                raw::answer_msr(&mut self.vcpu, value);
+            }
+            Left::WriteMsr(index, value) => {
+                self.counters.msrs += 1;
+                self.incomplete = true;
+                let done = self.write_msr(index, value);
+                raw::answer_msr(&mut self.vcpu, done.then_some(value));
+            }
+            Left::Halt => {
+                self.counters.halts += 1;
+                self.halted = true;
+            }
+            Left::Shutdown => {
+                self.shutdown = true;
+                return Ok(Some(Stop::TripleFault(self.dump())));
+            }
+            Left::FailedEntry(reason) => {
+                return Err(format!(
+                    "the host's processor refuses the guest's state (hardware reason {reason:#x})\n{}",
+                    self.dump()
+                ));
+            }
+            Left::InternalError => return self.internal_error(),
+        }
+        Ok(None)
+    }
+
+    fn read_msr(&mut self, index: u32) -> Option<u64> {
+        match index {
+            _ if X2APIC.contains(&index) => self.bus.irq.read_x2apic(index).ok(),
+            TSC_DEADLINE => Some(match self.bus.irq.tsc_deadline() {
+                0 => 0,
+                armed => armed.wrapping_add(self.conversion.guest_tsc_offset(&self.vcpu)),
+            }),
+            _ => {
+                tracing::debug!(target: "guest_errors", "read of MSR {index:#x} raises #GP");
+                None
+            }
+        }
+    }
+
+    fn write_msr(&mut self, index: u32, value: u64) -> bool {
+        match index {
+            _ if X2APIC.contains(&index) => self.bus.irq.write_x2apic(index, value).is_ok(),
+            TSC_DEADLINE => {
+                // 0 disarms, in the guest's time and in the machine's.
+                let deadline = match value {
+                    0 => 0,
+                    _ => value.wrapping_sub(self.conversion.guest_tsc_offset(&self.vcpu)).max(1),
+                };
+                self.bus.irq.set_tsc_deadline(deadline);
+                true
+            }
+            _ => {
+                tracing::debug!(target: "guest_errors", "write of {value:#x} to MSR {index:#x} raises #GP");
+                false
+            }
+        }
+    }
+
+    fn port_access(&mut self) -> Result<(), String> {
+        let access = raw::port_access(&mut self.vcpu, self.run_size)
+            .ok_or("KVM reports a port access that is none")?;
+        for value in access.data.chunks_exact_mut(access.size.into()) {
+            if access.input {
+                let read = self.bus.ports.read(access.port, access.size).to_le_bytes();
+                value.copy_from_slice(&read[..value.len()]);
+            } else {
+                let mut bytes = [0; 4];
+                bytes[..value.len()].copy_from_slice(value);
+                self.bus.ports.write(access.port, access.size, u32::from_le_bytes(bytes));
+            }
+        }
+        Ok(())
+    }
+
+    /// KVM could not go on. For an instruction that it does not emulate it has made a #UD ready: where that is what the
+    /// processor would raise, the guest gets it.
+    fn internal_error(&mut self) -> Result<Option<Stop>, String> {
+        let (reason, data) =
+            raw::internal_error(&mut self.vcpu).ok_or("KVM reports an internal error that is none")?;
+        if reason != KVM_INTERNAL_ERROR_EMULATION {
+            let data: Vec<String> = data.iter().map(|word| format!("{word:#x}")).collect();
+            return Err(format!(
+                "KVM reports its internal error {reason} ({})\n{}",
+                data.join(", "),
+                self.dump()
+            ));
+        }
+        let state = self.get()?;
+        let instruction = self.instruction(&state);
+        if matches!(instruction.as_str(), "(bad)" | "ud0" | "ud1" | "ud2") || instruction.starts_with("ud") {
+            return Ok(None);
+        }
+        Err(format!(
+            "KVM cannot execute the guest's instruction `{instruction}` at {:#x}; use -accel tcg\n{}",
+            state.rip,
+            self.dump()
+        ))
+    }
+
+    /// The instruction that the vCPU is at, in assembly language.
+    fn instruction(&self, state: &CpuState) -> String {
+        let long = state::is_64_bit(state);
+        let base = if long { 0 } else { state.segments[seg::CS].base };
+        let mut bytes = Vec::new();
+        for n in 0..MAX_INSTRUCTION as u64 {
+            let linear = base.wrapping_add(state.rip).wrapping_add(n);
+            let linear = if long { linear } else { linear & 0xffff_ffff };
+            match self.vcpu.translate_gva(linear) {
+                Ok(found) if found.valid != 0 => {
+                    bytes.push(self.bus.space.read(found.physical_address, 1) as u8)
+                }
+                _ => break,
+            }
+        }
+        let bits = if long {
+            mode::CODE64
+        } else if state.segments[seg::CS].access & Segment::DB != 0 {
+            mode::CODE32
+        } else {
+            0
+        };
+        X86::disassemble(BlockKey { pc: state.rip, mode: bits }, state.rip, &bytes).0
+    }
+
+    /// Finishes what the last KVM_RUN left to us.
+    fn complete(&mut self) -> Result<(), String> {
+        while self.incomplete {
+            self.kick.complete_only();
+            // Without events to take nothing but the rest of an instruction happens.
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    fn run_until_stop(&mut self) -> Result<Stop, String> {
+        self.kick.enter();
+        self.conversion.follow_clock(&self.vcpu);
+        if self.shutdown {
+            return Ok(Stop::TripleFault(self.dump()));
+        }
+        loop {
+            self.kick.acknowledge();
+            if self.stop_requested() {
+                self.complete()?;
+                return Ok(Stop::Requested);
+            }
+            if self.remapped.swap(false, Ordering::AcqRel) {
+                self.slots.sync(&self.vm, self.bus.a20.enabled())?;
+            }
+            // An access is complete before an event comes, as on the processor.
+            if self.incomplete
+                && self.bus.irq.signals().load(Ordering::Acquire) & (signal::INIT | signal::SIPI) != 0
+            {
+                self.complete()?;
+                continue;
+            }
+            if let Some(stop) = self.take_events()? {
+                return Ok(stop);
+            }
+            if let Some(stop) = self.step()? {
+                return Ok(stop);
+            }
+        }
+    }
+
+    fn get(&mut self) -> Result<CpuState, String> {
+        let mut state = self.conversion.get(&self.vcpu)?;
+        let irq = &self.bus.irq;
+        (state.cr8, state.apic_base, state.tsc_deadline) = (irq.cr8(), irq.apic_base(), irq.tsc_deadline());
+        let events = &mut state.events;
+        (events.halted, events.wait_for_sipi, events.shutdown) =
+            (self.halted, self.wait_for_sipi, self.shutdown);
+        Ok(state)
+    }
+
+    fn set(&mut self, state: &CpuState) -> Result<(), String> {
+        self.incomplete = false;
+        self.fresh = false;
+        self.conversion.set(&self.vcpu, state)?;
+        let irq = &self.bus.irq;
+        // A base that the interrupt controller refuses cannot have come from a processor with the same one.
+        let _ = irq.set_apic_base(state.apic_base);
+        irq.set_cr8(state.cr8);
+        irq.set_tsc_deadline(state.tsc_deadline);
+        let events = &state.events;
+        (self.halted, self.wait_for_sipi, self.shutdown) =
+            (events.halted, events.wait_for_sipi, events.shutdown);
+        Ok(())
+    }
+}
+
+/// Has KVM leave to us the MSRs of the interrupt controller. False where it cannot.
+fn user_msrs(vm: &VmFd) -> bool {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
+    cap.args[0] =
+        (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER).into();
+    // KVM would drop writes to IA32_TSC_DEADLINE without its own APIC. A cleared bit in the map means: not KVM's.
+    let deadline = MsrFilterRange {
+        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        base: TSC_DEADLINE,
+        msr_count: 1,
+        bitmap: &[0],
+    };
+    vm.check_extension(Cap::X86UserSpaceMsr)
+        && vm.check_extension(Cap::X86MsrFilter)
+        && vm.enable_cap(&cap).is_ok()
+        && vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[deadline]).is_ok()
+}
+
+impl Bus {
+    /// The address that a processor puts out.
+    fn physical(&self, address: u64) -> u64 {
+        if self.a20.enabled() || address >= memory::A20_REACH { address } else { address & !A20_BIT }
+    }
+
+    fn read(&self, address: u64, data: &mut [u8]) {
+        let address = self.physical(address);
+        match data.len() {
+            1 | 2 | 4 | 8 => {
+                let value = self.space.read(address, data.len() as u8).to_le_bytes();
+                data.copy_from_slice(&value[..data.len()]);
+            }
+            _ => {
+                for (n, byte) in data.iter_mut().enumerate() {
+                    *byte = self.space.read(address.wrapping_add(n as u64), 1) as u8;
+                }
+            }
+        }
+    }
+
+    fn write(&self, address: u64, data: &[u8]) {
+        let address = self.physical(address);
+        match data.len() {
+            1 | 2 | 4 | 8 => {
+                let mut bytes = [0; 8];
+                bytes[..data.len()].copy_from_slice(data);
+                self.space.write(address, data.len() as u8, u64::from_le_bytes(bytes));
+            }
+            _ => {
+                for (n, &byte) in data.iter().enumerate() {
+                    self.space.write(address.wrapping_add(n as u64), 1, byte.into());
+                }
+            }
+        }
+    }
+}
+
+impl Engine for KvmEngine {
+    fn run(&mut self) -> Stop {
+        if let Some(why) = self.failed.take() {
+            return Stop::Failed(why);
+        }
+        self.run_until_stop().unwrap_or_else(Stop::Failed)
+    }
+
+    fn reset(&mut self) {
+        let mut state = detached::power_up(&self.cpuid, self.signature);
+        (state.cr8, state.apic_base) = (self.bus.irq.cr8(), self.bus.irq.apic_base());
+        self.remapped.store(true, Ordering::Release);
+        self.failed = self.set(&state).err();
+    }
+
+    fn state(&mut self) -> Result<CpuState, String> {
+        self.complete()?;
+        self.get()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
+        self.set(state)
+    }
+
+    fn control(&self) -> Arc<Control> {
+        self.control.clone()
+    }
+
+    fn awake(&self) -> bool {
+        let waiting = self.bus.irq.signals().load(Ordering::Acquire);
+        waiting & !signal::INTR != 0 || waiting != 0 && self.interruptible() || self.bus.events.pending()
+    }
+
+    fn dump(&self) -> String {
+        match self.conversion.get(&self.vcpu) {
+            Ok(mut state) => {
+                state.events.halted = self.halted;
+                detached::dump(&self.cpuid, &state)
+            }
+            Err(why) => why,
+        }
+    }
+
+    fn statistics(&self) -> String {
+        let c = &self.counters;
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "{} entries: {} port accesses, {} MMIO, {} MSRs, {} halts, {} interrupt windows, {} kicks; {} interrupts",
+            c.runs, c.ports, c.mmio, c.msrs, c.halts, c.windows, c.interrupted, c.interrupts
+        );
+        text
+    }
+}
+
+impl KvmEngine {
+    /// Whether a halted vCPU takes interrupts.
+    fn interruptible(&self) -> bool {
+        const IF: u64 = 1 << 9;
+        self.vcpu.get_regs().is_ok_and(|regs| regs.rflags & IF != 0)
+    }
+}
+
+impl Drop for KvmEngine {
+    fn drop(&mut self) {
+        self.kick.disarm();
+        self.control.detach();
+    }
+}
