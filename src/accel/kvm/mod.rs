@@ -472,8 +472,7 @@ impl KvmEngine {
         Ok(())
     }
 
-    /// KVM could not go on. For an instruction that it does not emulate it has made a #UD ready: where that is what the
-    /// processor would raise, the guest gets it.
+    /// KVM could not go on. If that is because the instruction is none, the guest gets its #UD.
     fn internal_error(&mut self) -> Result<Option<Stop>, String> {
         let (reason, data) =
             raw::internal_error(&mut self.vcpu).ok_or("KVM reports an internal error that is none")?;
@@ -487,8 +486,9 @@ impl KvmEngine {
         }
         let state = self.get()?;
         let instruction = self.instruction(&state);
-        if matches!(instruction.as_str(), "(bad)" | "ud0" | "ud1" | "ud2") || instruction.starts_with("ud") {
-            return Ok(None);
+        if matches!(instruction.split(' ').next(), Some("(bad)" | "ud0" | "ud1" | "ud2")) {
+            tracing::debug!(target: "int", "KVM left `{instruction}` at {:#x} to us: #UD", state.rip);
+            return self.conversion.raise_invalid_opcode(&self.vcpu).map(|()| None);
         }
         Err(format!(
             "KVM cannot execute the guest's instruction `{instruction}` at {:#x}; use -accel tcg\n{}",
