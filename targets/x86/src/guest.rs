@@ -16,7 +16,7 @@ use tessera_tcg::memory::{PAGE_MASK, PhysMemory};
 
 use crate::helpers::{self, exception};
 use crate::state::{self, X86Env, mmu_mode, mode, seg};
-use crate::translate::{Translator, dispatch, vector};
+use crate::translate::{Translator, dispatch, vector, x87};
 
 /// The x86-64 guest.
 pub struct X86;
@@ -111,6 +111,7 @@ impl Guest for X86 {
                 }
                 break;
             }
+            t.x87_opcode = x87::opcode(&bytes[done..done + len]);
             t.instruction(table, key.pc.wrapping_add(done as u64) & linear_mask, &i);
             done += len;
             insns += 1;
@@ -141,6 +142,7 @@ impl Guest for X86 {
         if beyond_limit(env, key.mode, ip, len) || invalid_length(&i) {
             return Err(exception(vector::GP, Some(0)));
         }
+        t.x87_opcode = x87::opcode(&joined[..len]);
         t.instruction(table, key.pc, &i);
         if !t.ended {
             t.end_full(t.next);

@@ -183,6 +183,18 @@ pub struct Fpu {
     pub ds: u16,
 }
 
+/// The x87 instruction being executed: what FSTENV shows of it if it raises an unmasked exception.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct X87Operand {
+    /// Offset of the memory operand.
+    pub dp: u64,
+    /// Selector of the memory operand's segment.
+    pub ds: u16,
+    /// Opcode, 11 bits.
+    pub opcode: u16,
+}
+
 /// The model-specific registers that are plain state. Others (APIC, TSC) go to the platform.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Msrs {
@@ -262,6 +274,8 @@ pub struct X86Env {
     pub mxcsr: u32,
     /// x87.
     pub fpu: Fpu,
+    /// Scratch of translated code, no architectural state.
+    pub x87_operand: X87Operand,
 
     /// ES, CS, SS, DS, FS, GS, LDTR, TR.
     pub seg: [Segment; 8],

@@ -7,8 +7,9 @@
 //! Errors without CR0.NE: FERR# is asserted as soon as an unmasked exception is flagged, and execution goes on as if IGNNE#
 //! were asserted; a real CPU would wait at the next x87 instruction for the interrupt that FERR# leads to.
 //!
-//! Condition codes that the manual leaves undefined keep their value. The opcode register is not recorded, and the data
-//! pointer is recorded always, as CPUs without FDP_EXCPTN_ONLY do.
+//! Condition codes that the manual leaves undefined keep their value. The opcode and, with FDP_EXCPTN_ONLY, the data pointer
+//! are recorded when an unmasked exception is flagged, from where the translation has put them (`X86Env::x87_operand`);
+//! all else that FSTENV shows of an instruction is recorded by the translation after the helper.
 
 use tessera_tcg::guest::Effects;
 use tessera_tcg::ir::flags;
@@ -18,8 +19,9 @@ use super::x87_host::{self as host, Binary, Format, Popping, Pushing, Unary};
 use super::x87_image::{self as image, Layout};
 use super::x87_state::{Class, F80, INDEFINITE, ZERO, classify, f80, parts, status};
 use super::{exception, fault};
+use crate::cpuid::Feature;
 use crate::guest::X86;
-use crate::state::{Cr0, Fpu, X86Env};
+use crate::state::{Cr0, Fpu, X86Env, X87Operand};
 
 helpers! { super::X87_BASE;
     /// `()`: reports a pending exception.
@@ -202,7 +204,22 @@ fn report(env: &mut X86Env, before: u16) {
     }
 }
 
-/// Does an instruction on the unit: after a pending exception is reported, `f` runs and FERR# is driven.
+/// To be called after an instruction that may have flagged exceptions: if one is unmasked, records opcode and operand of
+/// the instruction, and drives FERR#.
+fn concluded(env: &mut X86Env, before: u16) {
+    if env.fpu.status & status::ES != 0 {
+        let X87Operand { dp, ds, opcode } = env.x87_operand;
+        env.fpu.opcode = opcode & 0x7ff;
+        // By its ModRM byte the instruction has a memory operand; without one, the pointer stays.
+        if opcode & 0xc0 != 0xc0 {
+            env.fpu.dp = dp;
+            env.fpu.ds = if env.cpuid.has(Feature::ZERO_FCS_FDS) { 0 } else { ds };
+        }
+    }
+    report(env, before);
+}
+
+/// Does an instruction on the unit: after a pending exception is reported, `f` runs and what it flags is concluded.
 fn instruction<T: Default>(env: &mut X86Env, f: impl FnOnce(&mut Fpu) -> T) -> T {
     if pending(env) {
         return T::default();
@@ -210,7 +227,7 @@ fn instruction<T: Default>(env: &mut X86Env, f: impl FnOnce(&mut Fpu) -> T) -> T
     let before = env.fpu.status;
     let r = f(&mut env.fpu);
     if env.fpu.status != before {
-        report(env, before);
+        concluded(env, before);
     }
     r
 }
@@ -299,7 +316,8 @@ fn push(fpu: &mut Fpu, v: F80, exceptions: u16) {
     }
     fpu.set_condition(status::C1, 0);
     fpu.flag(exceptions);
-    if !fpu.unmasked(exceptions) {
+    // Of a denormal the silicon pushes the normalised value even if the exception is unmasked.
+    if !fpu.unmasked(exceptions & status::IE) {
         fpu.push(v);
     }
 }
@@ -378,18 +396,25 @@ extern "C" fn x87_arith_memory(env: &mut X86Env, code: u64, value: u64) -> u64 {
         }
         let (b, denormal) = memory_operand(SOURCES[code as usize >> 4 & 7], value);
         let (r, sw) = host::binary(op, fpu.control, fpu.st(0), &b);
-        if commit(fpu, with_denormal(sw, denormal, &[fpu.st(0)])) {
+        if commit(fpu, with_denormal(fpu, sw, denormal)) {
             fpu.set_st(0, r);
         }
     });
     0
 }
 
-/// Adds the denormal-operand exception of a widened memory operand, unless one of higher priority (a NaN operand, an
-/// invalid operation, a division by zero) keeps it from being raised.
-fn with_denormal(sw: u16, denormal: u16, others: &[&F80]) -> u16 {
-    let nan = others.iter().any(|v| classify(v) == Class::Nan);
-    if nan || sw & (status::IE | status::ZE) != 0 { sw } else { sw | denormal }
+/// The status word of a host operation whose memory operand was widened, with that operand's denormal exception, unless
+/// one of higher priority (a NaN operand, an invalid operation, a division by zero) keeps it from being raised. Unmasked, it
+/// keeps the operation from being done, and so from whatever else it would flag.
+fn with_denormal(fpu: &Fpu, sw: u16, denormal: u16) -> u16 {
+    let nan = classify(fpu.st(0)) == Class::Nan;
+    if denormal == 0 || nan || sw & (status::IE | status::ZE) != 0 {
+        sw
+    } else if fpu.unmasked(denormal) {
+        sw & !(status::EXCEPTIONS | status::C1) | denormal
+    } else {
+        sw | denormal
+    }
 }
 
 extern "C" fn x87_compare(env: &mut X86Env, code: u64, value: u64) -> u64 {
@@ -405,13 +430,13 @@ extern "C" fn x87_compare(env: &mut X86Env, code: u64, value: u64) -> u64 {
         } else {
             let (b, denormal) = if register { (*fpu.st(i), 0) } else { memory_operand(source, value) };
             let sw = host::compare(quiet, fpu.control, fpu.st(0), &b);
-            let sw = with_denormal(sw, denormal, &[fpu.st(0)]);
-            let done = commit(fpu, sw);
-            fpu.set_condition(status::C1, 0);
-            (sw, done)
+            let sw = with_denormal(fpu, sw, denormal);
+            fpu.flag(sw & status::EXCEPTIONS);
+            (sw, !fpu.unmasked(sw & (status::IE | status::DE)))
         };
         if condition {
-            fpu.set_condition(status::C0 | status::C2 | status::C3, codes);
+            // Those that compare to EFLAGS keep C1.
+            fpu.set_condition(status::CONDITION, codes & !status::C1);
         }
         if done {
             for _ in 0..pops {
@@ -464,7 +489,9 @@ extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> 
     }
     let before = env.fpu.status;
     env.fpu = fpu;
-    report(env, before);
+    if env.fpu.status != before {
+        concluded(env, before);
+    }
     0
 }
 
@@ -535,7 +562,7 @@ extern "C" fn x87_move_if(env: &mut X86Env, i: u64, condition: u64) -> u64 {
             }
             return;
         }
-        fpu.set_condition(status::C1, 0);
+        // C1 is kept, unlike by other moves.
         if condition != 0 {
             let v = *fpu.st(i);
             fpu.set_st(0, v);
@@ -650,8 +677,9 @@ fn binary(fpu: &mut Fpu, op: Binary, condition: u16) {
     let (r, sw) = host::binary(op, fpu.control, fpu.st(0), fpu.st(1));
     let nan = [0, 1].iter().any(|&i| classify(fpu.st(i)) == Class::Nan);
     let done = commit(fpu, sw);
-    // There is no quotient of NaNs and of invalid operations: its bits C0 and C3 stay.
-    let quotient = if nan || sw & status::IE != 0 { status::C1 | status::C2 } else { status::CONDITION };
+    // There is no quotient of NaNs, of invalid operations and of those that are not done: its bits C0 and C3 stay.
+    let none = nan || sw & status::IE != 0 || !done;
+    let quotient = if none { status::C1 | status::C2 } else { status::CONDITION };
     fpu.set_condition(condition & quotient, sw);
     if done {
         fpu.set_st(0, r);
@@ -717,11 +745,12 @@ extern "C" fn x87_clear(env: &mut X86Env) -> u64 {
 }
 
 extern "C" fn x87_load_control(env: &mut X86Env, word: u64) -> u64 {
-    instruction(env, |fpu| {
-        // Bit 6 is always set; bits that do not exist read as zero.
-        fpu.control = word as u16 & 0x1f3f | 0x40;
-        fpu.summarise();
-    });
+    if !pending(env) {
+        let before = env.fpu.status;
+        env.fpu.set_control(word as u16);
+        env.fpu.summarise();
+        report(env, before);
+    }
     0
 }
 
@@ -765,6 +794,9 @@ extern "C" fn x87_load_state(env: &mut X86Env, code: u64, address: u64, mmu: u64
     }
     let before = env.fpu.status;
     image::load_environment(&mut env.fpu, layout, &bytes);
+    if env.cpuid.has(Feature::ZERO_FCS_FDS) {
+        (env.fpu.cs, env.fpu.ds) = (0, 0);
+    }
     if registers {
         image::load_registers(&mut env.fpu, &bytes[layout.bytes()..]);
     }

@@ -72,7 +72,7 @@ pub fn load_environment(fpu: &mut Fpu, layout: Layout, image: &[u8]) {
         u32::from_le_bytes(bytes)
     };
     let f: [u32; 7] = std::array::from_fn(field);
-    fpu.control = f[0] as u16 | 0x40;
+    fpu.set_control(f[0] as u16);
     fpu.status = f[1] as u16;
     fpu.set_tag_word(f[2] as u16);
     if layout.protected {
@@ -80,9 +80,8 @@ pub fn load_environment(fpu: &mut Fpu, layout: Layout, image: &[u8]) {
         fpu.cs = f[4] as u16;
         fpu.dp = f[5] as u64;
         fpu.ds = f[6] as u16;
-        if layout.wide {
-            fpu.opcode = (f[4] >> 16) as u16 & 0x7ff;
-        }
+        // The narrow layout has no place for the opcode.
+        fpu.opcode = (f[4] >> 16) as u16 & 0x7ff;
     } else {
         let address = |low: u32, high: u32| {
             let high = if layout.wide { high >> 12 & 0xffff } else { high >> 12 & 15 };
@@ -143,7 +142,7 @@ pub fn store_fx(fpu: &Fpu, wide: bool, out: &mut [u8]) {
 pub fn load_fx(fpu: &mut Fpu, wide: bool, image: &[u8]) {
     let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
     let quad = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| image[at + n]));
-    fpu.control = word(0) | 0x40;
+    fpu.set_control(word(0));
     fpu.status = word(2);
     fpu.valid = image[4];
     fpu.opcode = word(6) & 0x7ff;

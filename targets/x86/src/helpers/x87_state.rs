@@ -90,6 +90,12 @@ impl Fpu {
         ds: 0,
     };
 
+    /// Sets the control word: bit 6 is always set, bits that do not exist read as zero.
+    #[inline]
+    pub fn set_control(&mut self, word: u16) {
+        self.control = word & 0x1f3f | 0x40;
+    }
+
     /// TOP.
     #[inline]
     pub fn top(&self) -> usize {

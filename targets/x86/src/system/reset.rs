@@ -60,6 +60,7 @@ impl X86Env {
             resumed_at: u64::MAX,
             changed_entries: Default::default(),
             held_input: None,
+            x87_operand: Default::default(),
             in_flight: None,
             a20_mask: u64::MAX,
             cpuid,

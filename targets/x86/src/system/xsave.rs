@@ -11,9 +11,11 @@ use tessera_tcg::softmmu;
 use super::control::write_pkru;
 use super::exception::gp;
 use super::{Result, data_mmu};
+use crate::cpuid::Feature;
 use crate::cpuid::xstate::{self, COMPONENTS, component};
 use crate::guest::X86;
 use crate::helpers::sse::{MXCSR_EXISTING, mxcsr, set_mxcsr};
+use crate::helpers::x87_image;
 use crate::state::{Fpu, X86Env};
 
 const X87: u64 = 1 << component::X87;
@@ -58,48 +60,21 @@ fn xmm_count(env: &X86Env) -> usize {
 
 /// x87 part of the legacy region; `wide` stores 64-bit pointers (REX.W).
 pub(crate) fn put_x87(fpu: &Fpu, area: &mut [u8], wide: bool) {
-    put(area, 0, fpu.control as u64, 2);
-    put(area, 2, fpu.status as u64, 2);
-    put(area, 4, fpu.valid as u64, 2);
-    put(area, 6, fpu.opcode as u64, 2);
-    if wide {
-        put(area, 8, fpu.ip, 8);
-        put(area, 16, fpu.dp, 8);
-    } else {
-        put(area, 8, fpu.ip & 0xffff_ffff | (fpu.cs as u64) << 32, 8);
-        put(area, 16, fpu.dp & 0xffff_ffff | (fpu.ds as u64) << 32, 8);
-    }
-    for n in 0..8 {
-        let from = &fpu.regs[(fpu.top() + n) & 7];
-        let at = 32 + 16 * n;
-        area[at..at + 10].copy_from_slice(&from[..10]);
-        area[at + 10..at + 16].fill(0);
-    }
+    x87_image::store_fx(fpu, wide, area);
 }
 
 pub(crate) fn get_x87(area: &[u8], wide: bool) -> Fpu {
-    let mut fpu = Fpu {
-        control: get(area, 0, 2) as u16 & 0x1f7f | 0x40,
-        status: get(area, 2, 2) as u16,
-        valid: get(area, 4, 1) as u8,
-        opcode: get(area, 6, 2) as u16 & 0x7ff,
-        ..Fpu::INITIAL
-    };
-    if wide {
-        fpu.ip = get(area, 8, 8);
-        fpu.dp = get(area, 16, 8);
-    } else {
-        fpu.ip = get(area, 8, 4);
-        fpu.cs = get(area, 12, 2) as u16;
-        fpu.dp = get(area, 16, 4);
-        fpu.ds = get(area, 20, 2) as u16;
-    }
-    for n in 0..8 {
-        let at = 32 + 16 * n;
-        fpu.regs[(fpu.top() + n) & 7][..10].copy_from_slice(&area[at..at + 10]);
-    }
-    fpu.summarise();
+    let mut fpu = Fpu::INITIAL;
+    x87_image::load_fx(&mut fpu, wide, area);
     fpu
+}
+
+/// Loads the x87 unit from the legacy region.
+fn load_x87(env: &mut X86Env, area: &[u8], wide: bool) {
+    env.fpu = get_x87(area, wide);
+    if env.cpuid.has(Feature::ZERO_FCS_FDS) {
+        (env.fpu.cs, env.fpu.ds) = (0, 0);
+    }
 }
 
 fn put_mxcsr(env: &mut X86Env, area: &mut [u8]) {
@@ -148,7 +123,7 @@ pub fn fxrstor(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
     if word & !MXCSR_EXISTING != 0 {
         return Err(gp(0));
     }
-    env.fpu = get_x87(&area, wide);
+    load_x87(env, &area, wide);
     get_xmm(env, &area);
     set_mxcsr(env, word);
     Ok(())
@@ -264,7 +239,7 @@ pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, wide: bool) -> Result<()> {
     let layout = comp & !COMPACT;
     let bad = if compact { layout & !env.xcr0 != 0 || bv & !layout != 0 } else { bv & !env.xcr0 != 0 };
     // The compacted format exists with XSAVEC.
-    let unknown = compact && !env.cpuid.has(crate::cpuid::Feature::XSAVEC);
+    let unknown = compact && !env.cpuid.has(Feature::XSAVEC);
     if bad || unknown || area[HEADER..][reserved_zero].iter().any(|&b| b != 0) {
         return Err(gp(0));
     }
@@ -280,7 +255,11 @@ pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, wide: bool) -> Result<()> {
     }
 
     if rfbm & X87 != 0 {
-        env.fpu = if bv & X87 != 0 { get_x87(&area, wide) } else { Fpu::INITIAL };
+        if bv & X87 != 0 {
+            load_x87(env, &area, wide);
+        } else {
+            env.fpu = Fpu::INITIAL;
+        }
     }
     if rfbm & SSE != 0 {
         if bv & SSE != 0 {

@@ -54,7 +54,9 @@ pub(crate) mod test_platform;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod unit_tests;
-mod x87;
+pub(crate) mod x87;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod x87_oracle;
 
 /// Where instructions are looked up; a later family overrides an earlier one.
 const FAMILIES: &[&[Row]] = &[
@@ -155,6 +157,8 @@ pub struct Translator<'a> {
     pub pc: u64,
     /// Linear address of the next instruction.
     pub next: u64,
+    /// Of an x87 instruction: the opcode that FSTENV shows, see [`x87::opcode`].
+    pub x87_opcode: u16,
     /// Base of CS; 0 in 64-bit code.
     pub cs_base: u64,
     /// MMU mode of data accesses.
@@ -180,6 +184,7 @@ impl<'a> Translator<'a> {
             mode,
             pc: 0,
             next: 0,
+            x87_opcode: 0,
             cs_base: if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT },
             mmu: (mode >> mode::MMU_SHIFT & 3) as u8,
             single: single_step || mode & (mode::TRAP | mode::SHADOW) != 0,

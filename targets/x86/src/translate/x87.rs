@@ -1,19 +1,24 @@
 //! x87 instructions: each is one helper call.
 //!
 //! A memory source is loaded by the IR and handed to the helper; a memory destination is stored to by the helper, which must
-//! know whether the store succeeds before it pops. After the helper has succeeded, the instruction pointer (and
-//! the data pointer) that FSTENV shows are recorded; control instructions do not record them (SDM volume 1, section
-//! 8.1.8).
+//! know whether the store succeeds before it pops.
+//!
+//! What FSTENV shows of the last instruction (SDM volume 1, sections 8.1.8 and 8.1.9; control instructions are not shown):
+//! its address is recorded after the helper has succeeded. Its opcode, and with FDP_EXCPTN_ONLY its operand's address, are
+//! architectural only if it raised an unmasked exception: before the helper they are put where it finds them then
+//! ([`X87Operand`]). CPUs without SSE2 record the opcode always, those without FDP_EXCPTN_ONLY the operand's address;
+//! those with ZERO_FCS_FDS never the selectors.
 
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{BinOp, Cond, Ext, HelperId, Inst, Value, Width};
 
 use super::operand::segment_number;
 use super::{Row, Translator, vector};
+use crate::cpuid::Feature;
 use crate::helpers::x87::{self as helper, Misc, Source, arith_code, compare_code, layout_code, store_code};
 use crate::helpers::x87_host::{Binary, Format};
 use crate::helpers::x87_image::Layout;
-use crate::state::{Fpu, Segment, X86Env, mode, reg, seg};
+use crate::state::{Fpu, Segment, X86Env, X87Operand, mode, reg, seg};
 
 /// Rows of this family.
 pub(super) const ROWS: &[Row] = &[
@@ -119,10 +124,30 @@ const IP: u32 = FPU + std::mem::offset_of!(Fpu, ip) as u32;
 const CS: u32 = FPU + std::mem::offset_of!(Fpu, cs) as u32;
 const DP: u32 = FPU + std::mem::offset_of!(Fpu, dp) as u32;
 const DS: u32 = FPU + std::mem::offset_of!(Fpu, ds) as u32;
+const OPCODE: u32 = FPU + std::mem::offset_of!(Fpu, opcode) as u32;
+const LAST: u32 = std::mem::offset_of!(X86Env, x87_operand) as u32;
+const LAST_DP: u32 = LAST + std::mem::offset_of!(X87Operand, dp) as u32;
+const LAST_DS: u32 = LAST + std::mem::offset_of!(X87Operand, ds) as u32;
+const LAST_OPCODE: u32 = LAST + std::mem::offset_of!(X87Operand, opcode) as u32;
 
 fn selector(n: usize) -> u32 {
     let segment = std::mem::offset_of!(X86Env, seg) + n * size_of::<Segment>();
     (segment + std::mem::offset_of!(Segment, selector)) as u32
+}
+
+/// The opcode that FSTENV shows of an instruction with these bytes (SDM volume 1, section 8.1.9): the low three bits of the
+/// escape byte (D8H to DFH), and the ModRM byte. 0 if it is not an x87 instruction.
+#[inline]
+pub(crate) fn opcode(bytes: &[u8]) -> u16 {
+    for (n, &byte) in bytes.iter().enumerate() {
+        match byte {
+            0xd8..=0xdf => return (byte as u16 & 7) << 8 | bytes.get(n + 1).map_or(0, |&b| b as u16),
+            // Prefixes, REX among them, none of which looks like an escape.
+            0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 => {}
+            _ => return 0,
+        }
+    }
+    0
 }
 
 /// The memory operand of an instruction.
@@ -149,24 +174,44 @@ impl Translator<'_> {
         Operand { segment, offset, linear }
     }
 
-    /// Records where the instruction and its operand are. After everything that can fault.
-    fn x87_record(&mut self, operand: Option<&Operand>) {
+    /// Calls the helper of an instruction that is not a control instruction, and records where the instruction and its
+    /// operand are.
+    fn x87_call(&mut self, operand: Option<&Operand>, helper: HelperId, args: &[Value]) -> Value {
+        let has = |f| self.env.cpuid.has(f);
+        let selectors = !self.code64() && !has(Feature::ZERO_FCS_FDS);
+        let exceptional = has(Feature::FDP_EXCPTN_ONLY);
+        let always_opcode = !has(Feature::SSE2);
+        let opcode = self.b.iconst(self.x87_opcode as u64);
+        self.b.push(Inst::EnvStore { width: Width::W16, offset: LAST_OPCODE, v: opcode });
+        if let Some(operand) = operand {
+            self.b.push(Inst::EnvStore { width: Width::W64, offset: LAST_DP, v: operand.offset });
+            if selectors {
+                self.x87_selector(operand.segment, LAST_DS);
+            }
+        }
+        let r = self.call(helper, args);
         let ip = self.b.iconst(self.wrap(self.pc.wrapping_sub(self.cs_base)));
         self.b.push(Inst::EnvStore { width: Width::W64, offset: IP, v: ip });
-        if let Some(operand) = operand {
+        if selectors {
+            self.x87_selector(seg::CS, CS);
+        }
+        if always_opcode {
+            self.b.push(Inst::EnvStore { width: Width::W16, offset: OPCODE, v: opcode });
+        }
+        if let Some(operand) = operand
+            && !exceptional
+        {
             self.b.push(Inst::EnvStore { width: Width::W64, offset: DP, v: operand.offset });
+            if selectors {
+                self.x87_selector(operand.segment, DS);
+            }
         }
-        if self.code64() {
-            return;
-        }
-        let mut copy = |from: usize, to: u32| {
-            let v = self.b.push(Inst::EnvLoad { width: Width::W16, offset: selector(from) });
-            self.b.push(Inst::EnvStore { width: Width::W16, offset: to, v });
-        };
-        copy(seg::CS, CS);
-        if let Some(operand) = operand {
-            copy(operand.segment, DS);
-        }
+        r
+    }
+
+    fn x87_selector(&mut self, from: usize, to: u32) {
+        let v = self.b.push(Inst::EnvLoad { width: Width::W16, offset: selector(from) });
+        self.b.push(Inst::EnvStore { width: Width::W16, offset: to, v });
     }
 
     fn constants(&mut self, values: [u64; 2]) -> [Value; 2] {
@@ -221,14 +266,12 @@ fn arith(t: &mut Translator<'_>, i: &Instruction, op: Binary, pop: bool) {
     if is_memory(i) {
         let (v, operand) = load_source(t, i);
         let code = t.b.iconst(arith_code(op, source(i), 0, false, false));
-        t.call(helper::ARITH_MEMORY, &[code, v]);
-        t.x87_record(Some(&operand));
+        t.x87_call(Some(&operand), helper::ARITH_MEMORY, &[code, v]);
         return;
     }
     let to_i = i.op0_register() != Register::ST0;
     let code = t.b.iconst(arith_code(op, Source::Register, register(i), to_i, pop));
-    t.call(helper::ARITH, &[code]);
-    t.x87_record(None);
+    t.x87_call(None, helper::ARITH, &[code]);
 }
 
 fn compare_call(
@@ -248,9 +291,7 @@ fn compare_call(
         (Source::Register, t.b.iconst(0), None)
     };
     let code = t.b.iconst(compare_code(source, register(i), pops, quiet, condition));
-    let r = t.call(helper::COMPARE, &[code, v]);
-    t.x87_record(operand.as_ref());
-    Some(r)
+    Some(t.x87_call(operand.as_ref(), helper::COMPARE, &[code, v]))
 }
 
 fn compare(t: &mut Translator<'_>, i: &Instruction, pops: u8, quiet: bool) {
@@ -269,8 +310,7 @@ fn load(t: &mut Translator<'_>, i: &Instruction) {
     }
     if !is_memory(i) {
         let n = t.b.iconst(i.op_register(i.op_count() - 1).number() as u64);
-        t.call(helper::LOAD_REGISTER, &[n]);
-        t.x87_record(None);
+        t.x87_call(None, helper::LOAD_REGISTER, &[n]);
         return;
     }
     let source = source(i);
@@ -286,8 +326,7 @@ fn load(t: &mut Translator<'_>, i: &Instruction) {
         let (v, operand) = load_source(t, i);
         (v, t.b.iconst(0), operand)
     };
-    t.call(helper::LOAD, &[code, low, high]);
-    t.x87_record(Some(&operand));
+    t.x87_call(Some(&operand), helper::LOAD, &[code, low, high]);
 }
 
 fn constant(t: &mut Translator<'_>, _: &Instruction, n: u64) {
@@ -295,8 +334,7 @@ fn constant(t: &mut Translator<'_>, _: &Instruction, n: u64) {
         return;
     }
     let n = t.b.iconst(n);
-    t.call(helper::LOAD_CONSTANT, &[n]);
-    t.x87_record(None);
+    t.x87_call(None, helper::LOAD_CONSTANT, &[n]);
 }
 
 fn store(t: &mut Translator<'_>, i: &Instruction, pop: bool, truncate: bool) {
@@ -320,8 +358,7 @@ fn store(t: &mut Translator<'_>, i: &Instruction, pop: bool, truncate: bool) {
     };
     let operand = t.x87_operand(i, format.map_or(10, Format::bytes) as u32, true);
     let [code, mmu] = t.constants([store_code(format, pop), t.mmu as u64]);
-    t.call(helper::STORE, &[code, operand.linear, mmu]);
-    t.x87_record(Some(&operand));
+    t.x87_call(Some(&operand), helper::STORE, &[code, operand.linear, mmu]);
 }
 
 fn store_register(t: &mut Translator<'_>, i: &Instruction, pop: u64) {
@@ -329,8 +366,7 @@ fn store_register(t: &mut Translator<'_>, i: &Instruction, pop: u64) {
         return;
     }
     let [n, pop] = t.constants([i.op0_register().number() as u64, pop]);
-    t.call(helper::STORE_REGISTER, &[n, pop]);
-    t.x87_record(None);
+    t.x87_call(None, helper::STORE_REGISTER, &[n, pop]);
 }
 
 fn exchange(t: &mut Translator<'_>, i: &Instruction) {
@@ -338,8 +374,7 @@ fn exchange(t: &mut Translator<'_>, i: &Instruction) {
         return;
     }
     let n = t.b.iconst(register(i) as u64);
-    t.call(helper::EXCHANGE, &[n]);
-    t.x87_record(None);
+    t.x87_call(None, helper::EXCHANGE, &[n]);
 }
 
 fn free(t: &mut Translator<'_>, i: &Instruction, pop: bool) {
@@ -347,16 +382,14 @@ fn free(t: &mut Translator<'_>, i: &Instruction, pop: bool) {
         return;
     }
     let [n, pop] = t.constants([i.op0_register().number() as u64, pop as u64]);
-    t.call(helper::FREE, &[n, pop]);
-    t.x87_record(None);
+    t.x87_call(None, helper::FREE, &[n, pop]);
 }
 
 fn nop(t: &mut Translator<'_>, _: &Instruction) {
     if !t.x87_available() {
         return;
     }
-    t.call(helper::WAIT, &[]);
-    t.x87_record(None);
+    t.x87_call(None, helper::WAIT, &[]);
 }
 
 fn misc(t: &mut Translator<'_>, _: &Instruction, op: Misc) {
@@ -364,8 +397,7 @@ fn misc(t: &mut Translator<'_>, _: &Instruction, op: Misc) {
         return;
     }
     let op = t.b.iconst(op as u64);
-    t.call(helper::MISC, &[op]);
-    t.x87_record(None);
+    t.x87_call(None, helper::MISC, &[op]);
 }
 
 fn move_if(t: &mut Translator<'_>, i: &Instruction, cond: Cond) {
@@ -375,8 +407,7 @@ fn move_if(t: &mut Translator<'_>, i: &Instruction, cond: Cond) {
     let f = t.flags();
     let condition = t.b.set_cond(cond, f);
     let n = t.b.iconst(register(i) as u64);
-    t.call(helper::MOVE_IF, &[n, condition]);
-    t.x87_record(None);
+    t.x87_call(None, helper::MOVE_IF, &[n, condition]);
 }
 
 fn control(t: &mut Translator<'_>, helper: HelperId) {
