@@ -74,6 +74,8 @@ helpers! { super::INT_BASE;
     RANDOM = random(0), Effects::STATE;
     /// `(address, size, mmu)`: raises what a read of these bytes raises.
     PROBE_READ = probe_read(3), Effects::FAULTS;
+    /// `(address, size, mmu)`: raises what a write of these bytes raises.
+    PROBE_WRITE = probe_write(3), Effects::FAULTS;
     /// `(index, lower, upper)`, sign-extended: #BR unless in bounds.
     CHECK_BOUND = check_bound(3), Effects::FAULTS;
 }
@@ -473,6 +475,13 @@ extern "C" fn random(_: &mut X86Env) -> u64 {
 
 extern "C" fn probe_read(env: &mut X86Env, address: u64, size: u64, mmu: u64) -> u64 {
     match softmmu::probe::<X86>(env, address, size, tessera_tcg::guest::Access::Read, mmu as u8) {
+        Ok(()) => 0,
+        Err(e) => fault(env, e),
+    }
+}
+
+extern "C" fn probe_write(env: &mut X86Env, address: u64, size: u64, mmu: u64) -> u64 {
+    match softmmu::probe::<X86>(env, address, size, tessera_tcg::guest::Access::Write, mmu as u8) {
         Ok(()) => 0,
         Err(e) => fault(env, e),
     }

@@ -9,6 +9,7 @@ use tessera_tcg::ir::{BinOp, Value, Width};
 use super::int_move::selector;
 use super::operand::segment_number;
 use super::{Row, Translator};
+use crate::helpers;
 use crate::state::reg;
 
 /// Rows of this family.
@@ -130,6 +131,11 @@ fn enter(t: &mut Translator<'_>, i: &Instruction, w: Width) {
         let to = t.stack_address(sp, w.bytes(), true);
         t.store(w, to, frame);
     }
+    // A write by the final stack pointer must be possible, too.
+    let sp = t.stack_pointer(-bytes * pushed - size);
+    let end = t.stack_address(sp, w.bytes(), true);
+    let (probed, mmu) = (t.b.iconst(bytes as u64), t.b.iconst(t.mmu as u64));
+    t.call(helpers::int::PROBE_WRITE, &[end, probed, mmu]);
     t.drop_stack(-bytes * pushed - size);
     t.set_gpr(reg::RBP, w, frame);
 }
