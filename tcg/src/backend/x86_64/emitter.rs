@@ -13,6 +13,7 @@
 //! - RAX, RCX, XMM14 and XMM15 are never allocated: emission code uses them within one instruction.
 
 use super::encode::{Asm, Mem, r};
+use super::groups::Groups;
 use super::liveness::{Liveness, NO_VALUE};
 use super::vec::{VecMem, emit_vec_load, emit_vec_move, emit_vec_store, emit_vec_zero};
 use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
@@ -65,6 +66,7 @@ pub struct PendingJump {
 #[derive(Default)]
 pub struct Buffers {
     pub live: Liveness,
+    pub groups: Groups,
     pub asm: Asm,
     pub cold: Asm,
     pub fixups: Vec<Fixup>,
@@ -154,6 +156,7 @@ impl<'a> Emitter<'a> {
         b: &'a mut Buffers,
     ) -> Emitter<'a> {
         b.live.run(block, &guest, pin_reg);
+        b.groups.run(block, &b.live);
         let total = block.insts.len() + b.live.pseudo.len();
         b.reg.clear();
         b.reg.resize(total, NONE);

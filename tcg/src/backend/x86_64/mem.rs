@@ -18,19 +18,21 @@
 //!
 //! ```text
 //! slow: mov  rax, addr
-//!       call second_way     ; of this size, direction and MMU mode; leaves RAX = entry
-//!       je   hit            ; mov rax, [rax + addend]
+//!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend
+//!       je   hit
 //!       mov  eax, point
 //!       mov  ecx, block
 //!       call slow_access
 //!       jmp  back
 //! ```
 //!
-//! Everything else that the slow path needs is in the point's side table.
+//! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
 use super::emitter::{Emitter, NONE, Target, env_mem};
-use super::encode::{Alu, AtomicOp, Mem, Shift, r};
+use super::encode::{Alu, Asm, AtomicOp, Mem, Shift, r};
+use super::groups::Member;
 use super::second_way;
+use super::thunks::group_addend;
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, Loc, SlowAccess};
 use crate::env::Header;
@@ -41,43 +43,65 @@ use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 struct Miss {
     /// The jump that leaves it.
     jcc: usize,
-    /// Where it is to be continued with RAX = entry.
+    /// Where it is to be continued with the entry's addend in RAX.
     hit: Target,
+    /// The slot that says to followers that they have to look for themselves.
+    leads: Option<u8>,
     addr: u8,
     second_way: u64,
 }
 
+const ADDEND: i32 = std::mem::offset_of!(TlbEntry, addend) as i32;
+
 impl Emitter<'_> {
     /// Emits the hit test; afterwards RAX is the host address minus `addr`.
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
+        let second_way = second_way::routine(self.thunks.second_way, mem.mmu, write, bytes);
+        let member = self.b.groups.member(self.at);
+        let (jcc, leads) = match member {
+            Member::Follower { slot } => {
+                let asm = self.asm();
+                asm.load(Width::W64, r::RAX, group_addend(slot));
+                asm.test_rr(Width::W64, r::RAX, r::RAX);
+                (asm.jcc(Cond::E), None)
+            }
+            Member::Leader { slot, low, high } => {
+                let jcc = self.test_entry(addr, low.into(), high.into(), mem.mmu, write);
+                self.asm().load(Width::W64, r::RAX, Mem::Base(r::RAX, ADDEND));
+                self.asm().store(Width::W64, group_addend(slot), r::RAX);
+                (jcc, Some(slot))
+            }
+            Member::Alone => {
+                let jcc = self.test_entry(addr, 0, bytes as i32, mem.mmu, write);
+                self.asm().load(Width::W64, r::RAX, Mem::Base(r::RAX, ADDEND));
+                (jcc, None)
+            }
+        };
+        self.clobber_flags();
+        Miss { jcc, hit: self.here(), leads, addr, second_way }
+    }
+
+    /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has;
+    /// afterwards RAX is the entry's address. Returns the jump that is taken if not.
+    fn test_entry(&mut self, addr: u8, low: i32, high: i32, mmu: u8, write: bool) -> usize {
         const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
         const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
         let tag =
             if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
-        let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mem.mmu as u32;
+        let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
         let asm = self.asm();
-        asm.mov_rr(r::RAX, addr);
+        let copy = |asm: &mut Asm, to: u8, distance: i32| match distance {
+            0 => asm.mov_rr(to, addr),
+            _ => asm.lea(Width::W64, to, addr, None, distance),
+        };
+        copy(asm, r::RAX, low);
         asm.shift_ri(Shift::Shr, Width::W64, r::RAX, (12 - ENTRY_BITS) as u8);
-        if bytes > 1 {
-            asm.lea(Width::W64, r::RCX, addr, None, bytes as i32 - 1);
-        } else {
-            asm.mov_rr(r::RCX, addr);
-        }
+        copy(asm, r::RCX, high - 1);
         asm.alu_ri(Alu::And, Width::W32, r::RAX, INDEX_MASK);
         asm.alu_ri(Alu::And, Width::W64, r::RCX, -4096);
         asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
         asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, tag as i32));
-        let jcc = asm.jcc(Cond::NE);
-        let hit = self.here();
-        let asm = self.asm();
-        asm.load(Width::W64, r::RAX, Mem::Base(r::RAX, std::mem::offset_of!(TlbEntry, addend) as i32));
-        self.clobber_flags();
-        Miss {
-            jcc,
-            hit,
-            addr,
-            second_way: second_way::routine(self.thunks.second_way, mem.mmu, write, bytes),
-        }
+        asm.jcc(Cond::NE)
     }
 
     /// Emits the slow path of an access whose hit path ends here.
@@ -86,6 +110,9 @@ impl Emitter<'_> {
         let cold_at = self.b.cold.len();
         self.fix(miss.jcc, Target::Cold(cold_at));
         self.in_cold = true;
+        if let Some(slot) = miss.leads {
+            self.asm().store_imm(Width::W64, group_addend(slot), 0);
+        }
         self.asm().mov_rr(r::RAX, miss.addr);
         self.call_thunk(miss.second_way);
         let hit = self.asm().jcc(Cond::E);

@@ -15,6 +15,7 @@ mod control;
 mod emitter;
 mod encode;
 mod flags;
+mod groups;
 mod int;
 mod liveness;
 mod mem;

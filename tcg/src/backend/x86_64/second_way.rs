@@ -2,7 +2,7 @@
 //! mode, direction and size, at a fixed distance from each other.
 //!
 //! Called with RAX = guest-virtual address; RCX is scratch, nothing else changes. On return the host's flags say "equal" if
-//! the access may be done directly; then RAX is the address of the entry.
+//! the access may be done directly; then RAX is the entry's addend.
 //!
 //! ```text
 //! push rdx
@@ -23,7 +23,7 @@
 //! shr  rax, 6                 bt   rdx, rax            ; and of the last one
 //! jc   miss
 //! ; both:
-//! lea  rax, [rcx + SECOND_WAY]
+//! mov  rax, [rcx + SECOND_WAY + addend]
 //! pop  rdx
 //! cmp  eax, eax
 //! ret
@@ -96,7 +96,7 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
             misses.push(jump_if_bit(asm, r::RDX, r::RAX));
         }
     }
-    asm.lea(Width::W64, r::RAX, r::RCX, None, SECOND_WAY as i32);
+    asm.load(Width::W64, r::RAX, field(offset_of!(SecondWayEntry, addend)));
     pop(asm, r::RDX);
     asm.alu_rr(Alu::Cmp, Width::W32, r::RAX, r::RAX);
     asm.buf.push(0xc3);

@@ -1,29 +1,37 @@
 //! Fixed code: entering and leaving generated code, and the way from it to Rust functions.
 //!
-//! The stack pointer is 16-byte aligned in generated code. The frame below the saved registers has two words: the
-//! host's and the guest's floating-point control.
+//! The stack pointer is 16-byte aligned in generated code. The frame below the saved registers has words for the host's
+//! and the guest's floating-point control, and for the addends of access groups (`groups`).
 
 use super::control::{emit_lookup, emit_lookup_hit};
 use super::emitter::{ThunkAddrs, env_mem, runtime_mem};
 use super::encode::{Asm, Mem, r};
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
-use super::{ENV_BIAS, PIN_OFF};
+use super::{ENV_BIAS, PIN_OFF, groups};
 use crate::backend::{GuestInfo, Outcome, RuntimeFns, Thunks};
 use crate::env::{Header, Runtime};
 use crate::ir::{Cond, VecSize, Width};
 
 /// Frame bytes; with six pushed registers and the return address this keeps the stack aligned.
-const FRAME: i32 = 24;
+const FRAME: i32 = 24 + 8 * groups::SLOTS as i32;
+const _: () = assert!(FRAME % 16 == 8);
 /// Host's MXCSR in the frame.
 const HOST_FP: i32 = 0;
 /// Scratch in the frame.
 const SCRATCH: i32 = 8;
+/// Addends of access groups in the frame.
+const ADDENDS: i32 = 24;
 /// All exceptions masked.
 const FP_MASKED: i32 = 0x1f80;
 /// Sticky exception flags.
 const FP_STICKY: i32 = 0x3f;
 
 const CALLEE_SAVED: [u8; 6] = [r::RBP, r::RBX, r::R12, r::R13, r::R14, r::R15];
+
+/// A group's addend, in generated code.
+pub fn group_addend(slot: u8) -> Mem {
+    Mem::Base(r::RSP, ADDENDS + 8 * i32::from(slot))
+}
 
 pub(super) fn push(asm: &mut Asm, reg: u8) {
     if reg >= 8 {

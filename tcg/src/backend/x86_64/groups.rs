@@ -1,0 +1,170 @@
+//! Groups of memory accesses that share one look into the software TLB.
+//!
+//! Problem: function prologues, structures and stack frames are runs of accesses at constant distances from one address,
+//! nearly always in one page; each looking into the TLB for itself is most of what a block executes.
+//!
+//! Strategy: before emission, accesses whose addresses differ by a constant, in the same MMU mode, are grouped. The first,
+//! the *leader*, tests its TLB entry for the whole range that the group touches, and leaves the page's addend in a word
+//! of the stack frame (or zero if the test failed). The *followers* take the addend from there, and look into the TLB's
+//! second way and then the slow path, as ever, if it is zero.
+//!
+//! Invariants:
+//! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
+//! - A group with a store is led by one, so that its test was for the write tag.
+//! - Between leader and follower no helper is called: only helpers (and the execution loop) flush translations, take
+//!   away write permission, or enter code that a page with write tags would have to be protected for. Slow paths of
+//!   accesses do not: they may run at most the guest's page walk and MMIO, whose effects on the memory layout wait for
+//!   the next poll.
+
+use super::liveness::Liveness;
+use crate::ir::{BinOp, Block, Inst, Width};
+
+/// Words for addends in the stack frame, so groups that may be open at a time.
+pub const SLOTS: usize = 4;
+/// Bytes from the first to the last byte of a group, at most: a wider one would often not fit its page.
+const MAX_RANGE: i64 = 256;
+
+/// What an access is in its group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Member {
+    /// It is in none.
+    Alone,
+    /// It tests for all bytes from `low` (not positive) to `high` (exclusive), relative to its own address.
+    Leader { slot: u8, low: i16, high: i16 },
+    /// It finds the addend in this slot.
+    Follower { slot: u8 },
+}
+
+/// An address: something that is not known, and a distance.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Address {
+    root: u64,
+    offset: i64,
+}
+
+#[derive(Clone, Copy)]
+struct Open {
+    root: u64,
+    mmu: u8,
+    write: bool,
+    leader: u32,
+    leader_offset: i64,
+    low: i64,
+    high: i64,
+    followed: bool,
+}
+
+/// The groups of a block; buffers are used again.
+#[derive(Default)]
+pub struct Groups {
+    members: Vec<Member>,
+    addresses: Vec<Address>,
+    open: [Option<Open>; SLOTS],
+    next: usize,
+}
+
+impl Groups {
+    /// What the access that is instruction `at` is.
+    pub fn member(&self, at: usize) -> Member {
+        self.members[at]
+    }
+
+    /// Groups a block's accesses.
+    pub fn run(&mut self, block: &Block, live: &Liveness) {
+        self.members.clear();
+        self.members.resize(block.insts.len(), Member::Alone);
+        self.addresses.clear();
+        self.next = 0;
+        for (i, inst) in block.insts.iter().enumerate() {
+            let address = self.address(block, live, i, inst);
+            self.addresses.push(address);
+            match *inst {
+                Inst::Load { width, addr, mem, .. } => {
+                    self.access(i, live.resolve(addr), width.bytes(), mem.mmu, mem.for_write);
+                }
+                Inst::Store { width, addr, mem, .. } => {
+                    self.access(i, live.resolve(addr), width.bytes(), mem.mmu, true);
+                }
+                Inst::LoadVec { size, addr, mem } => {
+                    self.access(i, live.resolve(addr), size.bytes(), mem.mmu, mem.for_write);
+                }
+                Inst::StoreVec { size, addr, mem, .. } => {
+                    self.access(i, live.resolve(addr), size.bytes(), mem.mmu, true);
+                }
+                Inst::Call { .. } => (0..SLOTS).for_each(|slot| self.close(slot)),
+                _ => {}
+            }
+        }
+        (0..SLOTS).for_each(|slot| self.close(slot));
+    }
+
+    /// The address that the value of instruction `i` is.
+    fn address(&self, block: &Block, live: &Liveness, i: usize, inst: &Inst) -> Address {
+        let this = Address { root: i as u64, offset: 0 };
+        match *inst {
+            Inst::Bin { op: op @ (BinOp::Add | BinOp::Sub), w: Width::W64, a, b } => {
+                let (a, b) = (live.resolve(a), live.resolve(b));
+                let (Some(from), Some(Inst::Const(c))) = (self.addresses.get(a), block.insts.get(b)) else {
+                    return this;
+                };
+                let c = *c as i64;
+                let offset =
+                    if op == BinOp::Add { from.offset.checked_add(c) } else { from.offset.checked_sub(c) };
+                offset.map_or(this, |offset| Address { root: from.root, offset })
+            }
+            Inst::Lea { w: Width::W64, base, index, scale, disp } => {
+                let (base, index) = (live.resolve(base) as u64, live.resolve(index) as u64);
+                Address {
+                    root: 1 << 63 | base << 36 | index << 8 | u64::from(scale),
+                    offset: i64::from(disp),
+                }
+            }
+            _ => this,
+        }
+    }
+
+    fn access(&mut self, at: usize, address: usize, bytes: u32, mmu: u8, write: bool) {
+        // An address may also be a value that the block began with.
+        let Address { root, offset } =
+            self.addresses.get(address).copied().unwrap_or(Address { root: address as u64, offset: 0 });
+        let end = offset.saturating_add(i64::from(bytes));
+        let same = |o: &Open| o.root == root && o.mmu == mmu;
+        let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
+        if let Some(slot) = found
+            && let Some(open) = &mut self.open[slot]
+            && (open.write || !write)
+        {
+            let (low, high) = (open.low.min(offset), open.high.max(end));
+            if high.saturating_sub(low) <= MAX_RANGE {
+                (open.low, open.high, open.followed) = (low, high, true);
+                self.members[at] = Member::Follower { slot: slot as u8 };
+                return;
+            }
+        }
+        let slot = found.or_else(|| self.open.iter().position(Option::is_none)).unwrap_or_else(|| {
+            self.next = (self.next + 1) % SLOTS;
+            self.next
+        });
+        self.close(slot);
+        self.open[slot] = Some(Open {
+            root,
+            mmu,
+            write,
+            leader: at as u32,
+            leader_offset: offset,
+            low: offset,
+            high: end,
+            followed: false,
+        });
+    }
+
+    /// Ends a group; now its leader knows what to test for.
+    fn close(&mut self, slot: usize) {
+        let Some(open) = self.open[slot].take() else { return };
+        if open.followed {
+            let (low, high) = (open.low - open.leader_offset, open.high - open.leader_offset);
+            self.members[open.leader as usize] =
+                Member::Leader { slot: slot as u8, low: low as i16, high: high as i16 };
+        }
+    }
+}
