@@ -106,6 +106,7 @@ fn feature_allowed(f: I, features: &FeatureSet) -> bool {
         I::XSAVE => Feature::XSAVE,
         I::XSAVEOPT => Feature::XSAVEOPT,
         I::XSAVEC => Feature::XSAVEC,
+        I::XSAVES => Feature::XSAVES,
         I::AVX => Feature::AVX,
         I::AVX2 => Feature::AVX2,
         I::F16C => Feature::F16C,

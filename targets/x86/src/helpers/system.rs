@@ -152,10 +152,10 @@ helpers! { super::SYSTEM_BASE;
     FXSAVE = fxsave(2), Effects::ALL;
     /// `(address, REX.W)`: FXRSTOR.
     FXRSTOR = fxrstor(2), Effects::ALL;
-    /// `(address, mask, form, REX.W)`: XSAVE (form 0), XSAVEOPT (1), XSAVEC (2).
+    /// `(address, mask, form, REX.W)`: XSAVE (form 0), XSAVEOPT (1), XSAVEC (2), XSAVES (3).
     XSAVE = xsave(4), Effects::ALL;
-    /// `(address, mask, REX.W)`: XRSTOR.
-    XRSTOR = xrstor(3), Effects::ALL;
+    /// `(address, mask, is XRSTORS, REX.W)`: XRSTOR or XRSTORS.
+    XRSTOR = xrstor(4), Effects::ALL;
 }
 
 /// Ends a helper that returns nothing.
@@ -492,12 +492,13 @@ fn xsave_enabled(env: &X86Env) -> Result<()> {
 }
 
 extern "C" fn xsave(env: &mut X86Env, va: u64, mask: u64, form: u64, wide: u64) -> u64 {
-    let form = [area::Form::Plain, area::Form::Optimised, area::Form::Compact][form.min(2) as usize];
+    use area::Form::*;
+    let form = [Plain, Optimised, Compact, Supervisor][form.min(3) as usize];
     let result = xsave_enabled(env).and_then(|()| area::xsave(env, va, mask, form, wide != 0));
     done(env, result)
 }
 
-extern "C" fn xrstor(env: &mut X86Env, va: u64, mask: u64, wide: u64) -> u64 {
-    let result = xsave_enabled(env).and_then(|()| area::xrstor(env, va, mask, wide != 0));
+extern "C" fn xrstor(env: &mut X86Env, va: u64, mask: u64, supervisor: u64, wide: u64) -> u64 {
+    let result = xsave_enabled(env).and_then(|()| area::xrstor(env, va, mask, supervisor != 0, wide != 0));
     done(env, result)
 }

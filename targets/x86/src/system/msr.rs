@@ -42,6 +42,7 @@ pub mod index {
     pub const MC0_CTL: u32 = 0x400;
     pub const MC9_MISC: u32 = 0x427;
     pub const TSC_DEADLINE: u32 = 0x6e0;
+    pub const XSS: u32 = 0xda0;
     pub const X2APIC_FIRST: u32 = 0x800;
     pub const X2APIC_LAST: u32 = 0x8ff;
     pub const EFER: u32 = 0xc000_0080;
@@ -118,6 +119,7 @@ fn exists(env: &X86Env, msr: u32) -> Result<()> {
         0x250..=0x26f => env.need(Feature::MTRR),
         PAT => env.need(Feature::PAT),
         SPEC_CTRL => env.need_any(&SPECULATION),
+        XSS => env.need(Feature::XSAVES),
         PRED_CMD => env.need_any(&[Feature::SPEC_CTRL, Feature::IBPB]),
         EFER => env.need_any(&[Feature::SYSCALL, Feature::NX, Feature::LM]),
         STAR => env.need(Feature::SYSCALL),
@@ -181,6 +183,7 @@ pub fn read(env: &mut X86Env, msr: u32) -> Result<u64> {
             env.need(Feature::X2APIC)?;
             env.platform.apic_msr_read(msr).map_err(|_| unknown("read", msr, 0))?
         }
+        XSS => m.xss,
         EFER => env.efer.bits(),
         STAR => m.star,
         LSTAR => m.lstar,
@@ -286,6 +289,10 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
             env.need(Feature::X2APIC)?;
             env.platform.apic_msr_write(msr, value).map_err(|_| unknown("write", msr, value))?;
             check_interrupts(env);
+        }
+        XSS => {
+            unless(value & !super::xsave::SUPERVISOR != 0)?;
+            env.msr.xss = value;
         }
         EFER => control::write_efer(env, value)?,
         STAR => env.msr.star = value,

@@ -349,8 +349,8 @@ pub fn resume(env: &mut X86Env) -> Result<()> {
 /// What RSM checks (SDM volume 3, section 34.4.1): otherwise it is a shutdown.
 fn is_valid(env: &X86Env, s: &Saved) -> bool {
     let cr0 = Cr0::from_bits_retain(s.cr0);
-    let combination =
-        !(cr0.contains(Cr0::PG) && !cr0.contains(Cr0::PE) || cr0.contains(Cr0::NW) && !cr0.contains(Cr0::CD));
+    let combination = (cr0.contains(Cr0::PE) || !cr0.contains(Cr0::PG))
+        && (cr0.contains(Cr0::CD) || !cr0.contains(Cr0::NW));
     let efer = Efer::from_bits_retain(s.efer);
     let long = efer.contains(Efer::LMA);
     let cr4 = Cr4::from_bits_retain(s.cr4);

@@ -4,7 +4,8 @@
 //! define stays as it is: FXSAVE does not write it, the XSAVE family writes back what it has read.
 //!
 //! Choices: XSAVEOPT and XSAVEC use the init optimisation (a component in its initial configuration is not written), not
-//! the modified one. The front ends see to #UD and #NM; alignment is checked here.
+//! the modified one. There are no supervisor components ([`SUPERVISOR`]), so XSAVES and XRSTORS differ from XSAVEC and XRSTOR
+//! by their privilege and by what they refuse. The front ends see to #UD and #NM; alignment is checked here.
 
 use tessera_tcg::softmmu;
 
@@ -41,6 +42,8 @@ pub enum Form {
     Optimised,
     /// XSAVEC.
     Compact,
+    /// XSAVES: XSAVEC that also saves what IA32_XSS enables.
+    Supervisor,
 }
 
 fn put(area: &mut [u8], at: usize, value: u64, len: usize) {
@@ -51,6 +54,14 @@ fn get(area: &[u8], at: usize, len: usize) -> u64 {
     let mut word = [0; 8];
     word[..len].copy_from_slice(&area[at..at + len]);
     u64::from_le_bytes(word)
+}
+
+/// Supervisor state components that exist: the bits that IA32_XSS can have.
+pub const SUPERVISOR: u64 = 0;
+
+/// Components that an instruction may name.
+fn enabled(env: &X86Env, supervisor: bool) -> u64 {
+    env.xcr0 | if supervisor { env.msr.xss } else { 0 }
 }
 
 /// Number of XMM registers that are saved: eight outside of 64-bit mode.
@@ -174,15 +185,16 @@ fn get_component(env: &mut X86Env, index: u32, from: Option<&[u8]>) {
     }
 }
 
-/// XSAVE, XSAVEOPT or XSAVEC of the components in `mask` (EDX:EAX).
+/// XSAVE, XSAVEOPT, XSAVEC or XSAVES of the components in `mask` (EDX:EAX).
 pub fn xsave(env: &mut X86Env, va: u64, mask: u64, form: Form, wide: bool) -> Result<()> {
-    if va & 63 != 0 {
+    let supervisor = form == Form::Supervisor;
+    if supervisor && env.cpl != 0 || va & 63 != 0 {
         return Err(gp(0));
     }
     let mmu = data_mmu(env, env.cpl);
-    let rfbm = mask & env.xcr0;
+    let rfbm = mask & enabled(env, supervisor);
     let mut used = in_use(env);
-    let compact = form == Form::Compact;
+    let compact = matches!(form, Form::Compact | Form::Supervisor);
     if compact && mxcsr(env) != MXCSR_INIT {
         used |= SSE;
     }
@@ -224,22 +236,25 @@ pub fn xsave(env: &mut X86Env, va: u64, mask: u64, form: Form, wide: bool) -> Re
     softmmu::store_bytes::<X86>(env, va, area, mmu)
 }
 
-/// XRSTOR of the components in `mask` (EDX:EAX).
-pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, wide: bool) -> Result<()> {
-    if va & 63 != 0 {
+/// XRSTOR, or as `supervisor` XRSTORS, of the components in `mask` (EDX:EAX).
+pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, supervisor: bool, wide: bool) -> Result<()> {
+    if supervisor && env.cpl != 0 || va & 63 != 0 {
         return Err(gp(0));
     }
     let mmu = data_mmu(env, env.cpl);
-    let rfbm = mask & env.xcr0;
+    let known = enabled(env, supervisor);
+    let rfbm = mask & known;
     let mut area: Area = [0; AREA];
     softmmu::load_bytes::<X86>(env, va, &mut area[..HEADER + 64], mmu)?;
     let (bv, comp) = (get(&area, HEADER, 8), get(&area, HEADER + 8, 8));
     let compact = comp & COMPACT != 0;
-    let reserved_zero = if compact { 16..64 } else { 8..64 };
+    // The standard form does not look at the rest of the header (section 13.8.1).
+    let reserved_zero = if compact { 16..64 } else { 8..24 };
     let layout = comp & !COMPACT;
-    let bad = if compact { layout & !env.xcr0 != 0 || bv & !layout != 0 } else { bv & !env.xcr0 != 0 };
-    // The compacted format exists with XSAVEC.
-    let unknown = compact && !env.cpuid.has(Feature::XSAVEC);
+    let bad =
+        if compact { layout & !known != 0 || bv & !layout != 0 } else { supervisor || bv & !known != 0 };
+    // The compacted format exists with XSAVEC or XSAVES.
+    let unknown = compact && !env.cpuid.has(Feature::XSAVEC) && !env.cpuid.has(Feature::XSAVES);
     if bad || unknown || area[HEADER..][reserved_zero].iter().any(|&b| b != 0) {
         return Err(gp(0));
     }

@@ -242,17 +242,73 @@ fn extended_state_survives_every_format() {
         e.vec = Default::default();
         e.fpu.status = 0;
         e.pkru = 0;
-        xsave::xrstor(e, area, u64::MAX, true).expect("restored");
+        xsave::xrstor(e, area, u64::MAX, false, true).expect("restored");
         assert_eq!((e.vec, e.fpu, e.pkru), (vec, fpu, 0x5555_5554), "{form:?}");
     }
     // Without its bit in XSTATE_BV a component goes to its initial state.
     m.put(0x6000 + 512, 8, 1 << component::X87);
     let e = m.env();
-    xsave::xrstor(e, 0x6000, u64::MAX, true).expect("restored");
+    xsave::xrstor(e, 0x6000, u64::MAX, false, true).expect("restored");
     assert_eq!((e.vec[5], e.pkru, e.fpu.control), (VecReg::default(), 0, 0x27f));
     m.put(0x6000 + 512, 8, 1 << 3);
-    assert_eq!(raised(xsave::xrstor(m.env(), 0x6000, u64::MAX, true)), GP0, "a component that is off");
+    assert_eq!(raised(xsave::xrstor(m.env(), 0x6000, u64::MAX, false, true)), GP0, "a component that is off");
     assert_eq!(raised(xsave::xsave(m.env(), 0x6010, 3, xsave::Form::Plain, false)), GP0, "alignment");
+}
+
+#[test]
+fn the_compacted_format_is_checked() {
+    let mut m = <Machine>::long();
+    let e = m.env();
+    control::xsetbv(e, 0, 0x207).expect("allowed");
+    assert_eq!(msr::read(e, msr::index::XSS), Ok(0));
+    assert_eq!(raised(msr::write(e, msr::index::XSS, 1 << 8)), GP0, "no supervisor components");
+    for n in 0..16 {
+        e.vec[n] = VecReg([1, 2, 3, n as u64]);
+    }
+    e.fpu = crate::state::Fpu::INITIAL;
+    e.pkru = 4;
+    let vec = e.vec;
+    // x87 is in its initial configuration: not written, and not in XSTATE_BV; PKRU follows AVX directly.
+    m.put(0x6000, 8, 0x1122);
+    for form in [xsave::Form::Compact, xsave::Form::Supervisor] {
+        xsave::xsave(m.env(), 0x6000, u64::MAX, form, true).expect("saved");
+        assert_eq!((m.get(0x6000, 8), m.get(0x6200, 8), m.get(0x6208, 8)), (0x1122, 0x206, 1 << 63 | 0x207));
+        assert_eq!(m.get(0x6000 + 576 + 256, 8), 4);
+    }
+    // MXCSR counts as state of SSE: its default is not saved.
+    m.env().vec = Default::default();
+    xsave::xsave(m.env(), 0x7000, 3, xsave::Form::Supervisor, true).expect("saved");
+    assert_eq!(m.get(0x7200, 8), 0);
+    m.env().mxcsr = 0x1f00;
+    xsave::xsave(m.env(), 0x7000, 3, xsave::Form::Supervisor, true).expect("saved");
+    assert_eq!((m.get(0x7200, 8), m.get(0x7018, 4)), (2, 0x1f00));
+    let e = m.env();
+    e.pkru = 0;
+    xsave::xrstor(e, 0x6000, u64::MAX, true, true).expect("restored");
+    assert_eq!((e.vec, e.pkru, e.mxcsr), (vec, 4, 0x1f80));
+    let refused = |m: &mut Machine, at: u64, len: usize, value: u64, supervisor: bool| {
+        let old = m.get(at, len);
+        m.put(at, len, value);
+        let result = raised(xsave::xrstor(m.env(), 0x6000, u64::MAX, supervisor, true));
+        m.put(at, len, old);
+        assert_eq!(result, GP0, "{at:x} {value:x}");
+    };
+    for supervisor in [false, true] {
+        refused(&mut m, 0x6200, 8, 0x20e, supervisor);
+        refused(&mut m, 0x6208, 8, 1 << 63 | 0x203, supervisor);
+        refused(&mut m, 0x6208, 8, 1 << 63 | 0x20f, supervisor);
+        refused(&mut m, 0x6210, 1, 1, supervisor);
+        refused(&mut m, 0x623f, 1, 1, supervisor);
+        refused(&mut m, 0x6018, 4, 0x1_0000, supervisor);
+    }
+    // The standard form: only for XRSTOR, and only bytes 8 to 23 of the header must be zero.
+    m.put(0x6208, 8, 0);
+    m.put(0x6018 + 0x200, 1, 1);
+    assert_eq!(xsave::xrstor(m.env(), 0x6000, 7, false, true), Ok(()));
+    assert_eq!(raised(xsave::xrstor(m.env(), 0x6000, 7, true, true)), GP0);
+    m.set_level(3, true);
+    assert_eq!(raised(xsave::xsave(m.env(), 0x6000, 7, xsave::Form::Supervisor, true)), GP0);
+    assert_eq!(raised(xsave::xrstor(m.env(), 0x6000, 7, true, true)), GP0);
 }
 
 #[test]

@@ -137,11 +137,11 @@ pub(super) fn xsave(t: &mut Translator<'_>, i: &Instruction, form: u64, wide: u6
     t.call(h::XSAVE, &[addr, mask, form, wide]);
 }
 
-pub(super) fn xrstor(t: &mut Translator<'_>, i: &Instruction, wide: u64) {
+pub(super) fn xrstor(t: &mut Translator<'_>, i: &Instruction, supervisor: u64, wide: u64) {
     let addr = t.address(i, 576, false);
     let mask = edx_eax(t);
-    let wide = wide_value(t, wide);
-    t.call(h::XRSTOR, &[addr, mask, wide]);
+    let (supervisor, wide) = (t.b.iconst(supervisor), wide_value(t, wide));
+    t.call(h::XRSTOR, &[addr, mask, supervisor, wide]);
     mode_changed(t);
 }
 
