@@ -170,6 +170,13 @@ impl<M: Machine> Run<'_, M> {
                 set_global(self.machine.env(), desc, v);
                 none
             }
+            Inst::ZeroUpper(set) => {
+                for g in set.iter() {
+                    let at = self.desc(g).offset as usize;
+                    self.machine.env()[at + 16..at + 32].fill(0);
+                }
+                none
+            }
             Inst::EnvLoad { width, offset } => {
                 let (at, len) = (offset as usize, width.bytes() as usize);
                 let mut b = [0; 8];

@@ -89,6 +89,7 @@ impl Inst {
             | InsnStart { .. }
             | Get(_)
             | Set(..)
+            | ZeroUpper(_)
             | EnvLoad { .. }
             | EnvStore { .. }
             | Load { .. }

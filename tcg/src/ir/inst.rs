@@ -7,7 +7,7 @@
 //! type below, text form, interpreter, register constraints and emission in each backend).
 
 use super::flags::FlagOp;
-use super::types::{Cond, GlobalId, Ty, Value, VecLen, VecSize, Width};
+use super::types::{Cond, GlobalId, GlobalSet, Ty, Value, VecLen, VecSize, Width};
 use super::vec::{VecInsOp, VecOp, VecTestOp};
 use super::vec3::Vec3Op;
 
@@ -132,6 +132,8 @@ pub enum Inst {
     /// Makes `v` the value of a global. The types agree. Setting a global changes those it overlaps: storing to
     /// the low half keeps the high half.
     Set(GlobalId, Value),
+    /// Clears the bits from 128 on of vector globals of 256 bits, all those in the set.
+    ZeroUpper(GlobalSet),
     /// Reads `width` bits at a byte offset of the guest's environment, which no global covers, zero-extended.
     EnvLoad { width: Width, offset: u32 },
     /// Writes the low bits of `v` to the environment at an offset which no global covers.
@@ -236,6 +238,7 @@ impl Inst {
             Nop
             | InsnStart { .. }
             | Set(..)
+            | ZeroUpper(_)
             | EnvStore { .. }
             | Store { .. }
             | StoreVec { .. }
@@ -266,6 +269,7 @@ impl Inst {
             | Const(_)
             | VecZero
             | Get(_)
+            | ZeroUpper(_)
             | EnvLoad { .. }
             | Goto(_)
             | GotoIndirect

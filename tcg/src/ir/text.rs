@@ -244,6 +244,10 @@ impl Printer<'_> {
             Inst::Nop => write!(out, "nop"),
             Inst::InsnStart { pc } => write!(out, "insn {pc:#x}"),
             Inst::Const(c) => write!(out, "const {c:#x}"),
+            Inst::ZeroUpper(set) => {
+                let names: Vec<_> = set.iter().map(|g| self.global(g)).collect();
+                write!(out, "zeroupper {}", names.join(", "))
+            }
             Inst::VecZero => write!(out, "vzero"),
             Inst::Get(g) => write!(out, "get {}", self.global(g)),
             Inst::Set(g, a) => write!(out, "set {}, {}", self.global(g), v(a)),
@@ -382,6 +386,7 @@ set y1, x37
 set flags, f15
 v43 = envload.16 0x10
 envstore.32 0x14, v43
+zeroupper y1, y2
 nop
 exitif.ne f15 -> exit0
 branch.s f2 -> exit1, exit0

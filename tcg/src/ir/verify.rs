@@ -111,6 +111,14 @@ impl Check<'_> {
                 Ok(())
             }
             Inst::Get(g) => self.global(g).map(|_| ()),
+            Inst::ZeroUpper(set) => {
+                for g in set.iter() {
+                    require(self.global(g)? == Ty::Vec, "only vector globals have upper halves")?;
+                    require(self.guest.globals[g.0 as usize].bytes == 32, "the global has no upper half")?;
+                }
+                self.set.get_or_insert(at);
+                Ok(())
+            }
             Inst::Set(g, v) => {
                 let ty = self.global(g)?;
                 self.operand(v, ty)?;

@@ -86,6 +86,18 @@ impl Backward {
                         self.used[v.index()] = true;
                     }
                 }
+                Inst::ZeroUpper(set) => {
+                    // A wide global's own bit stands for its upper part.
+                    let wanted = GlobalSet(set.0 & live.0);
+                    if sets && wanted == GlobalSet::NONE {
+                        *inst = Inst::Nop;
+                    } else {
+                        live = GlobalSet(live.0 & !set.0);
+                        if sets {
+                            *set = wanted;
+                        }
+                    }
+                }
                 Inst::Get(g) => {
                     if code && !self.used[i] {
                         *inst = Inst::Nop;

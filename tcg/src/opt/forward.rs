@@ -93,6 +93,7 @@ impl Forward {
                 self.set(g, self.renew(v));
                 NO_VALUE
             }
+            Inst::ZeroUpper(set) => self.zero_upper(set),
             Inst::Const(c) => self.constant(c),
             Inst::InsnStart { pc } => self.append(Inst::InsnStart { pc }),
             Inst::Call { helper, .. } => self.call(helper, self.renamed(inst)),
@@ -247,6 +248,21 @@ impl Forward {
             let part = self.guest.globals[other.0 as usize].bytes <= desc.bytes;
             self.known[other.0 as usize] = if part { self.fitting(other, v) } else { None };
         }
+    }
+
+    /// What is known to be zero above need not be cleared; of the rest, the value is that of the low half.
+    fn zero_upper(&mut self, set: GlobalSet) -> Value {
+        let mut rest = set;
+        if self.opts.contains(OptFlags::FORWARD) {
+            for g in set.iter() {
+                let low = self.guest.globals[g.0 as usize].overlaps;
+                match self.known[g.0 as usize] {
+                    Some(v) if self.bits(v) <= 128 => rest.remove(g),
+                    _ => self.known[g.0 as usize] = low.and_then(|low| self.known[low.0 as usize]),
+                }
+            }
+        }
+        if rest == GlobalSet::NONE { NO_VALUE } else { self.append(Inst::ZeroUpper(rest)) }
     }
 
     /// `v`, if a read of `g` after `v` was written to the start of its storage gives all of `v`.

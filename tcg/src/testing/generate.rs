@@ -282,6 +282,11 @@ impl Generator {
         };
         self.push(Inst::Set(g, v));
         self.sets = true;
+        if self.rng.one_in(12) {
+            let mut wide = || GlobalSet::of(global::y(self.rng.below(8) as u8));
+            let set = wide().or(wide());
+            self.push(Inst::ZeroUpper(set));
+        }
     }
 
     fn env_access(&mut self) {

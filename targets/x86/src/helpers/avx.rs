@@ -1,5 +1,4 @@
-//! Helpers of the AVX instructions whose lanes access memory each for itself, masked moves and gathers; and of those that
-//! clear all registers' upper halves.
+//! Helpers of the AVX instructions whose lanes access memory each for itself: masked moves and gathers.
 //!
 //! They work on the registers in the environment, by number: a gather that faults on its way leaves what it has done in its
 //! destination and its mask, so that it can be restarted, which no other instruction does and no other way of returning
@@ -32,8 +31,6 @@ helpers! { super::AVX_BASE;
     MASKED_STORE = masked_store(2), Effects { reads: VECTORS, writes: GlobalSet::NONE, faults: true, pure: false };
     /// `(offset, operands)`: loads the lanes that the mask selects from an address each, and clears the mask lane by lane.
     GATHER = gather(2), Effects { reads: VECTORS, writes: VECTORS, faults: true, pure: false };
-    /// `(count)`: clears the upper halves of the first registers.
-    ZERO_UPPER = zero_upper(1), Effects { reads: VECTORS, writes: VECTORS, faults: false, pure: false };
 }
 
 const AC: u16 = 17;
@@ -221,13 +218,6 @@ fn gather_lane(env: &mut X86Env, offset: u64, access: LaneAccess, index: u64) ->
         return Err(exception(AC, Some(0)));
     }
     softmmu::load::<X86>(env, va, access.lane_bytes as u32, access.mmu)
-}
-
-extern "C" fn zero_upper(env: &mut X86Env, count: u64) -> u64 {
-    for register in env.vec.iter_mut().take(count as usize) {
-        register.0[2..].fill(0);
-    }
-    0
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! Masked moves and gathers go by helpers, because each of their lanes faults for itself.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use tessera_tcg::ir::{HelperId, Inst, VecLen, VecOp, VecSize, VecTestOp, Width};
+use tessera_tcg::ir::{GlobalSet, HelperId, Inst, VecLen, VecOp, VecSize, VecTestOp, Width};
 
 use super::operand::segment_number;
 use super::sse::{imm8, simple, vec_number, vex_rows};
@@ -88,8 +88,8 @@ fn register_count(t: &Translator<'_>) -> usize {
 
 fn zero_upper(t: &mut Translator<'_>, _: &Instruction) {
     if t.avx_available() {
-        let count = t.b.iconst(register_count(t) as u64);
-        t.call(helper::ZERO_UPPER, &[count]);
+        let all = (0..register_count(t)).fold(GlobalSet::NONE, |all, n| all.or(GlobalSet::of(global::ymm(n))));
+        t.b.push(Inst::ZeroUpper(all));
     }
 }
 

@@ -380,3 +380,88 @@ fn clearing_spares_the_registers_that_there_are_not() {
         assert_eq!((low(&state, 7), low(&state, 8)), (0, if bits == 64 { 0 } else { 5 }), "vzeroall");
     }
 }
+
+/// `cargo test --release -p tessera-x86 vector_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "measures"]
+fn vector_speed() {
+    type Body = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+    let loops: [(&str, Body); 6] = [
+        ("multiply and add, 256 bits", |a| {
+            a.vmovups(ymm0, ymmword_ptr(rsi))?;
+            a.vmulps(ymm0, ymm0, ymm1)?;
+            a.vaddps(ymm2, ymm2, ymm0)?;
+            a.vmulps(ymm3, ymm0, ymmword_ptr(rsi + 32))?;
+            a.vaddps(ymm4, ymm4, ymm3)?;
+            a.vmovups(ymmword_ptr(rsi + 64), ymm4)
+        }),
+        ("integers in registers", |a| {
+            a.vpaddd(ymm0, ymm0, ymm1)?;
+            a.vpxor(ymm2, ymm2, ymm0)?;
+            a.vpslld(ymm3, ymm2, 3)?;
+            a.vpaddd(ymm4, ymm4, ymm3)
+        }),
+        ("copy of 64 bytes and vzeroupper", |a| {
+            a.vmovdqu(ymm0, ymmword_ptr(rsi))?;
+            a.vmovdqu(ymm1, ymmword_ptr(rsi + 32))?;
+            a.vmovdqu(ymmword_ptr(rsi + 64), ymm0)?;
+            a.vmovdqu(ymmword_ptr(rsi + 96), ymm1)?;
+            a.vzeroupper()
+        }),
+        ("masked load and store", |a| {
+            a.vpmaskmovd(ymm0, ymm1, ymmword_ptr(rsi))?;
+            a.vpmaskmovd(ymmword_ptr(rsi + 64), ymm1, ymm0)
+        }),
+        ("gather of eight", |a| {
+            a.vpcmpeqd(ymm1, ymm1, ymm1)?;
+            a.vpxor(xmm3, xmm3, xmm3)?;
+            a.db(&[0xc4, 0xe2, 0x75, 0x90, 0x04, 0x9e])
+        }),
+        ("SSE among AVX", |a| {
+            a.vpaddd(ymm0, ymm0, ymm1)?;
+            a.paddd(xmm0, xmm1)?;
+            a.vpaddd(ymm2, ymm0, ymm1)
+        }),
+    ];
+    const ROUNDS: u64 = 100_000;
+    for (name, body) in loops {
+        let mut asm = CodeAssembler::new(64).unwrap();
+        asm.mov(rcx, ROUNDS).unwrap();
+        let mut top = asm.create_label();
+        asm.set_label(&mut top).unwrap();
+        body(&mut asm).unwrap();
+        asm.sub(rcx, 1).unwrap();
+        asm.jne(top).unwrap();
+        let code = asm.assemble(CODE).unwrap();
+        let mut state = State::ZERO;
+        state.fx[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
+        state.fx[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        for at in 0..4 {
+            state.set_word(1, at, u64::MAX);
+        }
+        // The least of several, because the machine may be busy.
+        let least = |mut f: Box<dyn FnMut()>| {
+            let time = |f: &mut dyn FnMut()| {
+                let start = std::time::Instant::now();
+                f();
+                start.elapsed()
+            };
+            (0..20).map(|_| time(&mut *f)).min().unwrap_or_default()
+        };
+        let start = state.clone();
+        let (native_code, mut runner) = (code.clone(), Some(native::Runner::new()));
+        let native = least(Box::new(move || {
+            let mut state = start.clone();
+            state.gpr[4] = state.data.as_ptr() as u64;
+            runner = runner.take().map(|r| r.run(&mut state, &native_code));
+        }));
+        let mut guest = GuestCpu::new(64);
+        state.gpr[4] = DATA;
+        let translated = least(Box::new(move || {
+            let mut state = state.clone();
+            assert!(guest.run(&mut state, DATA, &code));
+        }));
+        let each = |d: std::time::Duration| d.as_nanos() as f64 / ROUNDS as f64;
+        println!("{name:34} native {:6.2} ns, translated {:6.2} ns", each(native), each(translated));
+    }
+}

@@ -119,6 +119,7 @@ impl Emitter<'_> {
             moves.add(pin, if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
         }
         self.parallel_move(moves);
+        self.clean_upper();
     }
 
     /// The globals that a flush would have to do something for.
@@ -221,7 +222,7 @@ impl Emitter<'_> {
         let f = self.b.live.resolve(f);
         let host = self.condition(cond, f);
         let e = self.block.exits[exit.0 as usize];
-        if e.chain && self.away() & !e.dead.0 == 0 {
+        if e.chain && self.away() & !e.dead.0 == 0 && !self.upper {
             self.jcc_exit(host, exit);
         } else {
             self.jcc_side(host, exit);
@@ -403,9 +404,8 @@ impl Emitter<'_> {
                 self.vec_owner[reg as usize] = NO_VALUE;
             }
         }
-        if self.b.live.has_vec {
-            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
-        }
+        self.clean_upper();
+        self.upper = false;
         let func = (desc.func)() as u64;
         self.asm().mov_ri(r::RAX, func);
         self.asm().buf.extend_from_slice(&[0xff, 0xd0]); // call rax

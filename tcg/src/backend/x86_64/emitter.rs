@@ -10,6 +10,8 @@
 //! - A live value has a register, a memory place, or is a constant, or is a flags value (emitted at its uses).
 //! - `MemLoc::Env(g)` of `v` holds as long as `env_owner[g] == v`; `release_env` ends it, moving the value if needed.
 //! - Unpinned global `g` is dirty exactly when the environment does not hold `current[g]`.
+//! - The host's vector registers have clean upper halves wherever a block is entered, left or calls out, so that code that
+//!   does not use VEX, such as that of helpers, runs at full speed. `upper` says that they may not be clean here.
 //! - RAX, RCX, XMM14 and XMM15 are never allocated: emission code uses them within one instruction.
 
 use super::encode::{Asm, Mem, r};
@@ -19,7 +21,7 @@ use super::vec::{VecMem, emit_vec_load, emit_vec_move, emit_vec_store, emit_vec_
 use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
 use crate::backend::{Compiled, FlagRecipe, GuestInfo, Loc, StatePoint};
 use crate::env::{Header, Runtime, SPILL_SLOTS};
-use crate::ir::{Block, GlobalId, Inst, Ty, Value, VecSize, Width};
+use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty, Value, VecSize, Width};
 
 /// No register.
 pub const NONE: u8 = 255;
@@ -108,6 +110,8 @@ pub struct Emitter<'a> {
     pub env_unsafe: u64,
     pub locked: u32,
     pub vec_locked: u32,
+    /// The upper half of some vector register may be in use.
+    pub upper: bool,
     /// Instruction being emitted.
     pub at: usize,
     /// Guest program counter of the current guest instruction.
@@ -183,6 +187,7 @@ impl<'a> Emitter<'a> {
             env_unsafe: 0,
             locked: 0,
             vec_locked: 0,
+            upper: false,
             at: 0,
             pc: 0,
             host_flags: NO_VALUE,
@@ -207,6 +212,13 @@ impl<'a> Emitter<'a> {
             self.b.reg[v as usize] = reg;
             self.current[g.0 as usize] = v;
             self.next_pseudo += 1;
+        }
+    }
+
+    /// Makes the upper halves of vector registers clean; nothing alive is in them.
+    pub fn clean_upper(&mut self) {
+        if self.upper {
+            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
         }
     }
 
@@ -403,6 +415,7 @@ impl<'a> Emitter<'a> {
         if self.guest.globals[g].ty == Ty::Vec {
             let slot = self.take_slots(o, 4);
             let size = if self.guest.globals[g].bytes == 32 { VecSize::B32 } else { VecSize::B16 };
+            self.upper |= size == VecSize::B32;
             emit_vec_load(&mut self.asm().buf, size, 15, env_vec_mem(offset));
             self.asm().load(Width::W64, r::RAX, runtime_mem());
             emit_vec_store(&mut self.asm().buf, VecSize::B32, 15, VecMem::base(r::RAX, spill_disp(slot)));
@@ -592,6 +605,7 @@ impl<'a> Emitter<'a> {
         }
         let from = self.b.reg[v];
         if from != NONE {
+            self.upper = true;
             emit_vec_move(&mut self.asm().buf, crate::ir::VecLen::V256, reg, from);
             return;
         }
@@ -600,11 +614,13 @@ impl<'a> Emitter<'a> {
                 let desc = &self.guest.globals[g as usize];
                 let size = if desc.bytes == 32 { VecSize::B32 } else { VecSize::B16 };
                 let m = env_vec_mem(desc.offset);
+                self.upper |= size == VecSize::B32;
                 emit_vec_load(&mut self.asm().buf, size, reg, m);
             }
             MemLoc::Spill(slot) => {
                 self.asm().load(Width::W64, r::RAX, runtime_mem());
                 let m = VecMem::base(r::RAX, spill_disp(slot));
+                self.upper = true;
                 emit_vec_load(&mut self.asm().buf, VecSize::B32, reg, m);
             }
             MemLoc::None => unreachable!("v{v} is live but nowhere"),
@@ -775,6 +791,22 @@ impl<'a> Emitter<'a> {
                 let size = if desc.bytes == 32 { VecSize::B32 } else { VecSize::B16 };
                 emit_vec_store(&mut self.asm().buf, size, reg, env_vec_mem(desc.offset));
             }
+        }
+    }
+
+    /// [`Inst::ZeroUpper`]: the values go home, and their upper halves are cleared there. Clobbers RAX, RCX and XMM15; the
+    /// host's flags survive.
+    pub fn zero_upper(&mut self, set: GlobalSet) {
+        for g in set.iter() {
+            let g = g.0 as usize;
+            self.flush_global(g);
+            self.release_env(g);
+            self.current[g] = NO_VALUE;
+        }
+        emit_vec_zero(&mut self.asm().buf, 15);
+        for g in set.iter() {
+            let upper = self.global_offset(g.0 as usize) + 16;
+            emit_vec_store(&mut self.asm().buf, VecSize::B16, 15, env_vec_mem(upper));
         }
     }
 

@@ -166,6 +166,11 @@ impl Liveness {
                         self.current[o.0 as usize] = NO_VALUE;
                     }
                 }
+                Inst::ZeroUpper(set) => {
+                    for g in set.iter() {
+                        self.current[g.0 as usize] = NO_VALUE;
+                    }
+                }
                 Inst::Call { helper, .. } => {
                     let writes = guest.helper_changes(&guest.helpers[helper.0 as usize].effects);
                     for g in writes.iter() {
@@ -285,6 +290,13 @@ impl Liveness {
                             self.observe(i, globals, GlobalSet::of(o));
                         }
                     }
+                }
+                Inst::ZeroUpper(set) => {
+                    // Values go to memory first, where their upper halves are cleared.
+                    for g in set.iter() {
+                        self.observed_until[g.0 as usize] = NEVER;
+                    }
+                    self.observe(i, globals, set);
                 }
                 Inst::Get(g) => {
                     // Reading one view of overlapping storage goes through memory, which needs the other view there.

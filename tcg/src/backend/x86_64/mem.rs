@@ -123,6 +123,10 @@ impl Emitter<'_> {
         self.asm().mov_ri(r::RCX, tb as u64);
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
         self.call_thunk(thunk);
+        if uses_vec && !self.upper {
+            // The thunk has reloaded all 256 bits of registers whose upper halves are zero.
+            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        }
         let at = self.asm().jmp();
         self.fix(at, back);
         self.in_cold = false;
@@ -198,6 +202,7 @@ impl Emitter<'_> {
         let dst = self.define_vec(NONE, 0);
         self.set_point_dst(point, dst);
         let miss = self.tlb(ra, size.bytes(), mem, mem.for_write);
+        self.upper |= size == VecSize::B32;
         emit_vec_load(&mut self.asm().buf, size, dst, VecMem::indexed(ra, r::RAX));
         self.slow(miss, point);
     }

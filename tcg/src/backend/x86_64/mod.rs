@@ -147,6 +147,7 @@ fn emit(e: &mut Emitter, inst: Inst) {
             }
         }
         Inst::Set(g, v) => e.set(g, v),
+        Inst::ZeroUpper(set) => e.zero_upper(set),
         Inst::Load { width, ext, addr, mem } => e.load(width, ext, addr, mem),
         Inst::Store { width, addr, v, mem } => e.store(width, addr, v, mem),
         Inst::LoadVec { size, addr, mem } => e.load_vec(size, addr, mem),

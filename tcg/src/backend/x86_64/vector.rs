@@ -12,6 +12,7 @@ impl Emitter<'_> {
         let ra = self.use_vec(a);
         let rb = if op.operands() > 1 { self.use_vec(b) } else { ra };
         let dst = self.define_vec(ra, 0);
+        self.upper |= len == VecLen::V256;
         emit_vec(&mut self.asm().buf, op, len, dst, ra, rb, imm);
     }
 
@@ -20,6 +21,7 @@ impl Emitter<'_> {
         let (ra, rb, rc) = (self.use_vec(a), self.use_vec(b), self.use_vec(c));
         let (prefer, avoid) = overwritten(op, ra, rb, rc);
         let dst = self.define_vec(prefer, avoid);
+        self.upper |= len == VecLen::V256;
         emit_vec3(&mut self.asm().buf, op, len, dst, ra, rb, rc);
     }
 

@@ -228,6 +228,13 @@ impl Parser<'_> {
             "vzero" => Inst::VecZero,
             "get" => Inst::Get(self.global(o)?),
             "set" => Inst::Set(self.global(o)?, self.next_value(o)?),
+            "zeroupper" => {
+                let mut set = GlobalSet::of(self.global(o)?);
+                while o.take(",") {
+                    set.insert(self.global(o)?);
+                }
+                Inst::ZeroUpper(set)
+            }
             "envload" => Inst::EnvLoad { width: width(parts)?, offset: o.number()? },
             "envstore" => {
                 Inst::EnvStore { width: width(parts)?, offset: o.number()?, v: self.next_value(o)? }
