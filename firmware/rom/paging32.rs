@@ -27,7 +27,19 @@ const FETCH: u32 = 0x10;
 
 pub fn emit(c: &mut Code, s: &Symbols) -> R {
     two_level(c, s)?;
-    pae(c, s)
+    pae(c, s)?;
+    c.label(PAGED)
+}
+
+/// Where it goes on after all of this.
+const PAGED: &str = "32.paged";
+
+/// Sets EFER.NXE.
+fn set_no_execute(c: &mut Code) -> R {
+    c.mov(ecx, 0xC000_0080u32)?;
+    c.rdmsr()?;
+    c.or(eax, 0x800)?;
+    c.wrmsr()
 }
 
 /// Linear address of test page `index`.
@@ -124,7 +136,20 @@ fn two_level(c: &mut Code, s: &Symbols) -> R {
     c.mov(eax, PD32)?;
     c.mov(cr3, eax)?;
     set_cr4(c, CR4_PSE, true)?;
+    // A virtual processor may have paging in long mode only: the checks go on there.
+    let (after, on) = (c.fresh(), c.fresh());
+    report::arm(c, s, &after)?;
     set_cr0(c, PG, true)?;
+    c.label(&after)?;
+    c.mov(dword_ptr(RESUME), 0)?;
+    expect_var(c, s, "exception when CR0.PG is set (none: 0xffff)", EXC_VECTOR, 0xFFFF)?;
+    c.cmp(dword_ptr(EXC_VECTOR), 0xFFFF)?;
+    c.je(s.at(&on))?;
+    end(c, s)?;
+    set_cr4(c, CR4_PAE, true)?;
+    set_no_execute(c)?;
+    c.jmp(s.at(PAGED))?;
+    c.label(&on)?;
 
     c.mov(dword_ptr(page(0) + 0x10), 0xABCD_1234u32)?;
     c.mov(eax, dword_ptr(PAGE_A + 0x10))?;
@@ -239,10 +264,7 @@ fn pae(c: &mut Code, s: &Symbols) -> R {
         c.mov(dword_ptr(entry(index) + 4), high)?;
     }
     set_cr4(c, CR4_PAE, true)?;
-    c.mov(ecx, 0xC000_0080u32)?;
-    c.rdmsr()?;
-    c.or(eax, 0x800)?; // NXE
-    c.wrmsr()?;
+    set_no_execute(c)?;
     c.mov(eax, PDPT_PAE)?;
     c.mov(cr3, eax)?;
     set_cr0(c, PG | WP, true)?;

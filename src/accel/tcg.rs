@@ -66,7 +66,7 @@ impl MemoryObserver for Observer {
 }
 
 /// [`Platform`] over the board.
-struct PcPlatform {
+pub(super) struct PcPlatform {
     ports: Arc<PortBus>,
     clock: Arc<Clock>,
     irq: Arc<dyn CpuIrq>,
@@ -75,6 +75,21 @@ struct PcPlatform {
     /// While a request of the guest waits here, the vCPU stops.
     events: Events,
     control: Arc<Control>,
+}
+
+impl PcPlatform {
+    /// What the CPU behind `irq` has around it.
+    pub(super) fn new(board: &PcMachine, irq: Arc<dyn CpuIrq>, control: Arc<Control>) -> PcPlatform {
+        PcPlatform {
+            ports: board.ports.clone(),
+            clock: board.clock.clone(),
+            irq,
+            a20: board.a20.clone(),
+            ferr: board.isa_irqs[FERR_IRQ].share(),
+            events: board.events.clone(),
+            control,
+        }
+    }
 }
 
 impl Platform for PcPlatform {
@@ -191,15 +206,7 @@ impl TcgEngine {
         let irq = board.cpus().next().ok_or("the machine has no CPU")?;
         let waiting = control.clone();
         irq.set_kick(Arc::new(move || waiting.kick()));
-        let platform = PcPlatform {
-            ports: board.ports.clone(),
-            clock: board.clock.clone(),
-            irq,
-            a20: board.a20.clone(),
-            ferr: board.isa_irqs[FERR_IRQ].share(),
-            events: board.events.clone(),
-            control: control.clone(),
-        };
+        let platform = PcPlatform::new(board, irq, control.clone());
         cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
         let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();

@@ -22,8 +22,10 @@
 //! | `cpuid` | CPU models |
 //! | `state` | the processor's state, there and back |
 //! | `detached` | what the translator knows about states |
+//! | `assist` | the translator executes what KVM does not |
 //! | `raw` | shared memory and missing ioctls: the unsafe code |
 
+mod assist;
 mod cpuid;
 mod detached;
 mod memory;
@@ -36,8 +38,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_INTERNAL_ERROR_EMULATION, KVM_MSR_EXIT_REASON_FILTER,
-    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuExit, VcpuFd, VmFd};
 use tessera_hw::boards::pc::PcMachine;
@@ -53,9 +55,11 @@ use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
 use tessera_x86::state::{Segment, mode, seg};
 
+use self::assist::Assist;
 use self::memory::Slots;
 use self::raw::Kick;
 use self::state::Conversion;
+use super::tcg::PcPlatform;
 use super::{Control, Engine, Stop};
 use crate::cli::Config;
 
@@ -112,6 +116,7 @@ struct Counters {
     windows: u64,
     interrupts: u64,
     interrupted: u64,
+    assisted: u64,
 }
 
 /// What an exit leaves to us.
@@ -186,6 +191,9 @@ pub struct KvmEngine {
     fresh: bool,
     /// The last KVM_RUN left something to be completed by the next.
     incomplete: bool,
+    /// Executes what KVM does not, once that was needed; until then, what it will be made with.
+    assist: Option<Assist>,
+    assist_platform: Option<Box<PcPlatform>>,
     /// What went wrong outside of [`Engine::run`].
     failed: Option<String>,
     counters: Counters,
@@ -214,6 +222,11 @@ impl KvmEngine {
             vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("place its page table"))?;
         }
         let user_msrs = user_msrs(&vm);
+        let mut all_failures =
+            kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
+        all_failures.args[0] = 1;
+        // Without it (before Linux 5.14) user code gets #UD for what KVM does not know, and only the rest comes to us.
+        let _ = vm.enable_cap(&all_failures);
         let mut vcpu = vm.create_vcpu(0).map_err(refused("make a vCPU"))?;
         let mut entries = model.entries;
         if !user_msrs {
@@ -251,6 +264,7 @@ impl KvmEngine {
         let control = Control::new(Box::new(move || kicked.kick()));
         let waiting = control.clone();
         irq.set_kick(Arc::new(move || waiting.kick()));
+        let platform = Box::new(PcPlatform::new(board, irq.clone(), control.clone()));
         let remapped = Arc::new(AtomicBool::new(false));
         space.set_observer(Arc::new(Observer { changed: remapped.clone(), control: control.clone() }));
         let (gate, told) = (remapped.clone(), control.clone());
@@ -281,6 +295,8 @@ impl KvmEngine {
             shutdown: false,
             fresh: false,
             incomplete: false,
+            assist: None,
+            assist_platform: Some(platform),
             failed: None,
             counters: Counters::default(),
         };
@@ -472,7 +488,7 @@ impl KvmEngine {
         Ok(())
     }
 
-    /// KVM could not go on. If that is because the instruction is none, the guest gets its #UD.
+    /// KVM could not go on. If that is because it does not know the instruction, the translator executes it.
     fn internal_error(&mut self) -> Result<Option<Stop>, String> {
         let (reason, data) =
             raw::internal_error(&mut self.vcpu).ok_or("KVM reports an internal error that is none")?;
@@ -485,16 +501,15 @@ impl KvmEngine {
             ));
         }
         let state = self.get()?;
-        let instruction = self.instruction(&state);
-        if matches!(instruction.split(' ').next(), Some("(bad)" | "ud0" | "ud1" | "ud2")) {
-            tracing::debug!(target: "int", "KVM left `{instruction}` at {:#x} to us: #UD", state.rip);
-            return self.conversion.raise_invalid_opcode(&self.vcpu).map(|()| None);
+        tracing::debug!(target: "unimp", "KVM does not execute `{}` at {:#x}", self.instruction(&state), state.rip);
+        self.counters.assisted += 1;
+        if let Some(platform) = self.assist_platform.take() {
+            self.assist = Some(Assist::new(platform, self.bus.space.clone())?);
         }
-        Err(format!(
-            "KVM cannot execute the guest's instruction `{instruction}` at {:#x}; use -accel tcg\n{}",
-            state.rip,
-            self.dump()
-        ))
+        let assist = self.assist.as_mut().ok_or("the translator, which is to help KVM, did not start")?;
+        let state = assist.execute(&state);
+        self.set(&state)?;
+        Ok(self.shutdown.then(|| Stop::TripleFault(self.dump())))
     }
 
     /// The instruction that the vCPU is at, in assembly language.
@@ -694,8 +709,9 @@ impl Engine for KvmEngine {
         // Writing to a string cannot fail.
         let _ = write!(
             text,
-            "{} entries: {} port accesses, {} MMIO, {} MSRs, {} halts, {} interrupt windows, {} kicks; {} interrupts",
-            c.runs, c.ports, c.mmio, c.msrs, c.halts, c.windows, c.interrupted, c.interrupts
+            "{} entries: {} port accesses, {} MMIO, {} MSRs, {} halts, {} interrupt windows, {} kicks, \
+             {} instructions for the translator; {} interrupts",
+            c.runs, c.ports, c.mmio, c.msrs, c.halts, c.windows, c.interrupted, c.assisted, c.interrupts
         );
         text
     }

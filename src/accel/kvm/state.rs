@@ -23,8 +23,6 @@ use super::raw;
 
 /// KVM's name for "after STI" in `kvm_vcpu_events.interrupt.shadow`.
 const SHADOW_STI: u8 = 2;
-/// Vector of #UD.
-const INVALID_OPCODE: u8 = 6;
 /// IA32_TIME_STAMP_COUNTER.
 const MSR_TSC: u32 = 0x10;
 /// The fixed-range MTRRs in address order.
@@ -425,16 +423,6 @@ impl Conversion {
         }
         state.normalise();
         Ok(state)
-    }
-
-    /// Has the vCPU raise #UD, unless KVM has it raise an exception already.
-    pub fn raise_invalid_opcode(&self, vcpu: &VcpuFd) -> Result<(), String> {
-        let mut events = vcpu.get_vcpu_events().map_err(failed("tell its events"))?;
-        if events.exception.injected == 0 && events.exception.pending == 0 {
-            (events.exception.injected, events.exception.nr) = (1, INVALID_OPCODE);
-            vcpu.set_vcpu_events(&events).map_err(failed("take an exception"))?;
-        }
-        Ok(())
     }
 
     /// Sets the vCPU's state; `halted` and what follows from it are the caller's.

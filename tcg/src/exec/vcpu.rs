@@ -135,6 +135,25 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         }
     }
 
+    /// Runs one instruction, or one round of a repeated one, and delivers what it raises; the guest does not look at its
+    /// events before or after. The code of [`Next::Exit`], if it came to that.
+    pub fn run_one(&mut self) -> Option<u32> {
+        let stop = match self.step() {
+            Stop::Exception(e) if e.vector == RETRY_VECTOR => self.step(),
+            stop => stop,
+        };
+        let env = self.context.env_mut();
+        let next = match stop {
+            Stop::Poll => Next::Continue,
+            Stop::Exception(e) => G::deliver_exception(env, e),
+            Stop::Leave(code) => G::handle_leave(env, code),
+        };
+        match next {
+            Next::Exit(code) => Some(code),
+            Next::Continue | Next::ContinueOne => None,
+        }
+    }
+
     fn handle(&mut self, stop: Stop) -> Next {
         match stop {
             Stop::Poll => self.poll(),
