@@ -128,8 +128,11 @@ impl Guest for X86 {
             return Ok(Translated { bytes: done as u32, insns });
         }
 
-        // The first instruction goes on in the next page.
+        // The first instruction goes on in the next page. A decoder that has fifteen bytes never asks for more, so that there
+        // is room, and no third page.
         let mut buf = [0u8; 2 * MAX_INSN];
+        let bytes = &bytes[..page_bytes.min(MAX_INSN)];
+        let page_bytes = bytes.len();
         buf[..page_bytes].copy_from_slice(bytes);
         let second = ((key.pc | PAGE_MASK).wrapping_add(1)) & linear_mask;
         let more = code.fetch(second)?;

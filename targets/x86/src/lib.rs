@@ -16,4 +16,6 @@ mod mode;
 pub mod platform;
 pub mod state;
 pub mod system;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod translate;
