@@ -110,6 +110,7 @@ const FIRST_SCREEN: &str = "Select a language";
 const BUSYBOX: Package = Package { name: "busybox-static", follow: None, files: &["./bin/busybox"] };
 
 /// The files of a guest that was obtained.
+#[derive(Clone)]
 pub struct Files {
     /// The kernel image.
     pub kernel: PathBuf,

@@ -11,6 +11,7 @@
 //! | [`packages`] | obtains Debian packages without root, cached below `target/guests` |
 //! | [`initramfs`] | packs the busybox userland that the kernels boot to |
 //! | [`trees`] | merges packages into a file tree, which is a guest's RAM disk and a root folder on the host |
+//! | [`login_system`] | a Debian root file system with systemd, to the login prompt |
 //! | [`guests`] | the table of guests: which kernel, which initial RAM disk, which parameters |
 //! | [`console`] | a child process on a pseudo-terminal: expect, send, wait |
 //! | [`process`] | CPU time and memory of a running process, from `/proc` |
@@ -22,6 +23,7 @@ mod console;
 mod demo;
 mod guests;
 mod initramfs;
+mod login_system;
 mod packages;
 mod process;
 mod programs;

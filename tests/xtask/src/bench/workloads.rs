@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Side;
 use super::session::{self, Answer, Image, Kit, Session};
-use crate::guests::{GUESTS, Guest};
+use crate::guests::{Files, GUESTS, Guest};
 use crate::packages::PackageError;
 use crate::programs::{BASE, COMPILER, COMPILER_WITHOUT};
 use crate::project;
@@ -56,6 +56,8 @@ enum What {
     Boot,
     /// Start one of the guests until it has arrived.
     BootGuest(&'static Guest),
+    /// Start a Debian system with systemd to the login prompt.
+    Login,
     /// One of our own.
     Own,
     /// A shell command in the tree of packages.
@@ -65,12 +67,12 @@ enum What {
 /// Files of the tree that are the programs' input.
 const INPUT: &[&str] = &["integer.c", "control.c", "vector.c", "memory.c", "workloads.h"];
 
-/// Programs from packages. Their input comes with them: the compiler's own binary, and our sources.
+/// Programs from packages; those with a path are such that busybox's shell would take its own. Their input comes with them: the compiler's own binary, and our sources.
 const PROGRAMS: &[(&str, &str)] = &[
-    ("gzip", "head -c 4000000 /usr/lib/gcc/x86_64-linux-gnu/12/cc1 > in && gzip -c in > out"),
+    ("gzip", "head -c 4000000 /usr/lib/gcc/x86_64-linux-gnu/12/cc1 > in && /bin/gzip -c in > out"),
     (
         "xz",
-        "head -c 800000 /usr/lib/gcc/x86_64-linux-gnu/12/cc1 > in && xz -6 -T1 -c in > out && xz -dc out > in",
+        "head -c 800000 /usr/lib/gcc/x86_64-linux-gnu/12/cc1 > in && /usr/bin/xz -6 -T1 -c in > out && /usr/bin/xz -dc out > in",
     ),
     ("sha256", "openssl dgst -sha256 -out sum /usr/lib/gcc/x86_64-linux-gnu/12/cc1"),
     (
@@ -97,7 +99,7 @@ const PACKAGES: &[&str] = &[
 /// Every workload.
 pub fn all(program: &Path) -> Result<Vec<Workload>> {
     let workload = |name: &str, kind, what| Workload { name: name.to_owned(), kind, slow: false, what };
-    let mut all = vec![workload("boot", Kind::Boot, What::Boot)];
+    let mut all = vec![workload("boot", Kind::Boot, What::Boot), workload("login", Kind::Boot, What::Login)];
     for guest in GUESTS {
         let name = format!("boot-{}", guest.name);
         all.push(Workload { slow: true, ..workload(&name, Kind::Boot, What::BootGuest(guest)) });
@@ -128,7 +130,7 @@ impl Workload {
         session: &mut Option<Session>,
     ) -> Result<Option<Answer>> {
         let order = match self.what {
-            What::Boot | What::BootGuest(_) if *side == Side::Native => return Ok(None),
+            What::Boot | What::BootGuest(_) | What::Login if *side == Side::Native => return Ok(None),
             What::Boot => {
                 let session = Session::start(kit, image, side)?;
                 let took = session.boot.clone();
@@ -136,12 +138,13 @@ impl Workload {
                 return Ok(Some(Answer::Took(took)));
             }
             What::BootGuest(guest) => {
-                let files = match guest.obtain(&project::target_dir()?) {
-                    Ok(files) => files,
-                    Err(PackageError::Unavailable(reason)) => return Ok(Some(Answer::Skipped(reason))),
-                    Err(PackageError::Broken(error)) => return Err(error),
-                };
-                return Ok(Some(session::boot_to(kit, &files, side, guest.arrival())?));
+                return boots(guest.obtain(&project::target_dir()?), kit, side, guest.arrival()).map(Some);
+            }
+            What::Login => {
+                let tree = crate::login_system::tree(&project::target_dir()?);
+                let files =
+                    tree.map(|tree| Files { initrd: tree.initrd, memory: 1024, ..image.files.clone() });
+                return boots(files, kit, side, crate::login_system::PROMPT).map(Some);
             }
             What::Own => format!("run {}", self.name),
             What::Shell(command) => format!("shell {} {command}", self.name),
@@ -159,6 +162,15 @@ impl Workload {
             Err(error) if !crate::console::interrupted() => Ok(Some(Answer::Failed(format!("{error:#}")))),
             other => other.map(Some),
         }
+    }
+}
+
+/// A boot to a line on the console, if there is something to boot.
+fn boots(files: Result<Files, PackageError>, kit: &Kit, side: &Side, arrival: &str) -> Result<Answer> {
+    match files {
+        Ok(files) => session::boot_to(kit, &files, side, arrival),
+        Err(PackageError::Unavailable(reason)) => Ok(Answer::Skipped(reason)),
+        Err(PackageError::Broken(error)) => Err(error),
     }
 }
 
