@@ -32,6 +32,8 @@ mod memory;
 mod open;
 mod raw;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Write;
 use std::sync::Arc;

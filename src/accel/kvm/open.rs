@@ -1,7 +1,7 @@
 //! Whether KVM can be had, and if not, why: in words that say what to do.
 
+use std::ffi::CString;
 use std::io::ErrorKind;
-use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -24,27 +24,32 @@ const NEEDED: &[(Cap, &str)] = &[
 
 /// Opens KVM. An error is the rest of a sentence that begins with "KVM".
 pub fn open() -> Result<Kvm, String> {
-    if !cfg!(target_arch = "x86_64") {
-        return Err("cannot execute an x86-64 guest on this host".into());
-    }
-    let kvm = Kvm::new().map_err(|error| {
+    open_at(DEVICE)
+}
+
+fn open_at(device: &str) -> Result<Kvm, String> {
+    let path = CString::new(device).map_err(|_| format!("has no device of the name {device:?}"))?;
+    let kvm = Kvm::new_with_path(path).map_err(|error| {
         let error = std::io::Error::from_raw_os_error(error.errno());
         match error.kind() {
-            ErrorKind::NotFound => {
-                format!("is not there: {DEVICE} does not exist; load the module kvm_intel or kvm_amd, or turn on virtualisation in the host's firmware")
-            }
+            ErrorKind::NotFound => format!(
+                "is not there: {device} does not exist (load the module kvm_intel or kvm_amd, or turn on virtualisation \
+                 in the host's firmware)"
+            ),
             ErrorKind::PermissionDenied => {
-                format!("may not be used: no permission for {DEVICE}; join the group that owns it (often kvm)")
+                format!("may not be used: no permission for {device} (join the group that owns it, often kvm)")
             }
-            _ if !Path::new(DEVICE).exists() => format!("is not there: {DEVICE} does not exist"),
-            _ => format!("does not work: {DEVICE} cannot be opened ({error})"),
+            _ => format!("does not work: {device} cannot be opened ({error})"),
         }
     })?;
-    let version = kvm.get_api_version();
-    if version != API_VERSION {
-        return Err(format!(
-            "does not work: {DEVICE} speaks version {version} of its interface, not {API_VERSION}"
-        ));
+    match kvm.get_api_version() {
+        API_VERSION => {}
+        ..0 => return Err(format!("does not work: {device} is something else")),
+        version => {
+            return Err(format!(
+                "does not work: {device} speaks version {version} of its interface, not {API_VERSION}"
+            ));
+        }
     }
     for (cap, what) in NEEDED {
         if !kvm.check_extension(*cap) {
@@ -52,4 +57,17 @@ pub fn open() -> Result<Kvm, String> {
         }
     }
     Ok(kvm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_kvm_is_told() {
+        let why = |device: &str| open_at(device).err().unwrap();
+        assert!(why("/dev/no-such-kvm").contains("/dev/no-such-kvm does not exist"));
+        assert_eq!(why("/dev/null"), "does not work: /dev/null is something else");
+        assert!(why("/dev").contains("/dev cannot be opened"));
+    }
 }

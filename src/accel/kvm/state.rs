@@ -317,6 +317,12 @@ impl Conversion {
         Conversion { space, clock, layout, known, kept, base: 0 }
     }
 
+    /// Where the components of KVM's XSAVE area are.
+    #[cfg(test)]
+    pub fn layout(&self) -> XsaveLayout {
+        self.layout
+    }
+
     /// What the machine's TSC is ahead of the host's (wrapping).
     fn clock_base(&self) -> u64 {
         self.clock.host_tsc_offset().unwrap_or(self.base)
