@@ -11,7 +11,7 @@
 //! - A *point* is a place where generated code calls [`RuntimeFns::slow_access`] or a helper that may fault. Its
 //!   [`StatePoint`] says where every global is, so nothing is stored for the sake of a fault that does not come.
 
-use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecSize, Width, flags};
+use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecLen, VecSize, Width, flags};
 
 mod host;
 pub mod x86_64;
@@ -81,6 +81,10 @@ pub enum AccessKind {
     LoadVec { size: VecSize, dst: u8 },
     /// Stores the low bytes of `v`.
     StoreVec { size: VecSize, v: Loc },
+    /// Lanes selected by `mask` to host vector register `dst`, zero to the others.
+    LoadMasked { width: Width, len: VecLen, mask: Loc, dst: u8 },
+    /// Stores the lanes of `v` selected by `mask`.
+    StoreMasked { width: Width, len: VecLen, v: Loc, mask: Loc },
     /// Old value to host integer register `dst`.
     AtomicRmw { op: RmwOp, width: Width, v: Loc, dst: u8 },
     /// Old value to host integer register `dst`.

@@ -12,7 +12,7 @@
 //! backend says, never from guest input.
 
 use crate::backend::{AccessKind, Compiled, FlagRecipe, Loc, SlowAccess, StatePoint};
-use crate::ir::{Ext, FlagOp, GlobalId, RmwOp, VecSize, Width};
+use crate::ir::{Ext, FlagOp, GlobalId, RmwOp, VecLen, VecSize, Width};
 
 const EXTS: [Ext; 3] = [Ext::Zero, Ext::Sign32, Ext::Sign64];
 const RMW_OPS: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
@@ -89,6 +89,15 @@ fn put_access(out: &mut Vec<u8>, access: &SlowAccess) {
         AccessKind::StoreVec { size, v } => {
             out.extend([4, size as u8]);
             put_loc(out, v);
+        }
+        AccessKind::LoadMasked { width, len, mask, dst } => {
+            out.extend([7, width as u8 | (len as u8) << 3, dst]);
+            put_loc(out, mask);
+        }
+        AccessKind::StoreMasked { width, len, v, mask } => {
+            out.extend([8, width as u8 | (len as u8) << 3]);
+            put_loc(out, v);
+            put_loc(out, mask);
         }
         AccessKind::AtomicRmw { op, width, v, dst } => {
             out.extend([5, width as u8 | position(&RMW_OPS, op) << 3, dst]);
@@ -247,6 +256,7 @@ impl Reader<'_> {
         let bits = self.byte();
         let width = Width::ALL[(bits & 3) as usize];
         let size = VecSize::ALL[(bits & 3) as usize];
+        let len = if bits & 1 << 3 == 0 { VecLen::V128 } else { VecLen::V256 };
         let kind = match tag {
             1 => AccessKind::Load {
                 width,
@@ -261,6 +271,11 @@ impl Reader<'_> {
                 let dst = self.byte();
                 AccessKind::AtomicRmw { op: RMW_OPS[(bits >> 3) as usize], width, v: self.loc(), dst }
             }
+            7 => {
+                let dst = self.byte();
+                AccessKind::LoadMasked { width, len, mask: self.loc(), dst }
+            }
+            8 => AccessKind::StoreMasked { width, len, v: self.loc(), mask: self.loc() },
             _ => {
                 let dst = self.byte();
                 AccessKind::AtomicCas { width, expect: self.loc(), new: self.loc(), dst }
@@ -294,6 +309,10 @@ mod tests {
             kinds.push(AccessKind::Store { width, v });
             kinds.push(AccessKind::LoadVec { size: VecSize::ALL[i], dst: 30 });
             kinds.push(AccessKind::StoreVec { size: VecSize::ALL[i], v });
+            for len in [VecLen::V128, VecLen::V256] {
+                kinds.push(AccessKind::LoadMasked { width, len, mask: v, dst: 14 });
+                kinds.push(AccessKind::StoreMasked { width, len, v, mask: locs[i + 1] });
+            }
             kinds.push(AccessKind::AtomicCas { width, expect: v, new: locs[i + 1], dst: 7 });
             for op in RMW_OPS {
                 kinds.push(AccessKind::AtomicRmw { op, width, v, dst: 9 });

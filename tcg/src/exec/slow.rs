@@ -10,6 +10,7 @@ use super::side_tables::Tables;
 use crate::backend::{AccessKind, FlagRecipe, Loc, RuntimeFns, SlowAccess};
 use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SPILL_SLOTS};
 use crate::guest::{Access, Exception, Guest};
+use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, GlobalId, Ty, Width};
 use crate::softmmu::{self, Operand, Writer, runtime};
 
@@ -92,6 +93,37 @@ fn complete<G: Guest>(env: &mut G::Env, tb: u32, access: &SlowAccess) -> Result<
                 to.copy_from_slice(&word.to_le_bytes());
             }
             softmmu::store_as::<G>(env, va, &bytes[..size.bytes() as usize], mmu, writer)?;
+        }
+        AccessKind::LoadMasked { width, len, mask, dst } => {
+            // SAFETY: the environment is bound, and the reference is not used beyond the next statement.
+            let rt = unsafe { runtime::<G>(env) };
+            let mask = vector::<G>(env, rt, mask);
+            let mut bytes = [0; 32];
+            for at in selected_lanes(width, len, mask) {
+                let lane = &mut bytes[at..at + width.bytes() as usize];
+                softmmu::load_bytes::<G>(env, va.wrapping_add(at as u64), lane, mmu)?;
+            }
+            // SAFETY: the environment is bound, and no other reference to its runtime is in use.
+            let rt = unsafe { runtime::<G>(env) };
+            rt.saved_vec[dst as usize % SAVED_VEC_REGS] =
+                std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|j| bytes[8 * i + j])));
+        }
+        AccessKind::StoreMasked { width, len, v, mask } => {
+            // SAFETY: the environment is bound, and the reference is not used beyond the next statement.
+            let rt = unsafe { runtime::<G>(env) };
+            let (words, mask) = (vector::<G>(env, rt, v), vector::<G>(env, rt, mask));
+            let mut bytes = [0; 32];
+            for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+                to.copy_from_slice(&word.to_le_bytes());
+            }
+            let size = width.bytes() as usize;
+            // All lanes must be writable before the first is written.
+            for at in selected_lanes(width, len, mask) {
+                softmmu::probe::<G>(env, va.wrapping_add(at as u64), size as u64, Access::Write, mmu)?;
+            }
+            for at in selected_lanes(width, len, mask) {
+                softmmu::store_as::<G>(env, va.wrapping_add(at as u64), &bytes[at..at + size], mmu, writer)?;
+            }
         }
         AccessKind::AtomicRmw { op, width, v, dst } => {
             let v = read(env, v);

@@ -2,7 +2,8 @@
 
 use super::{Machine, Run, Word4, bytes, int, words};
 use crate::guest::Exception;
-use crate::ir::{Ext, MemFlags, RmwOp, Value, VecSize, Width};
+use crate::ir::vec::selected_lanes;
+use crate::ir::{Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 
 impl<M: Machine> Run<'_, M> {
     /// Loads `width` bits, zero-extended.
@@ -53,6 +54,43 @@ impl<M: Machine> Run<'_, M> {
     ) -> Result<(), Exception> {
         let (va, b) = (self.int(addr), bytes(self.vec(v)));
         self.machine.store(va, &b[..size.bytes() as usize], mem.mmu)
+    }
+
+    pub(super) fn load_masked(
+        &mut self,
+        width: Width,
+        len: VecLen,
+        addr: Value,
+        mask: Value,
+        mem: MemFlags,
+    ) -> Result<Word4, Exception> {
+        let (va, mut b) = (self.int(addr), [0; 32]);
+        for at in selected_lanes(width, len, self.vec(mask)) {
+            let lane = &mut b[at..at + width.bytes() as usize];
+            self.machine.load(va.wrapping_add(at as u64), lane, mem.mmu, mem.for_write)?;
+        }
+        Ok(words(b))
+    }
+
+    pub(super) fn store_masked(
+        &mut self,
+        width: Width,
+        len: VecLen,
+        addr: Value,
+        v: Value,
+        mask: Value,
+        mem: MemFlags,
+    ) -> Result<(), Exception> {
+        let (va, b, mask) = (self.int(addr), bytes(self.vec(v)), self.vec(mask));
+        let size = width.bytes() as usize;
+        // All lanes must be writable before the first is written.
+        for at in selected_lanes(width, len, mask) {
+            self.machine.load(va.wrapping_add(at as u64), &mut [0; 8][..size], mem.mmu, true)?;
+        }
+        for at in selected_lanes(width, len, mask) {
+            self.machine.store(va.wrapping_add(at as u64), &b[at..at + size], mem.mmu)?;
+        }
+        Ok(())
     }
 
     pub(super) fn atomic_rmw(

@@ -223,6 +223,13 @@ impl<M: Machine> Run<'_, M> {
                 self.store_vec(size, addr, v, mem)?;
                 none
             }
+            Inst::LoadMasked { width, len, addr, mask, mem } => {
+                self.load_masked(width, len, addr, mask, mem)?
+            }
+            Inst::StoreMasked { width, len, addr, v, mask, mem } => {
+                self.store_masked(width, len, addr, v, mask, mem)?;
+                none
+            }
             Inst::AtomicRmw { op, width, addr, v, mem } => scalar(self.atomic_rmw(op, width, addr, v, mem)?),
             Inst::AtomicCas { width, addr, expect, new, mem } => {
                 scalar(self.atomic_cas(width, addr, expect, new, mem)?)

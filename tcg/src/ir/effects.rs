@@ -96,6 +96,8 @@ impl Inst {
             | Store { .. }
             | LoadVec { .. }
             | StoreVec { .. }
+            | LoadMasked { .. }
+            | StoreMasked { .. }
             | AtomicRmw { .. }
             | AtomicCas { .. }
             | Call { .. }

@@ -171,6 +171,12 @@ pub enum Inst {
     LoadVec { size: VecSize, addr: Value, mem: MemFlags },
     /// Stores the low bytes of a vector. May fault.
     StoreVec { size: VecSize, addr: Value, v: Value, mem: MemFlags },
+    /// Loads those lanes of `width` (32 or 64) bits of a vector of `len` whose top bit in `mask` is set; the others are
+    /// zero, and their memory is not touched. May fault.
+    LoadMasked { width: Width, len: VecLen, addr: Value, mask: Value, mem: MemFlags },
+    /// Stores those lanes of `width` (32 or 64) bits of a vector of `len` whose top bit in `mask` is set; the others'
+    /// memory is not touched. May fault, and then has stored nothing.
+    StoreMasked { width: Width, len: VecLen, addr: Value, v: Value, mask: Value, mem: MemFlags },
     /// Atomically replaces memory by `op`; the old value, zero-extended. May fault.
     AtomicRmw { op: RmwOp, width: Width, addr: Value, v: Value, mem: MemFlags },
     /// Atomically replaces memory by `new` if it equals the low bits of `expect`; the old value, zero-extended.
@@ -231,9 +237,13 @@ impl Inst {
             | VecTest { .. }
             | Call { .. } => Some(Ty::Int),
             Flags { .. } => Some(Ty::Flags),
-            VecZero | LoadVec { .. } | Vec { .. } | Vec3 { .. } | VecIns { .. } | VecFromInt { .. } => {
-                Some(Ty::Vec)
-            }
+            VecZero
+            | LoadVec { .. }
+            | LoadMasked { .. }
+            | Vec { .. }
+            | Vec3 { .. }
+            | VecIns { .. }
+            | VecFromInt { .. } => Some(Ty::Vec),
             Get(g) => Some(global_ty(g)),
             Nop
             | InsnStart { .. }
@@ -242,6 +252,7 @@ impl Inst {
             | EnvStore { .. }
             | Store { .. }
             | StoreVec { .. }
+            | StoreMasked { .. }
             | ExitIf { .. }
             | Goto(_)
             | Branch { .. }
@@ -332,6 +343,15 @@ impl Inst {
             }
             SetCond { f, .. } | ExitIf { f, .. } | Branch { f, .. } => m(f),
             Load { addr, .. } | LoadVec { addr, .. } => m(addr),
+            LoadMasked { addr, mask, .. } => {
+                m(addr);
+                m(mask);
+            }
+            StoreMasked { addr, v, mask, .. } => {
+                m(addr);
+                m(v);
+                m(mask);
+            }
             Store { addr, v, .. } | StoreVec { addr, v, .. } | AtomicRmw { addr, v, .. } => {
                 m(addr);
                 m(v);
@@ -354,6 +374,8 @@ impl Inst {
                 | Store { .. }
                 | LoadVec { .. }
                 | StoreVec { .. }
+                | LoadMasked { .. }
+                | StoreMasked { .. }
                 | AtomicRmw { .. }
                 | AtomicCas { .. }
         )

@@ -295,6 +295,13 @@ impl Printer<'_> {
             Inst::StoreVec { size, addr, v: a, mem: m } => {
                 write!(out, "storev.{} {}, {}", size.name(), mem(addr, m), v(a))
             }
+            Inst::LoadMasked { width, len, addr, mask, mem: m } => {
+                write!(out, "loadm.{}.{} {}, {}", width.name(), len.name(), mem(addr, m), v(mask))
+            }
+            Inst::StoreMasked { width, len, addr, v: a, mask, mem: m } => {
+                let (width, len) = (width.name(), len.name());
+                write!(out, "storem.{width}.{len} {}, {}, {}", mem(addr, m), v(a), v(mask))
+            }
             Inst::AtomicRmw { op, width, addr, v: a, mem: m } => {
                 write!(out, "rmw.{}.{} {}, {}", op.name(), width.name(), mem(addr, m), v(a))
             }
@@ -386,6 +393,7 @@ set y1, x37
 set flags, f15
 v43 = envload.16 0x10
 envstore.32 0x14, v43
+storem.64.256 [v4] mmu0, x37, x36
 zeroupper y1, y2
 nop
 exitif.ne f15 -> exit0

@@ -17,7 +17,7 @@
 //!
 //! To add one: a row here, a row in each backend's encoding table, an arm in the interpreter.
 
-use super::types::VecLen;
+use super::types::{VecLen, Width};
 
 macro_rules! vec_table {
     (
@@ -62,6 +62,16 @@ macro_rules! vec_table {
     };
 }
 pub(super) use vec_table;
+
+/// Byte offsets of the lanes of `width` (32 or 64) bits, of a vector of `len`, whose top bit in `mask` is set.
+pub fn selected_lanes(width: Width, len: VecLen, mask: [u64; 4]) -> impl Iterator<Item = usize> {
+    let bytes = width.bytes() as usize;
+    let end = if len == VecLen::V128 { 16 } else { 32 };
+    (0..end).step_by(bytes).filter(move |at| {
+        let top = 8 * (at + bytes) - 1;
+        mask[top / 64] >> (top % 64) & 1 != 0
+    })
+}
 
 impl VecOp {
     /// The shortest length it exists in.

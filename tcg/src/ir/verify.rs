@@ -176,6 +176,16 @@ impl Check<'_> {
                 self.ints(&[a, b])
             }
             Inst::Load { addr, mem, .. } | Inst::LoadVec { addr, mem, .. } => self.memory(addr, mem),
+            Inst::LoadMasked { width, addr, mask, mem, .. } => {
+                require(width >= Width::W32, "width out of range")?;
+                self.memory(addr, mem)?;
+                self.vecs(&[mask])
+            }
+            Inst::StoreMasked { width, addr, v, mask, mem, .. } => {
+                require(width >= Width::W32, "width out of range")?;
+                self.memory(addr, mem)?;
+                self.vecs(&[v, mask])
+            }
             Inst::Store { addr, v, mem, .. } | Inst::AtomicRmw { addr, v, mem, .. } => {
                 self.memory(addr, mem)?;
                 self.ints(&[v])

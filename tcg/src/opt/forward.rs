@@ -324,7 +324,7 @@ impl Forward {
             VecToInt { w, .. } => w.bits() as u16,
             VecZero => 0,
             LoadVec { size, .. } => 8 * size.bytes() as u16,
-            Vec { len, .. } | Vec3 { len, .. } => match len {
+            Vec { len, .. } | Vec3 { len, .. } | LoadMasked { len, .. } => match len {
                 crate::ir::VecLen::V128 => 128,
                 crate::ir::VecLen::V256 => 256,
             },

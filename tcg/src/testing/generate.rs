@@ -116,6 +116,10 @@ impl Generator {
         self.rng.pick(&Width::ALL)
     }
 
+    fn vec_len(&mut self) -> VecLen {
+        self.rng.pick(&[VecLen::V128, VecLen::V256])
+    }
+
     fn wide_width(&mut self) -> Width {
         self.rng.pick(&[Width::W32, Width::W64])
     }
@@ -387,7 +391,15 @@ impl Generator {
         self.before_fault();
         let (width, size) = (self.width(), self.rng.pick(&VecSize::ALL));
         let (addr, mut mem) = (self.addr(), self.mem());
-        let inst = match self.rng.below(12) {
+        let inst = match self.rng.below(14) {
+            12 => {
+                let (width, len, mask) = (self.wide_width(), self.vec_len(), self.vec());
+                Inst::LoadMasked { width, len, addr, mask, mem }
+            }
+            13 => {
+                let (width, len, mask) = (self.wide_width(), self.vec_len(), self.vec());
+                Inst::StoreMasked { width, len, addr, v: self.vec(), mask, mem }
+            }
             0..4 => {
                 mem.for_write = self.rng.one_in(8);
                 Inst::Load { width, ext: self.rng.pick(&EXTS), addr, mem }

@@ -1,7 +1,7 @@
 //! AVX and AVX2: what has no legacy SSE counterpart. All other VEX instructions share their rows with their legacy forms, see
 //! [`sse`](super::sse).
 //!
-//! Masked moves and gathers go by helpers, because each of their lanes faults for itself.
+//! Gathers go by a helper, because each of their lanes faults for itself, and so do masked moves in segments with limits.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{GlobalSet, HelperId, Inst, VecLen, VecOp, VecSize, VecTestOp, Width};
@@ -88,7 +88,8 @@ fn register_count(t: &Translator<'_>) -> usize {
 
 fn zero_upper(t: &mut Translator<'_>, _: &Instruction) {
     if t.avx_available() {
-        let all = (0..register_count(t)).fold(GlobalSet::NONE, |all, n| all.or(GlobalSet::of(global::ymm(n))));
+        let all =
+            (0..register_count(t)).fold(GlobalSet::NONE, |all, n| all.or(GlobalSet::of(global::ymm(n))));
         t.b.push(Inst::ZeroUpper(all));
     }
 }
@@ -115,10 +116,27 @@ fn access_lanes(t: &mut Translator<'_>, i: &Instruction, helper: HelperId, acces
     t.call(helper, &[offset, access]);
 }
 
+/// Masked moves between memory and a register: the mask is the operand between them.
 fn masked_move(t: &mut Translator<'_>, i: &Instruction, lane_bytes: u8) {
     let Some(form) = t.vector_form(i) else { return };
     let store = i.op0_kind() == OpKind::Memory;
     let data = if store { i.op2_register() } else { i.op0_register() };
+    if !t.segment_checked(segment_number(i.memory_segment())) {
+        // Alignment is not checked, nor are lanes that take no part.
+        let offset = t.offset(i);
+        let addr = t.linear(segment_number(i.memory_segment()), offset, 0, store);
+        let mask = t.vector(i.op1_register(), form);
+        let width = if lane_bytes == 8 { Width::W64 } else { Width::W32 };
+        let mem = t.mem();
+        if store {
+            let v = t.vector(data, form);
+            t.b.push(Inst::StoreMasked { width, len: form.len, addr, v, mask, mem });
+        } else {
+            let v = t.b.push(Inst::LoadMasked { width, len: form.len, addr, mask, mem });
+            t.set_result(i, form, v);
+        }
+        return;
+    }
     let access = LaneAccess {
         data: vec_number(data) as u8,
         mask: vec_number(i.op1_register()) as u8,

@@ -96,7 +96,7 @@ fn low_half_only(block: &Block, guest: &GuestInfo, v: usize) -> bool {
     match block.insts[v] {
         Inst::VecZero | Inst::VecFromInt { .. } | Inst::VecIns { .. } => true,
         Inst::LoadVec { size, .. } => size != VecSize::B32,
-        Inst::Vec { len, .. } | Inst::Vec3 { len, .. } => len == VecLen::V128,
+        Inst::Vec { len, .. } | Inst::Vec3 { len, .. } | Inst::LoadMasked { len, .. } => len == VecLen::V128,
         Inst::Get(g) => guest.globals[g.0 as usize].bytes == 16,
         _ => false,
     }
@@ -185,6 +185,7 @@ impl Liveness {
                 Inst::Flags { .. } => self.find_companion(block, i),
                 Inst::VecZero
                 | Inst::LoadVec { .. }
+                | Inst::LoadMasked { .. }
                 | Inst::Vec { .. }
                 | Inst::Vec3 { .. }
                 | Inst::VecIns { .. }

@@ -33,10 +33,10 @@ use super::encode::{Alu, Asm, AtomicOp, Mem, Shift, r};
 use super::groups::Member;
 use super::second_way;
 use super::thunks::group_addend;
-use super::vec::{VecMem, emit_vec_load, emit_vec_store};
+use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, Loc, SlowAccess};
 use crate::env::Header;
-use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecSize, Width};
+use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 
 /// A hit path whose other half is to be emitted out of line.
@@ -49,6 +49,14 @@ struct Miss {
     leads: Option<u8>,
     addr: u8,
     second_way: u64,
+}
+
+/// Bytes of a vector.
+fn vec_bytes(len: VecLen) -> u32 {
+    match len {
+        VecLen::V128 => 16,
+        VecLen::V256 => 32,
+    }
 }
 
 const ADDEND: i32 = std::mem::offset_of!(TlbEntry, addend) as i32;
@@ -149,9 +157,10 @@ impl Emitter<'_> {
         match &mut access.kind {
             AccessKind::Load { dst, .. }
             | AccessKind::LoadVec { dst, .. }
+            | AccessKind::LoadMasked { dst, .. }
             | AccessKind::AtomicRmw { dst, .. }
             | AccessKind::AtomicCas { dst, .. } => *dst = reg,
-            AccessKind::Store { .. } | AccessKind::StoreVec { .. } => {}
+            AccessKind::Store { .. } | AccessKind::StoreVec { .. } | AccessKind::StoreMasked { .. } => {}
         }
     }
 
@@ -214,6 +223,38 @@ impl Emitter<'_> {
         let point = self.access(AccessKind::StoreVec { size, v: Loc::Vec(rv) }, ra, mem);
         let miss = self.tlb(ra, size.bytes(), mem, true);
         emit_vec_store(&mut self.asm().buf, size, rv, VecMem::indexed(ra, r::RAX));
+        self.slow(miss, point);
+    }
+
+    /// [`Inst::LoadMasked`](crate::ir::Inst::LoadMasked): directly if the whole vector lies in a page at hand.
+    pub fn load_masked(&mut self, width: Width, len: VecLen, addr: Value, mask: Value, mem: MemFlags) {
+        let ra = self.use_int(addr);
+        let rm = self.use_vec(mask);
+        let point = self.access(AccessKind::LoadMasked { width, len, mask: Loc::Vec(rm), dst: 0 }, ra, mem);
+        let dst = self.define_vec(NONE, 0);
+        self.set_point_dst(point, dst);
+        let miss = self.tlb(ra, vec_bytes(len), mem, mem.for_write);
+        self.upper |= len == VecLen::V256;
+        emit_masked_load(&mut self.asm().buf, width, len, dst, rm, VecMem::indexed(ra, r::RAX));
+        self.slow(miss, point);
+    }
+
+    /// [`Inst::StoreMasked`](crate::ir::Inst::StoreMasked), as [`Emitter::load_masked`].
+    pub fn store_masked(
+        &mut self,
+        width: Width,
+        len: VecLen,
+        addr: Value,
+        v: Value,
+        mask: Value,
+        mem: MemFlags,
+    ) {
+        let ra = self.use_int(addr);
+        let (rv, rm) = (self.use_vec(v), self.use_vec(mask));
+        let kind = AccessKind::StoreMasked { width, len, v: Loc::Vec(rv), mask: Loc::Vec(rm) };
+        let point = self.access(kind, ra, mem);
+        let miss = self.tlb(ra, vec_bytes(len), mem, true);
+        emit_masked_store(&mut self.asm().buf, width, len, rv, rm, VecMem::indexed(ra, r::RAX));
         self.slow(miss, point);
     }
 

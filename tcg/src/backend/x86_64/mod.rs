@@ -152,6 +152,10 @@ fn emit(e: &mut Emitter, inst: Inst) {
         Inst::Store { width, addr, v, mem } => e.store(width, addr, v, mem),
         Inst::LoadVec { size, addr, mem } => e.load_vec(size, addr, mem),
         Inst::StoreVec { size, addr, v, mem } => e.store_vec(size, addr, v, mem),
+        Inst::LoadMasked { width, len, addr, mask, mem } => e.load_masked(width, len, addr, mask, mem),
+        Inst::StoreMasked { width, len, addr, v, mask, mem } => {
+            e.store_masked(width, len, addr, v, mask, mem)
+        }
         Inst::AtomicRmw { op, width, addr, v, mem } => e.atomic_rmw(op, width, addr, v, mem),
         Inst::AtomicCas { width, addr, expect, new, mem } => e.atomic_cas(width, addr, expect, new, mem),
         Inst::EnvStore { width, offset, v } => e.env_store(width, offset, v),

@@ -10,6 +10,7 @@ use crate::backend::{AccessKind, Compiled, HostBackend, Loc, Outcome, RuntimeFns
 use crate::env::{JumpEntry, Runtime};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
+use crate::ir::vec::selected_lanes;
 use crate::ir::{Block, Ext, GlobalId, RmwOp, Ty, Width};
 use crate::softmmu::{Fill, MMU_MODES, TablePtr};
 use crate::testing::{GLOBALS, Observed, TestEnv, TestMachine, TestMemory, generate, global, guest};
@@ -241,6 +242,23 @@ fn access(m: &mut TestMachine, c: &Compiled, point: StatePoint) -> Result<(), Ex
         AccessKind::StoreVec { size, v } => {
             let v = interp::bytes(read(&m.env, c, v));
             m.store(va, &v[..size.bytes() as usize], mmu)?;
+        }
+        AccessKind::LoadMasked { width, len, mask, dst } => {
+            let mut buf = [0; 32];
+            for at in selected_lanes(width, len, read(&m.env, c, mask)) {
+                m.load(va.wrapping_add(at as u64), &mut buf[at..at + width.bytes() as usize], mmu, false)?;
+            }
+            rt.saved_vec[dst as usize] = interp::words(buf);
+        }
+        AccessKind::StoreMasked { width, len, v, mask } => {
+            let (v, mask) = (interp::bytes(read(&m.env, c, v)), read(&m.env, c, mask));
+            let size = width.bytes() as usize;
+            for at in selected_lanes(width, len, mask) {
+                m.load(va.wrapping_add(at as u64), &mut [0; 8][..size], mmu, true)?;
+            }
+            for at in selected_lanes(width, len, mask) {
+                m.store(va.wrapping_add(at as u64), &v[at..at + size], mmu)?;
+            }
         }
         AccessKind::AtomicRmw { op, width, v, dst } => {
             let old = int(load(m, width.bytes() as usize, true)?, width);

@@ -10,7 +10,7 @@
 //!
 //! Encoding: SDM volume 2, section 2.3 (VEX prefix); opcodes from the instruction pages.
 
-use crate::ir::{VecInsOp, VecLen, VecOp, VecSize, VecTestOp};
+use crate::ir::{VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
 
 pub mod three;
 
@@ -559,6 +559,18 @@ pub fn emit_vec_store(buf: &mut Vec<u8>, size: VecSize, src: u8, mem: VecMem) {
         VecSize::B32 => (row("vmovdqu", Rm, M0F, PF3, 0x7f), VecLen::V256),
     };
     encode(buf, row, len, src, 0, Operand::Mem(mem));
+}
+
+/// `dst` = the lanes of `width` (32 or 64) bits of memory whose top bit in `mask` is set, zero elsewhere. Unaligned.
+pub fn emit_masked_load(buf: &mut Vec<u8>, width: Width, len: VecLen, dst: u8, mask: u8, mem: VecMem) {
+    let row = Row { w: width == Width::W64, ..row("vpmaskmov", Rvm, M0F38, P66, 0x8c) };
+    encode(buf, row, len, dst, mask, Operand::Mem(mem));
+}
+
+/// Those lanes of `width` (32 or 64) bits of memory whose top bit in `mask` is set = lanes of `src`. Unaligned.
+pub fn emit_masked_store(buf: &mut Vec<u8>, width: Width, len: VecLen, src: u8, mask: u8, mem: VecMem) {
+    let row = Row { w: width == Width::W64, ..row("vpmaskmov", Rvm, M0F38, P66, 0x8e) };
+    encode(buf, row, len, src, mask, Operand::Mem(mem));
 }
 
 #[cfg(test)]

@@ -306,6 +306,16 @@ impl Parser<'_> {
                     _ => Inst::StoreVec { size, addr, v: self.next_value(o)?, mem },
                 }
             }
+            "loadm" | "storem" => {
+                let (w, l) = last_part(parts);
+                let (width, len) = (width(w)?, len(l)?);
+                let (addr, mem) = self.mem(o)?;
+                let v = self.next_value(o)?;
+                match first {
+                    "loadm" => Inst::LoadMasked { width, len, addr, mask: v, mem },
+                    _ => Inst::StoreMasked { width, len, addr, v, mask: self.next_value(o)?, mem },
+                }
+            }
             "rmw" => {
                 let (op, w) = last_part(parts);
                 let op = RmwOp::from_name(op).ok_or_else(unknown)?;
