@@ -190,6 +190,7 @@ pub(super) fn enter_real(env: &mut X86Env, pointer: u64, image: u64, flags: u64)
         return Err(gp(0));
     }
     let mut stack = Stack::current(env);
+    stack.reserve(env, 2, 3)?;
     stack.push(env, 2, image)?;
     stack.push(env, 2, env.seg[seg::CS].selector as u64)?;
     stack.push(env, 2, env.ip())?;
@@ -277,6 +278,7 @@ fn deliver_protected(env: &mut X86Env, event: &Event) -> Result<()> {
     check_ip(env, desc, ip, ext)?;
 
     let image = event.flags_image(env);
+    let words = 3 + event.error.is_some() as u64;
     let new_ss;
     let mut stack;
     if inner {
@@ -286,6 +288,7 @@ fn deliver_protected(env: &mut X86Env, event: &Event) -> Result<()> {
         }
         let ss = stack_segment(env, selector, cpl, vector::TS, ext)?;
         stack = Stack::new(ss, false, sp, data_mmu(env, cpl), code_of(selector) | ext);
+        stack.reserve(env, size, words + if v86 { 6 } else { 2 })?;
         if v86 {
             for n in [seg::GS, seg::FS, seg::DS, seg::ES] {
                 stack.push(env, size, env.seg[n].selector as u64)?;
@@ -296,6 +299,7 @@ fn deliver_protected(env: &mut X86Env, event: &Event) -> Result<()> {
         new_ss = Some(ss);
     } else {
         stack = Stack::current(env);
+        stack.reserve(env, size, words)?;
         new_ss = None;
     }
     stack.push(env, size, image)?;
@@ -511,6 +515,7 @@ pub fn int_n(env: &mut X86Env, vector: u8) -> Result<()> {
         let cleared = RFlags::TF | RFlags::RF | interrupt;
         let (selector, ip) = ((pointer >> 16) as u16, pointer & 0xffff);
         let mut stack = Stack::current(env);
+        stack.reserve(env, 2, 3)?;
         stack.push(env, 2, image)?;
         stack.push(env, 2, env.seg[seg::CS].selector as u64)?;
         stack.push(env, 2, env.ip())?;

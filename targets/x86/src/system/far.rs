@@ -11,13 +11,16 @@ use super::stack::{Stack, set_stack_pointer};
 use super::{Result, data_mmu, long_mode, selectors, task};
 use crate::state::{Segment, X86Env, reg, seg};
 
+/// Raises #GP(0) for an offset beyond the limit of CS in real or virtual-8086 mode.
+fn check_flat(env: &X86Env, ip: u64) -> Result<()> {
+    let limit = if super::virtual_8086(env) { 0xffff } else { env.seg[seg::CS].limit as u64 };
+    if ip > limit { Err(gp(0)) } else { Ok(()) }
+}
+
 /// Real or virtual-8086 mode: no descriptors.
 fn enter_flat(env: &mut X86Env, selector: u16, ip: u64) -> Result<()> {
     let virtual_mode = super::virtual_8086(env);
-    let limit = if virtual_mode { 0xffff } else { env.seg[seg::CS].limit as u64 };
-    if ip > limit {
-        return Err(gp(0));
-    }
+    check_flat(env, ip)?;
     let segment = if virtual_mode {
         segment::virtual_segment(selector)
     } else {
@@ -155,6 +158,8 @@ pub fn call(env: &mut X86Env, selector: u16, ip: u64, size: u32) -> Result<()> {
     let return_cs = env.seg[seg::CS].selector as u64;
     if !selectors(env) {
         let mut stack = Stack::current(env);
+        stack.reserve(env, size, 2)?;
+        check_flat(env, ip)?;
         stack.push(env, size, return_cs)?;
         stack.push(env, size, return_ip)?;
         enter_flat(env, selector, ip)?;
@@ -167,6 +172,7 @@ pub fn call(env: &mut X86Env, selector: u16, ip: u64, size: u32) -> Result<()> {
         same_level(env, d, selector, Some((selector & 3) as u8))?;
         check_ip(env, d, ip, 0)?;
         let mut stack = Stack::current(env);
+        stack.reserve(env, size, 2)?;
         stack.push(env, size, return_cs)?;
         stack.push(env, size, return_ip)?;
         mark_accessed(env, &mut entry)?;
@@ -198,10 +204,12 @@ fn call_gate(env: &mut X86Env, gate: &CallGate, return_cs: u64, return_ip: u64) 
     let mut new_ss = None;
     if !inner {
         stack = Stack::current(env);
+        stack.reserve(env, size, 2)?;
     } else if long_mode(env) {
         let rsp = inner_stack_long(env, cpl, 0, 0)?;
         stack = Stack::new(Segment::default(), true, rsp, data_mmu(env, cpl), 0);
         new_ss = Some(null_stack(cpl));
+        stack.reserve(env, size, 4)?;
         stack.push(env, size, old_ss)?;
         stack.push(env, size, old_sp)?;
     } else {
@@ -213,6 +221,10 @@ fn call_gate(env: &mut X86Env, gate: &CallGate, return_cs: u64, return_ip: u64) 
         let old = Stack::current(env);
         stack = Stack::new(segment, false, sp, data_mmu(env, cpl), code_of(selector));
         new_ss = Some(segment);
+        for n in 0..gate.parameters {
+            old.peek(env, (n * size) as u64, size)?;
+        }
+        stack.reserve(env, size, 4 + gate.parameters as u64)?;
         stack.push(env, size, old_ss)?;
         stack.push(env, size, old_sp)?;
         for n in (0..gate.parameters).rev() {

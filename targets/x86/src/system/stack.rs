@@ -3,6 +3,7 @@
 //! A [`Stack`] is a cursor: it moves without touching RSP until [`Stack::commit`], so a transfer that faults half-way
 //! leaves the registers as they were.
 
+use tessera_tcg::guest::Access;
 use tessera_tcg::softmmu;
 
 use super::exception::ss;
@@ -63,6 +64,15 @@ impl Stack {
             return Err(ss(self.error));
         }
         Ok(self.segment.base.wrapping_add(sp) & 0xffff_ffff)
+    }
+
+    /// Raises what `count` pushes of `size` bytes would raise, so that none of several is done if one cannot be.
+    pub fn reserve(&self, env: &mut X86Env, size: u32, count: u64) -> Result<()> {
+        for n in 1..=count {
+            let va = self.address(env, self.sp.wrapping_sub(n * size as u64) & self.mask, size)?;
+            softmmu::probe::<X86>(env, va, size as u64, Access::Write, self.mmu)?;
+        }
+        Ok(())
     }
 
     /// Pushes `size` bytes.

@@ -77,13 +77,24 @@ fn pop(t: &mut Translator<'_>, i: &Instruction) {
     t.drop_stack(w.bytes() as i64);
 }
 
+/// Raises what a store to `addr` would raise.
+fn probe(t: &mut Translator<'_>, w: Width, addr: Value) {
+    let (bytes, mmu) = (t.b.iconst(w.bytes() as u64), t.b.iconst(t.mmu as u64));
+    t.call(helpers::int::PROBE_WRITE, &[addr, bytes, mmu]);
+}
+
 /// PUSHA, PUSHAD: the original stack pointer among them.
 fn push_all(t: &mut Translator<'_>, w: Width) {
     let bytes = w.bytes() as i64;
-    for n in 0..8 {
-        let v = t.gpr(n);
+    let addresses: [Value; 8] = std::array::from_fn(|n| {
         let sp = t.stack_pointer(-bytes * (n as i64 + 1));
-        let addr = t.stack_address(sp, w.bytes(), true);
+        t.stack_address(sp, w.bytes(), true)
+    });
+    // All or nothing: the items lie in the pages of the first and the last one.
+    probe(t, w, addresses[0]);
+    probe(t, w, addresses[7]);
+    for (n, addr) in addresses.into_iter().enumerate() {
+        let v = t.gpr(n);
         t.store(w, addr, v);
     }
     t.drop_stack(-8 * bytes);
@@ -111,31 +122,46 @@ fn enter(t: &mut Translator<'_>, i: &Instruction, w: Width) {
     let bytes = w.bytes() as i64;
     let size = i.immediate16() as i64;
     let level = (i.immediate8_2nd() & 31) as i64;
+    let pushed = 1 + level;
     let rbp = t.gpr(reg::RBP);
     let frame = t.stack_pointer(-bytes);
-    let addr = t.stack_address(frame, w.bytes(), true);
-    t.store(w, addr, rbp);
     let stack_width = t.stack_width();
-    for n in 1..level {
-        let outer = t.b.add_imm(stack_width, rbp, -bytes * n);
-        let from = t.stack_address(outer, w.bytes(), false);
-        let v = t.load(w, from);
+    let item = |t: &mut Translator<'_>, n: i64| {
         let sp = t.stack_pointer(-bytes * (n + 1));
-        let to = t.stack_address(sp, w.bytes(), true);
-        t.store(w, to, v);
+        t.stack_address(sp, w.bytes(), true)
+    };
+    let outer = |t: &mut Translator<'_>, n: i64| {
+        let sp = t.b.add_imm(stack_width, rbp, -bytes * n);
+        t.stack_address(sp, w.bytes(), false)
+    };
+    // All or nothing: what is read and what is written is in the pages of the first and the last item each. A write by the
+    // final stack pointer must be possible, too.
+    let (mut to, mut from) = ([Value(0); 32], [Value(0); 32]);
+    let to = &mut to[..pushed as usize];
+    for (n, addr) in to.iter_mut().enumerate() {
+        *addr = item(t, n as i64);
     }
-    let mut pushed = 1;
-    if level > 0 {
-        pushed += level;
-        let sp = t.stack_pointer(-bytes * pushed);
-        let to = t.stack_address(sp, w.bytes(), true);
-        t.store(w, to, frame);
+    let from = &mut from[..(level - 1).max(0) as usize];
+    for (n, addr) in from.iter_mut().enumerate() {
+        *addr = outer(t, n as i64 + 1);
     }
-    // A write by the final stack pointer must be possible, too.
+    if let [first, .., last] = *from {
+        t.load(w, first);
+        t.load(w, last);
+    }
     let sp = t.stack_pointer(-bytes * pushed - size);
     let end = t.stack_address(sp, w.bytes(), true);
-    let (probed, mmu) = (t.b.iconst(bytes as u64), t.b.iconst(t.mmu as u64));
-    t.call(helpers::int::PROBE_WRITE, &[end, probed, mmu]);
+    for addr in [to[0], to[to.len() - 1], end] {
+        probe(t, w, addr);
+    }
+    t.store(w, to[0], rbp);
+    for (from, to) in from.iter().zip(&to[1..]) {
+        let v = t.load(w, *from);
+        t.store(w, *to, v);
+    }
+    if level > 0 {
+        t.store(w, to[to.len() - 1], frame);
+    }
     t.drop_stack(-bytes * pushed - size);
     t.set_gpr(reg::RBP, w, frame);
 }

@@ -77,6 +77,20 @@ impl Machine<Engine> {
         m
     }
 
+    /// The same with paging: two levels, first 4 MiB mapped to themselves for everybody.
+    pub fn ready_paged() -> Self {
+        let mut m = Self::ready_protected();
+        m.put(TABLES, 4, PTES | 7);
+        for n in 0..1024 {
+            m.put(PTES + 4 * n, 4, n << 12 | 7);
+        }
+        let e = m.env();
+        control::write_cr3(e, TABLES).expect("allowed");
+        let cr0 = e.cr0.bits();
+        control::write_cr0(e, cr0 | Cr0::PG.bits()).expect("allowed");
+        m
+    }
+
     /// Assembles to [`CODE`], with a HLT behind it; the address behind each instruction.
     pub fn assemble(
         &mut self,
@@ -161,9 +175,10 @@ impl Machine<Engine> {
         self.go()
     }
 
-    /// Sets the page table entry of a page of the first 2 MiB, in long mode.
+    /// Sets the page table entry of a page of the first 2 MiB.
     pub fn set_pte(&mut self, page: u64, flags: u64) {
-        self.put(PTES + 8 * (page >> 12), 8, page & !0xfff | flags);
+        let size = if self.env().cr4.contains(Cr4::PAE) { 8 } else { 4 };
+        self.put(PTES + size * (page >> 12), size as usize, page & !0xfff | flags);
         crate::mmu::flush_all(self.env());
     }
 }

@@ -7,6 +7,8 @@ mod delivery;
 mod engine;
 #[cfg(target_arch = "x86_64")]
 mod paging;
+#[cfg(target_arch = "x86_64")]
+mod precise;
 mod registers;
 #[cfg(target_arch = "x86_64")]
 mod smm;
