@@ -2,7 +2,7 @@
 //! flags of double shifts, decimal adjustment, wide compare-and-exchange.
 
 use tessera_tcg::guest::Effects;
-use tessera_tcg::ir::flags;
+use tessera_tcg::ir::{FlagOp, Width, flags};
 use tessera_tcg::softmmu;
 
 use super::{exception, fault, touches};
@@ -228,14 +228,12 @@ extern "C" fn rc_flags(_: &mut X86Env, value: u64, count: u64, packed: u64, widt
     if count.is_multiple_of(bits as u64 + 1) {
         return packed;
     }
-    let (result, carry) = rc(value, count, packed, width);
+    let (_, carry) = rc(value, count, packed, width);
     let top = bits - 1;
-    let overflow = if width & RIGHT != 0 {
-        // The two top bits of the result.
-        (result >> top ^ result >> (top - 1)) & 1 != 0
-    } else {
-        (result >> top & 1 != 0) != carry
-    };
+    // Defined for a count of one: whether the sign changes. Silicon: of the first single step.
+    let follows =
+        if width & RIGHT != 0 { (packed as u32 & flags::C != 0) as u64 } else { value >> (top - 1) };
+    let overflow = (value >> top ^ follows) & 1 != 0;
     let mut f = packed as u32 & !(flags::C | flags::V);
     if carry {
         f |= flags::C;
@@ -291,13 +289,9 @@ extern "C" fn shd_flags(_: &mut X86Env, dst: u64, src: u64, count: u64, packed: 
     if carry {
         f |= flags::C;
     }
-    // Defined for a count of one: the sign changed. Silicon: of the last single step.
-    let overflow = if width & RIGHT != 0 {
-        (result ^ result << 1) >> (bits - 1) & 1 != 0
-    } else {
-        carry != (result >> (bits - 1) & 1 != 0)
-    };
-    if overflow {
+    // Defined for a count of one: whether the sign changes. Silicon: of the first single step.
+    let follows = if width & RIGHT != 0 { src } else { dst >> (bits - 2) };
+    if (dst >> (bits - 1) ^ follows) & 1 != 0 {
         f |= flags::V;
     }
     f as u64
@@ -364,9 +358,10 @@ extern "C" fn decimal(_: &mut X86Env, ax: u64, packed: u64, op: u64) -> u64 {
             (result, f | sign_zero_parity(result as u8 as u64, 8))
         }
         _ => {
-            let base = (op >> 8) as u8;
-            let result = al.wrapping_add(ah.wrapping_mul(base));
-            (result as u16, sign_zero_parity(result as u64, 8))
+            let tens = ah.wrapping_mul((op >> 8) as u8);
+            // All flags are those of the addition, which the manual leaves open for C, A and V.
+            let f = flags::compute(FlagOp::Add, Width::W8, al as u64, tens as u64, 0);
+            (al.wrapping_add(tens) as u16, f)
         }
     };
     ax as u64 | (f as u64) << 32

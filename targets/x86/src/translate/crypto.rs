@@ -70,7 +70,7 @@ fn optional(t: &mut Translator<'_>, i: &Instruction, op: VecOp) {
                 t.call(vec_op::VEC_WORD, &[a_low, a_high, b_low, b_high, what])
             };
             let (low, high) = (half(t, 0), half(t, 1));
-            t.from_words(low, high)
+            t.join_words(low, high)
         })
     };
     t.set_result(i, form, r);
@@ -90,7 +90,7 @@ fn sha256_rounds2(t: &mut Translator<'_>, i: &Instruction) {
         let args = [a_low, a_high, b_low, b_high, words];
         let low = t.call(vec_op::SHA256_ROUNDS_LOW, &args);
         let high = t.call(vec_op::SHA256_ROUNDS_HIGH, &args);
-        t.from_words(low, high)
+        t.join_words(low, high)
     };
     t.set_result(i, form, r);
 }
@@ -109,7 +109,7 @@ fn dot_add(t: &mut Translator<'_>, i: &Instruction, op: Vec3Op) {
             let ((a_low, a_high), (b_low, b_high), (c_low, c_high)) = (t.words(a), t.words(b), t.words(c));
             let low = t.call(vec_op::DOT_ADD_WORD, &[a_low, b_low, c_low, op]);
             let high = t.call(vec_op::DOT_ADD_WORD, &[a_high, b_high, c_high, op]);
-            t.from_words(low, high)
+            t.join_words(low, high)
         })
     };
     t.set_result(i, form, r);
@@ -123,7 +123,7 @@ impl Translator<'_> {
     }
 
     /// 128 bits of two words.
-    fn from_words(&mut self, low: Value, high: Value) -> Value {
+    fn join_words(&mut self, low: Value, high: Value) -> Value {
         let v = self.b.push(Inst::VecFromInt { w: Width::W64, a: low });
         self.vec_ins(VecInsOp::InsertI64, v, high, 1)
     }

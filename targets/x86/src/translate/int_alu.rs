@@ -75,11 +75,14 @@ impl Translator<'_> {
         self.set_flags(f);
     }
 
-    /// Sets flags to those of a logical result, but C to `carry` (0 or 1).
-    pub(super) fn set_logic_flags_with_carry(&mut self, w: Width, result: Value, carry: Value) {
+    /// Sets the flags that are in `keep` to those of a logical result, C to `carry` (0 or 1), all others to 0.
+    pub(super) fn set_some_flags(&mut self, w: Width, result: Value, keep: u32, carry: Option<Value>) {
         let f = self.b.flags(FlagOp::And, w, result, result);
         let packed = self.b.push(Inst::Pack(f));
-        let packed = self.b.push(Inst::Insert { a: packed, b: carry, pos: 8, len: 1 });
+        let mut packed = self.b.bin_imm(BinOp::And, Width::W32, packed, keep as u64);
+        if let Some(carry) = carry {
+            packed = self.b.push(Inst::Insert { a: packed, b: carry, pos: 8, len: 1 });
+        }
         self.set_packed_flags(packed);
     }
 }

@@ -1,12 +1,15 @@
 //! Single bits, bit scans and counts, BMI1 and BMI2, CRC32.
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use tessera_tcg::ir::{BinOp, Cond, FlagOp, Inst, RmwOp, UnOp, Value, Width};
+use tessera_tcg::ir::{BinOp, Cond, FlagOp, Inst, RmwOp, UnOp, Value, Width, flags};
 
 use super::operand::{Place, segment_number};
 use super::{Row, Translator};
 use crate::helpers;
 use crate::state::global;
+
+/// What BMI1 and BMI2 leave of a result in the flags, beside C. P, which the manual leaves undefined, is clear.
+const SIGN_ZERO: u32 = flags::N | flags::Z;
 
 /// Rows of this family.
 pub(super) const ROWS: &[Row] = &[
@@ -101,7 +104,8 @@ fn bit(t: &mut Translator<'_>, i: &Instruction, op: Option<RmwOp>) {
     t.set_packed_flags(packed);
 }
 
-/// BSF, BSR. With a source of zero the destination keeps all its bits.
+/// BSF, BSR. With a source of zero the destination keeps all its bits. Z says whether it is zero; P, which the manual leaves
+/// undefined, is the parity of the number found, or of zero.
 fn scan(t: &mut Translator<'_>, i: &Instruction, reverse: bool) {
     let w = t.width(i, 0);
     let src = t.read(i, 1);
@@ -121,7 +125,14 @@ fn scan(t: &mut Translator<'_>, i: &Instruction, reverse: bool) {
     };
     let v = t.b.select(Cond::E, f, old, found);
     t.b.set(global::gpr(full), v);
-    t.set_flags(f);
+    let nothing = t.b.iconst(0);
+    let number = t.b.select(Cond::E, f, nothing, n);
+    let parity = t.b.flags(FlagOp::And, Width::W8, number, number);
+    let packed = t.b.push(Inst::Pack(parity));
+    let packed = t.b.bin_imm(BinOp::And, Width::W32, packed, flags::P as u64);
+    let zero = t.b.set_cond(Cond::E, f);
+    let packed = t.b.push(Inst::Insert { a: packed, b: zero, pos: 14, len: 1 });
+    t.set_packed_flags(packed);
 }
 
 /// TZCNT, LZCNT; BSF and BSR on a CPU that ignores their prefix.
@@ -135,7 +146,7 @@ fn count(t: &mut Translator<'_>, i: &Instruction, op: UnOp) {
     let none = t.test_zero(w, src);
     let carry = t.b.set_cond(Cond::E, none);
     t.set_reg(i.op0_register(), r);
-    t.set_logic_flags_with_carry(w, r, carry);
+    t.set_some_flags(w, r, flags::Z, Some(carry));
 }
 
 fn popcnt(t: &mut Translator<'_>, i: &Instruction) {
@@ -156,7 +167,7 @@ fn andn(t: &mut Translator<'_>, i: &Instruction) {
     let a = t.reg(i.op1_register());
     let r = t.b.bin(BinOp::AndNot, w, b, a);
     t.set_reg(i.op0_register(), r);
-    t.set_logic_flags(w, r);
+    t.set_some_flags(w, r, SIGN_ZERO, None);
 }
 
 fn is_zero(t: &mut Translator<'_>, w: Width, v: Value, cond: Cond) -> Value {
@@ -171,7 +182,7 @@ fn blsi(t: &mut Translator<'_>, i: &Instruction) {
     let r = t.b.bin(BinOp::And, w, a, minus);
     let carry = is_zero(t, w, a, Cond::NE);
     t.set_reg(i.op0_register(), r);
-    t.set_logic_flags_with_carry(w, r, carry);
+    t.set_some_flags(w, r, SIGN_ZERO, Some(carry));
 }
 
 /// BLSR, BLSMSK: `a op a - 1`.
@@ -182,7 +193,7 @@ fn lowest(t: &mut Translator<'_>, i: &Instruction, op: BinOp) {
     let r = t.b.bin(op, w, a, less);
     let carry = is_zero(t, w, a, Cond::E);
     t.set_reg(i.op0_register(), r);
-    t.set_logic_flags_with_carry(w, r, carry);
+    t.set_some_flags(w, r, SIGN_ZERO, Some(carry));
 }
 
 fn bextr(t: &mut Translator<'_>, i: &Instruction) {
@@ -191,7 +202,7 @@ fn bextr(t: &mut Translator<'_>, i: &Instruction) {
     let control = t.reg(i.op2_register());
     let r = t.call(helpers::int::BEXTR, &[src, control]);
     t.set_reg(i.op0_register(), r);
-    t.set_logic_flags(w, r);
+    t.set_some_flags(w, r, flags::Z, None);
 }
 
 fn bzhi(t: &mut Translator<'_>, i: &Instruction) {
@@ -207,7 +218,7 @@ fn bzhi(t: &mut Translator<'_>, i: &Instruction) {
     let r = t.b.select(Cond::B, f, cut, src);
     let carry = t.b.set_cond(Cond::AE, f);
     t.set_reg(i.op0_register(), r);
-    t.set_logic_flags_with_carry(w, r, carry);
+    t.set_some_flags(w, r, SIGN_ZERO, Some(carry));
 }
 
 /// PDEP, PEXT.

@@ -3,12 +3,12 @@
 use std::mem::{offset_of, size_of};
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
-use tessera_tcg::ir::{BinOp, Cond, Ext, Inst, RmwOp, UnOp, Value, Width, flags};
+use tessera_tcg::ir::{BinOp, Cond, Ext, Inst, RmwOp, UnOp, Value, VecSize, Width, flags};
 
 use super::operand::{Place, register_width, segment_number};
 use super::{Row, Translator};
 use crate::helpers;
-use crate::state::{Segment, X86Env, global};
+use crate::state::{Segment, X86Env, global, seg};
 
 /// Rows of this family.
 pub(super) const ROWS: &[Row] = &[
@@ -84,6 +84,8 @@ pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Clflush, cache_line),
     Row::All(Mnemonic::Clflushopt, cache_line),
     Row::All(Mnemonic::Clwb, cache_line),
+    Row::All(Mnemonic::Serialize, serialize),
+    Row::All(Mnemonic::Movdir64b, movdir64b),
     Row::All(Mnemonic::Rdrand, random),
     Row::All(Mnemonic::Rdseed, random),
 ];
@@ -249,6 +251,30 @@ fn cache_line(t: &mut Translator<'_>, i: &Instruction) {
     let addr = t.address(i, 1, false);
     let (size, mmu) = (t.b.iconst(1), t.b.iconst(t.mmu as u64));
     t.call(helpers::int::PROBE_READ, &[addr, size, mmu]);
+}
+
+/// SERIALIZE: code that was written is seen at once in any case, so memory accesses are all that is left to order.
+fn serialize(t: &mut Translator<'_>, _: &Instruction) {
+    t.call(helpers::sse::FENCE, &[]);
+}
+
+/// MOVDIR64B: 64 bytes from memory to the address in a register, in ES, which must be a multiple of 64.
+fn movdir64b(t: &mut Translator<'_>, i: &Instruction) {
+    let from = t.address(i, 64, false);
+    let offset = t.reg_zx(i.op0_register());
+    let to = t.linear(seg::ES, offset, 64, true);
+    let to = t.aligned(to, 64);
+    let upper = |t: &mut Translator<'_>, addr: Value| {
+        t.b.add_imm(if t.code64() { Width::W64 } else { Width::W32 }, addr, 32)
+    };
+    let mem = t.mem();
+    let low = t.b.load_vec(VecSize::B32, from, mem);
+    let from = upper(t, from);
+    let high = t.b.load_vec(VecSize::B32, from, mem);
+    // Both stores are in one page: if the first does not fault, neither does the second.
+    t.b.store_vec(VecSize::B32, to, low, mem);
+    let to = upper(t, to);
+    t.b.store_vec(VecSize::B32, to, high, mem);
 }
 
 /// RDRAND, RDSEED: always successful.

@@ -3,6 +3,7 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use tessera_tcg::ir::{BinOp, Cond, FlagOp, Inst, Value, Width, flags};
 
+use super::operand::Place;
 use super::{Row, Translator};
 use crate::helpers::{self, int::RIGHT};
 use crate::state::reg;
@@ -58,6 +59,15 @@ fn shift(t: &mut Translator<'_>, i: &Instruction, op: BinOp, flag_op: FlagOp) {
     let old = t.flags();
     let r = t.b.bin(op, w, a, count);
     t.store_place(place, w, r);
+    let immediate = t.b.constant(count).is_some_and(|n| n != 1);
+    if matches!((op, place), (BinOp::Rol | BinOp::Ror, Place::Reg(_))) && immediate {
+        // The manual leaves V undefined. Silicon keeps it in this form, and does as `FlagOp::Rol` says in the others.
+        let pos = if op == BinOp::Rol { 0 } else { w.bits() as u8 - 1 };
+        let carry = t.b.push(Inst::Extract { a: r, pos, len: 1 });
+        let packed = t.b.push(Inst::Pack(old));
+        let packed = t.b.push(Inst::Insert { a: packed, b: carry, pos: 8, len: 1 });
+        return t.set_packed_flags(packed);
+    }
     let f = t.b.flags_old(flag_op, w, a, count, old);
     t.set_flags(f);
 }

@@ -18,7 +18,7 @@
 
 use std::sync::LazyLock;
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic};
 use tessera_tcg::ir::{Builder, Inst, MemFlags, Value};
 
 use crate::helpers;
@@ -30,6 +30,8 @@ pub mod operand;
 mod avx;
 mod avx_fma;
 mod avx_half;
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod compat_oracle;
 mod crypto;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod engine_oracle;
@@ -51,6 +53,7 @@ mod sse_move;
 mod system;
 #[cfg(test)]
 pub(crate) mod test_platform;
+pub mod undefined;
 #[cfg(test)]
 #[path = "tests.rs"]
 mod unit_tests;
@@ -211,6 +214,10 @@ impl<'a> Translator<'a> {
             self.b.call(helpers::int::CHECK_CODE, &[last]);
         }
         if !self.env.cpuid.allows(i.code()) && !matches!(i.mnemonic(), Mnemonic::Lzcnt | Mnemonic::Tzcnt) {
+            return self.undefined();
+        }
+        // Outside protected mode, VEX is not recognised (SDM volume 2, section 2.3.12).
+        if !self.protected() && !matches!(i.encoding(), EncodingKind::Legacy | EncodingKind::D3NOW) {
             return self.undefined();
         }
         table[i.code() as usize](self, i);
