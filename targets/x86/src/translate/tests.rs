@@ -373,3 +373,51 @@ fn back_edges_poll() {
     assert_eq!(polls(&[0xeb, 0x10]), [(CODE + 0x12, false, true)]);
     assert_eq!(polls(&[0x75, 0xfe]), [(CODE, true, true), (CODE + 2, false, true)]);
 }
+
+#[test]
+fn what_the_model_lacks_is_undefined() {
+    let ud = |end: End| matches!(end, End::Fault(e) if e.vector == 6);
+    let code = [
+        asm(64, |a| a.popcnt(eax, ecx)),
+        asm(64, |a| a.andn(eax, ecx, edx)),
+        asm(64, |a| a.pdep(eax, ecx, edx)),
+        asm(64, |a| a.adcx(eax, ecx)),
+        asm(64, |a| a.crc32(eax, cl)),
+        asm(64, |a| a.movbe(eax, dword_ptr(rsp))),
+        asm(64, |a| a.rdrand(eax)),
+        asm(64, |a| a.rdpid(rax)),
+        asm(64, |a| a.serialize()),
+        asm(64, |a| a.movdir64b(rax, zmmword_ptr(rsp))),
+        asm(64, |a| a.sha1nexte(xmm0, xmm1)),
+        asm(64, |a| a.gf2p8mulb(xmm0, xmm1)),
+        asm(64, |a| a.aesenc(xmm0, xmm1)),
+        asm(64, |a| a.vfmadd213ps(ymm0, ymm1, ymm2)),
+        asm(64, |a| a.vcvtph2ps(ymm0, xmm1)),
+        asm(64, |a| a.vaesenc(ymm0, ymm1, ymm2)),
+    ];
+    for code in code {
+        let mut cpu = Cpu::new(FLAT64 | mode::OSFXSR | mode::AVX);
+        assert!(!ud(cpu.exec(&code)), "{code:02x?}");
+        cpu.env.cpuid = crate::cpuid::parse("x86-64-v1").unwrap();
+        assert!(ud(cpu.exec(&code)), "{code:02x?}");
+    }
+    // These two are older instructions with a prefix that means nothing to them.
+    let mut cpu = Cpu::new(FLAT64);
+    cpu.env.cpuid = crate::cpuid::parse("x86-64-v1").unwrap();
+    cpu.env.gpr[reg::RCX] = 0x100;
+    cpu.exec(&asm(64, |a| a.lzcnt(eax, ecx)));
+    assert_eq!(cpu.env.gpr[reg::RAX], 8, "BSR");
+    cpu.env.gpr[reg::RCX] = 0;
+    cpu.exec(&asm(64, |a| a.tzcnt(eax, ecx)));
+    assert_eq!(cpu.env.gpr[reg::RAX], 8, "BSF of zero");
+}
+
+#[test]
+fn vex_is_for_protected_mode() {
+    let andn = asm(32, |a| a.andn(eax, ecx, edx));
+    assert!(matches!(Cpu::new(FLAT32).exec(&andn), End::Exit(_)));
+    for outside in [mode::V86 | FLAT32, REAL | mode::CODE32] {
+        let end = Cpu::new(outside).exec(&andn);
+        assert!(matches!(end, End::Fault(e) if e.vector == 6), "{end:?}");
+    }
+}
