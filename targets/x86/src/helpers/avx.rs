@@ -10,7 +10,7 @@ use tessera_tcg::softmmu;
 
 use super::{exception, fault};
 use crate::guest::X86;
-use crate::state::{X86Env, global, mode};
+use crate::state::{X86Env, global, mode, seg};
 use crate::system::segment;
 
 /// All vector registers, under both of their names.
@@ -192,9 +192,12 @@ fn gather_lanes(env: &mut X86Env, offset: u64, access: LaneAccess) -> Result<(),
     }
     let indices = env.vec[access.index as usize & 15].0;
     env.vec[access.mask as usize & 15].0 = mask;
+    // In 64-bit code a segment has a base at most, and walks find addresses that are not canonical.
+    let segment = access.segment as usize & 7;
+    let flat = env.code64().then(|| if segment >= seg::FS { env.seg[segment].base } else { 0 });
     for n in 0..lanes {
         if access.selected(env, n) {
-            let v = gather_lane(env, offset, access, lane(&indices, access.index_bytes, n))?;
+            let v = gather_lane(env, offset, flat, access, lane(&indices, access.index_bytes, n))?;
             set_lane(&mut env.vec[access.data as usize & 15].0, bytes, n, v);
             set_lane(&mut env.vec[access.mask as usize & 15].0, bytes, n, 0);
         }
@@ -206,14 +209,24 @@ fn gather_lanes(env: &mut X86Env, offset: u64, access: LaneAccess) -> Result<(),
     Ok(())
 }
 
-fn gather_lane(env: &mut X86Env, offset: u64, access: LaneAccess, index: u64) -> Result<u64, Exception> {
+/// `flat` is the segment's base where nothing else of it is to be checked.
+fn gather_lane(
+    env: &mut X86Env,
+    offset: u64,
+    flat: Option<u64>,
+    access: LaneAccess,
+    index: u64,
+) -> Result<u64, Exception> {
     let index = if access.index_bytes == 4 { index as i32 as u64 } else { index };
     let mut offset = offset.wrapping_add(index << access.scale);
     if access.narrow {
         offset &= 0xffff_ffff;
     }
     let bytes = access.lane_bytes as u64;
-    let va = segment::check_segment(env, access.segment as usize & 7, offset, bytes, false)?;
+    let va = match flat {
+        Some(base) => base.wrapping_add(offset),
+        None => segment::check_segment(env, access.segment as usize & 7, offset, bytes, false)?,
+    };
     if env.mode & mode::ALIGN != 0 && va & (bytes - 1) != 0 {
         return Err(exception(AC, Some(0)));
     }

@@ -449,11 +449,11 @@ fn vector_speed() {
             (0..20).map(|_| time(&mut *f)).min().unwrap_or_default()
         };
         let start = state.clone();
-        let (native_code, mut runner) = (code.clone(), Some(native::Runner::new()));
+        let (native_code, mut runner) = (code.clone(), native::Runner::new());
         let native = least(Box::new(move || {
             let mut state = start.clone();
             state.gpr[4] = state.data.as_ptr() as u64;
-            runner = runner.take().map(|r| r.run(&mut state, &native_code));
+            runner.run(&mut state, &native_code);
         }));
         let mut guest = GuestCpu::new(64);
         state.gpr[4] = DATA;

@@ -134,14 +134,24 @@ impl Random {
 const NUMBERS: [u32; 5] = [0, 1, 5, 9, 15];
 const NUMBERS_32: [u32; 5] = [0, 1, 4, 6, 7];
 
+/// Builds the instruction for 64-bit code with any registers.
+pub fn build_any(code: Code, r: &mut Random) -> Option<Instruction> {
+    let numbers: [u32; 5] = std::array::from_fn(|_| r.below(16) as u32);
+    build_with(code, 64, numbers, r)
+}
+
 /// Builds the instruction with random operands for code of `bits` bits; `None` if it has operands that this test does not
 /// make.
 pub fn build(code: Code, bits: u32, r: &mut Random) -> Option<Instruction> {
+    build_with(code, bits, if bits == 64 { NUMBERS } else { NUMBERS_32 }, r)
+}
+
+/// As [`build`], with these vector registers to choose from.
+fn build_with(code: Code, bits: u32, numbers: [u32; 5], r: &mut Random) -> Option<Instruction> {
     let mut i = Instruction::default();
     i.set_code(code);
     let info = code.op_code();
     // Operands of gathers must differ.
-    let numbers = if bits == 64 { NUMBERS } else { NUMBERS_32 };
     let mut distinct = numbers;
     distinct.rotate_left(r.below(5));
     let gathers = (0..info.op_count()).any(|n| vsib(info.op_kind(n)).is_some());
@@ -201,7 +211,7 @@ pub fn build(code: Code, bits: u32, r: &mut Random) -> Option<Instruction> {
 }
 
 /// The first register of a vector of indices, and their bytes.
-fn vsib(kind: Op) -> Option<(Register, usize)> {
+pub fn vsib(kind: Op) -> Option<(Register, usize)> {
     match kind {
         Op::mem_vsib32x => Some((Register::XMM0, 4)),
         Op::mem_vsib64x => Some((Register::XMM0, 8)),

@@ -102,14 +102,14 @@ mod native {
     use super::State;
 
     /// Code that loads the state, runs `code`, saves the state.
-    pub struct Runner(memmap2::MmapMut);
+    pub struct Runner(Option<memmap2::MmapMut>);
 
     impl Runner {
         pub fn new() -> Runner {
-            Runner(memmap2::MmapMut::map_anon(4096).expect("an anonymous page"))
+            Runner(Some(memmap2::MmapMut::map_anon(4096).expect("an anonymous page")))
         }
 
-        pub fn run(self, state: &mut State, code: &[u8]) -> Runner {
+        pub fn run(&mut self, state: &mut State, code: &[u8]) {
             const FX: u32 = std::mem::offset_of!(State, fx) as u32;
             const GPR: u32 = std::mem::offset_of!(State, gpr) as u32;
             const HIGH: u32 = std::mem::offset_of!(State, high) as u32;
@@ -150,7 +150,7 @@ mod native {
             }
             out.extend([0xc5, 0xf8, 0x77]);
             out.extend([0xdb, 0xe3, 0xfc, 0x41, 0x5f, 0x5b, 0xc3]);
-            let mut map = self.0;
+            let mut map = self.0.take().expect("put back by the last run");
             map[..out.len()].copy_from_slice(&out);
             let map = map.make_exec().expect("an executable page");
             let mut control = 0u32;
@@ -162,7 +162,7 @@ mod native {
                 f(state);
                 std::arch::asm!("ldmxcsr [{}]", in(reg) &control);
             }
-            Runner(map.make_mut().expect("a writable page"))
+            self.0 = Some(map.make_mut().expect("a writable page"));
         }
     }
 }
@@ -405,25 +405,9 @@ fn compare(bits: u32, wanted: impl Fn(Code) -> bool) -> usize {
             };
             let mut start = random.state();
             limit_indices(&i, &mut start, &mut random);
-            if bits == 32 {
-                start.gpr = start.gpr.map(|v| v as u32 as u64);
-            }
-            let mut native_state = start.clone();
-            let data = native_state.data.as_ptr() as u64;
-            (native_state.gpr[4], native_state.gpr[5]) = (data, data);
-            runner = runner.run(&mut native_state, &encode(&widened(&i), 64));
-            let mut guest_state = start.clone();
             let data = if random.below(2) == 0 { DATA } else { DATA_ACROSS };
-            (guest_state.gpr[4], guest_state.gpr[5]) = (data, data);
-            let completed = guest.run(&mut guest_state, data, &encode(&i, bits));
-            normalise(&mut native_state);
-            normalise(&mut guest_state);
-            if completed && native_state == guest_state {
-                continue;
-            }
-            let mut text = format!("{code:?} {i} round {round}: completed {completed}\n");
-            describe(&mut text, &start, &native_state, &guest_state);
-            failed.push((code, text));
+            let Some(text) = difference(&mut guest, &mut runner, bits, start, data, &[i]) else { continue };
+            failed.push((code, format!("{code:?} round {round}: {text}")));
             break;
         }
     }
@@ -432,6 +416,79 @@ fn compare(bits: u32, wanted: impl Fn(Code) -> bool) -> usize {
     let codes: Vec<_> = failed.iter().map(|(c, _)| c).collect();
     assert!(failed.is_empty(), "{} of {encodings} encodings differ: {codes:?}\n{texts}", failed.len());
     encodings
+}
+
+/// Runs instructions natively and in the guest, with the guest's data at `data`; tells what differs, if anything does.
+fn difference(
+    guest: &mut GuestCpu,
+    runner: &mut native::Runner,
+    bits: u32,
+    mut start: State,
+    data: u64,
+    instructions: &[Instruction],
+) -> Option<String> {
+    if bits == 32 {
+        start.gpr = start.gpr.map(|v| v as u32 as u64);
+    }
+    let mut native_state = start.clone();
+    let host_data = native_state.data.as_ptr() as u64;
+    (native_state.gpr[4], native_state.gpr[5]) = (host_data, host_data);
+    let code: Vec<u8> = instructions.iter().flat_map(|i| encode(&widened(i), 64)).collect();
+    runner.run(&mut native_state, &code);
+    let mut guest_state = start.clone();
+    (guest_state.gpr[4], guest_state.gpr[5]) = (data, data);
+    let code: Vec<u8> = instructions.iter().flat_map(|i| encode(i, bits)).collect();
+    let completed = guest.run(&mut guest_state, data, &code);
+    normalise(&mut native_state);
+    normalise(&mut guest_state);
+    if completed && native_state == guest_state {
+        return None;
+    }
+    let mut text: String = instructions.iter().map(|i| format!("{i}\n")).collect();
+    text += &format!("completed {completed}\n");
+    describe(&mut text, &start, &native_state, &guest_state);
+    Some(text)
+}
+
+/// Sequences of SSE and AVX instructions, whose registers stay in the host's registers from one to the next under both
+/// of their names, and are more than the host has.
+#[test]
+fn sequences_agree_with_silicon() {
+    let rounds = std::env::var("ORACLE_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(30) * 10;
+    let mut guest = GuestCpu::new(64);
+    let mut runner = native::Runner::new();
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    // Not gathers, whose indices instructions before them would change.
+    let is_gather = |code: Code| {
+        let info = code.op_code();
+        (0..info.op_count()).any(|n| operands::vsib(info.op_kind(n)).is_some())
+    };
+    let of_registers = |features: &[CpuidFeature]| {
+        !features.iter().any(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387))
+    };
+    let codes: Vec<Code> = Code::values()
+        .filter(|&c| wanted(c) && host_has(c) && !is_gather(c) && of_registers(c.cpuid_features()))
+        .collect();
+    for round in 0..rounds {
+        let mut instructions = Vec::new();
+        for _ in 0..4 + random.below(36) {
+            let code = match random.below(24) {
+                0 => Code::VEX_Vzeroupper,
+                1 => Code::VEX_Vmovdqu_ymm_ymmm256,
+                2 => Code::VEX_Vpaddd_ymm_ymm_ymmm256,
+                3 => Code::Movdqa_xmm_xmmm128,
+                _ => codes[random.below(codes.len())],
+            };
+            instructions.extend(operands::build_any(code, &mut random));
+        }
+        let (start, data) = (random.state(), if random.below(2) == 0 { DATA } else { DATA_ACROSS });
+        let mut differs =
+            |n: usize| difference(&mut guest, &mut runner, 64, start.clone(), data, &instructions[..n]);
+        if differs(instructions.len()).is_some() {
+            let text = (1..=instructions.len()).find_map(&mut differs);
+            panic!("round {round}:\n{}", text.unwrap_or_else(|| "differs now and then".into()));
+        }
+    }
 }
 
 /// Start, native and guest values of what differs.
