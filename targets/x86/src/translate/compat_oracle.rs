@@ -1,64 +1,92 @@
-//! The silicon as oracle for what exists in 16- and 32-bit code alone: decimal adjustment and SALC, for all values of AL, in
-//! compatibility mode. All flags are compared, those that the manual leaves undefined, too.
+//! The silicon as oracle in 32-bit code: integer instructions with random operands, and decimal adjustment and SALC for all
+//! values of AL, run in compatibility mode. All flags are compared on Intel hosts, those that the manual leaves
+//! undefined, too.
 //!
-//! A 64-bit Linux process may jump to the kernel's 32-bit code segment. The native code is below 4 GiB: a stub in 64-bit code
-//! that switches stacks and calls far, and 32-bit code that loads EAX and the flags, runs the instruction, stores both
-//! and returns far.
+//! A 64-bit Linux process may call the kernel's 32-bit code segment. What it needs there is below 4 GiB ([`Native`]): a
+//! stub in 64-bit code that switches stacks and calls far, and 32-bit code that loads flags and registers, runs the
+//! instruction, stores them and returns far.
 
+use std::ffi::c_void;
+
+use iced_x86::{Decoder, DecoderOptions, Mnemonic, OpKind, Register};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use tessera_tcg::interp::{self, End};
 
-use super::oracle::{CODE_AT, FLAGS, Model, Rng, environment, guest_info, translate};
-use crate::state::{mode, pack_flags, reg, unpack_flags};
+use super::oracle::{
+    CODE_AT, FLAGS, Model, Regs, Rng, environment, guest_info, host_has_all, host_is_intel, is_testable_with,
+    number, random_bytes, translate,
+};
+use crate::state::{X86Env, mode, pack_flags, reg, unpack_flags};
 
 /// Linux's selectors of flat 32-bit code and data for programs.
 const CODE32: u16 = 0x23;
 const DATA32: u32 = 0x2b;
 
-/// Three pages below 4 GiB: code, a page for data, the stack.
+const PAGE: u32 = 4096;
+/// Pages: code, data, stack, two for memory operands.
+const PAGES: u32 = 5;
+/// In the code page: the 32-bit part.
+const CODE32_AT: u32 = 1024;
+/// In the data page: registers, flags, the host's RSP, the far pointer to the 32-bit code.
+const GPR: u32 = PAGE;
+const EFLAGS: u32 = PAGE + 32;
+const SAVED_RSP: u32 = PAGE + 40;
+const FAR_POINTER: u32 = PAGE + 48;
+const STACK_TOP: u32 = 3 * PAGE - 64;
+const BUFFER: u32 = 3 * PAGE;
+const BUFFER_BYTES: usize = 2 * PAGE as usize;
+
+/// Memory below 4 GiB and the code in it.
 struct Native {
     base: u32,
 }
 
-const PAGE: u32 = 4096;
-/// In the data page: EAX and flags before, EAX and flags after, the host's RSP, the far pointer to the 32-bit code.
-const SAVED_RSP: u32 = PAGE + 16;
-const FAR_POINTER: u32 = PAGE + 24;
-/// In the code page.
-const CODE32_AT: u32 = 1024;
-
 impl Native {
-    /// `None` if no memory below 4 GiB can be had.
-    fn new(instruction: &[u8]) -> Option<Native> {
-        let hint = 0x1000_0000usize as *mut std::ffi::c_void;
-        let bytes = 3 * PAGE as usize;
+    /// `None`, with a note, if no memory below 4 GiB can be had.
+    fn new() -> Option<Native> {
+        let hint = 0x1000_0000usize as *mut c_void;
+        let bytes = (PAGES * PAGE) as usize;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: new memory; the address is a hint.
-        let at = unsafe {
-            mmap_anonymous(hint, bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE).ok()?
-        };
+        let at = unsafe { mmap_anonymous(hint, bytes, access, MapFlags::PRIVATE) }.expect("memory");
         let Ok(base) = u32::try_from(at as usize) else {
+            println!("skipped: no memory below 4 GiB");
             // SAFETY: mapped above.
-            unsafe { munmap(at, bytes).ok()? };
+            unsafe { munmap(at, bytes) }.expect("it is mapped");
             return None;
         };
         let native = Native { base };
-        native.write(0, &native.stub());
-        native.write(CODE32_AT, &native.code32(instruction));
         let mut pointer = (base + CODE32_AT).to_le_bytes().to_vec();
         pointer.extend(CODE32.to_le_bytes());
         native.write(FAR_POINTER, &pointer);
-        // SAFETY: the first page of the mapping.
-        unsafe { mprotect(at, PAGE as usize, MprotectFlags::READ | MprotectFlags::EXEC).ok()? };
+        native.write(0, &native.stub());
         Some(native)
     }
 
+    fn address(&self, offset: u32) -> *mut u8 {
+        (self.base + offset) as usize as *mut u8
+    }
+
+    fn write(&self, offset: u32, bytes: &[u8]) {
+        assert!(offset as usize + bytes.len() <= (PAGES * PAGE) as usize);
+        // SAFETY: within the mapping, which this value owns and which is writable while it is written to.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address(offset), bytes.len()) };
+    }
+
+    fn read(&self, offset: u32, bytes: &mut [u8]) {
+        assert!(offset as usize + bytes.len() <= (PAGES * PAGE) as usize);
+        // SAFETY: within the mapping, which this value owns.
+        unsafe { std::ptr::copy_nonoverlapping(self.address(offset), bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    /// 64-bit code: a function of the C calling convention.
     fn stub(&self) -> Vec<u8> {
         let absolute = |offset: u32| (self.base + offset).to_le_bytes();
         let mut c = vec![0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57];
         c.extend([0x48, 0x89, 0x24, 0x25]); // mov [saved], rsp
         c.extend(absolute(SAVED_RSP));
         c.push(0xbc); // mov esp, top of the stack
-        c.extend(absolute(3 * PAGE - 64));
+        c.extend(absolute(STACK_TOP));
         c.extend([0xff, 0x1c, 0x25]); // call far [pointer]
         c.extend(absolute(FAR_POINTER));
         c.extend([0x48, 0x8b, 0x24, 0x25]); // mov rsp, [saved]
@@ -67,43 +95,69 @@ impl Native {
         c
     }
 
-    fn code32(&self, instruction: &[u8]) -> Vec<u8> {
-        let data = self.base + PAGE;
-        let mut c = vec![0xb8]; // mov eax, selector; mov ds, eax; mov ebx, data
+    /// Makes `instruction` what [`Native::run`] runs.
+    fn load(&self, instruction: &[u8]) {
+        let absolute = |offset: u32| (self.base + offset).to_le_bytes();
+        let mut c = vec![0xb8]; // mov eax, selector; mov ds, eax; mov es, eax
         c.extend(DATA32.to_le_bytes());
-        c.extend([0x8e, 0xd8, 0xbb]);
-        c.extend(data.to_le_bytes());
-        c.extend([0xff, 0x73, 4, 0x9d, 0x8b, 0x03]); // push [ebx + 4]; popfd; mov eax, [ebx]
-        c.extend(instruction);
-        c.extend([0x89, 0x43, 8, 0x9c, 0x8f, 0x43, 12, 0xcb]); // mov [ebx + 8], eax; pushfd; pop [ebx + 12]; retf
-        c
-    }
-
-    fn write(&self, offset: u32, bytes: &[u8]) {
-        let to = (self.base + offset) as usize as *mut u8;
-        // SAFETY: within the mapping, which this value owns.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-    }
-
-    /// EAX and flags after the instruction.
-    fn run(&self, eax: u32, flags: u32) -> (u32, u32) {
-        self.write(PAGE, &eax.to_le_bytes());
-        self.write(PAGE + 4, &(flags | 0x202).to_le_bytes());
-        // SAFETY: the stub keeps to the C calling convention; the instruction under test changes EAX and flags alone. Nothing
-        // but DS is different afterwards, which 64-bit code ignores.
-        unsafe {
-            std::mem::transmute::<*const u8, extern "C" fn()>(self.base as usize as *const u8)();
-            let out = (self.base + PAGE + 8) as usize as *const u32;
-            (out.read(), out.add(1).read())
+        c.extend([0x8e, 0xd8, 0x8e, 0xc0]);
+        c.extend([0xff, 0x35]); // push [flags]; popfd
+        c.extend(absolute(EFLAGS));
+        c.push(0x9d);
+        let registers = || (0..8u8).filter(|&n| n as usize != reg::RSP);
+        for n in registers() {
+            c.extend([0x8b, 5 | n << 3]); // mov r, [place]
+            c.extend(absolute(GPR + 4 * n as u32));
         }
+        c.extend(instruction);
+        for n in registers() {
+            c.extend([0x89, 5 | n << 3]); // mov [place], r
+            c.extend(absolute(GPR + 4 * n as u32));
+        }
+        c.extend([0x9c, 0x8f, 0x05]); // pushfd; pop [flags]; retf
+        c.extend(absolute(EFLAGS));
+        c.push(0xcb);
+        let protect = |access| {
+            // SAFETY: the first page of the mapping, in which nothing runs now.
+            unsafe { mprotect(self.address(0).cast(), PAGE as usize, access) }.expect("the page is there");
+        };
+        protect(MprotectFlags::READ | MprotectFlags::WRITE);
+        self.write(CODE32_AT, &c);
+        protect(MprotectFlags::READ | MprotectFlags::EXEC);
+    }
+
+    /// Runs the instruction on these registers (RSP is not touched) and flags.
+    fn run(&self, regs: &mut Regs) {
+        for (n, v) in regs.gpr[..8].iter().enumerate() {
+            self.write(GPR + 4 * n as u32, &(*v as u32).to_le_bytes());
+        }
+        self.write(EFLAGS, &(regs.flags as u32 | 0x202).to_le_bytes());
+        // SAFETY: the stub keeps to the C calling convention; the instruction under test was chosen to touch general
+        // registers, flags and the buffer alone. DS and ES are different afterwards, which 64-bit code ignores.
+        unsafe { std::mem::transmute::<*const u8, extern "C" fn()>(self.address(0))() };
+        let word = |offset: u32| {
+            let mut bytes = [0; 4];
+            self.read(offset, &mut bytes);
+            u32::from_le_bytes(bytes) as u64
+        };
+        for n in (0..8).filter(|&n| n != reg::RSP) {
+            regs.gpr[n] = word(GPR + 4 * n as u32);
+        }
+        regs.flags = word(EFLAGS) & FLAGS;
     }
 }
 
 impl Drop for Native {
     fn drop(&mut self) {
         // SAFETY: nothing refers to the mapping any more.
-        let _ = unsafe { munmap(self.base as usize as *mut std::ffi::c_void, 3 * PAGE as usize) };
+        unsafe { munmap(self.address(0).cast(), (PAGES * PAGE) as usize) }.expect("it is mapped");
     }
+}
+
+fn environment32() -> Box<X86Env> {
+    let mut env = environment();
+    env.mode = mode::CODE32 | mode::STACK32 | mode::PROTECTED;
+    env
 }
 
 #[test]
@@ -113,34 +167,33 @@ fn decimal_instructions_agree_with_silicon() {
         instructions.extend([vec![0xd4, base], vec![0xd5, base]]);
     }
     instructions.push(vec![0xd5, 0]);
-    let mut env = environment();
-    env.mode = mode::CODE32 | mode::STACK32 | mode::PROTECTED;
+    let Some(native) = Native::new() else { return };
+    let mut env = environment32();
     let guest = guest_info();
     let mut rng = Rng(1);
     let mut differ = String::new();
-    for code in instructions {
-        let Some(native) = Native::new(&code) else {
-            println!("skipped: no memory below 4 GiB");
-            return;
-        };
-        let block = translate(&env, &code);
+    for code in instructions.iter().filter(|_| host_is_intel()) {
+        native.load(code);
+        let block = translate(&env, code);
         let (mut flags_differ, mut example) = (0, None);
         for case in 0..256 * 5 * 4 {
             let ah = [0, 1, 5, 0x99, 0xff][case / 256 % 5];
-            let eax = rng.next() as u32 & 0xffff_0000 | ah << 8 | case as u32 & 0xff;
-            let flags = rng.next() & FLAGS;
-            env.gpr[reg::RAX] = eax as u64;
-            env.flags = pack_flags(flags);
+            let eax = rng.next() & 0xffff_0000 | ah << 8 | case as u64 & 0xff;
+            let mut regs = Regs { flags: rng.next() & FLAGS, gpr: [0; 16] };
+            regs.gpr[reg::RAX] = eax;
+            env.gpr = regs.gpr;
+            env.flags = pack_flags(regs.flags);
+            let start = regs.clone();
             let end = interp::run(&block, &guest, &mut Model::without_memory(&mut env));
             assert!(
                 matches!(end, End::Exit(x) if block.exits[x.0 as usize].pc == CODE_AT + code.len() as u64)
             );
-            let ours = (env.gpr[reg::RAX] as u32, unpack_flags(env.flags) & FLAGS);
-            let (eax_after, flags_after) = native.run(eax, flags as u32);
-            let theirs = (eax_after, flags_after as u64 & FLAGS);
+            native.run(&mut regs);
+            let ours = (env.gpr[reg::RAX], unpack_flags(env.flags) & FLAGS);
+            let theirs = (regs.gpr[reg::RAX], regs.flags);
             if ours != theirs {
                 flags_differ |= ours.1 ^ theirs.1;
-                example.get_or_insert((eax, flags, ours, theirs));
+                example.get_or_insert((start.gpr[reg::RAX], start.flags, ours, theirs));
             }
         }
         if let Some(example) = example {
@@ -148,4 +201,77 @@ fn decimal_instructions_agree_with_silicon() {
         }
     }
     assert!(differ.is_empty(), "{differ}");
+}
+
+/// What is under test here beside what is in 64-bit code.
+const OTHERS: &[Mnemonic] = &[
+    Mnemonic::Daa,
+    Mnemonic::Das,
+    Mnemonic::Aaa,
+    Mnemonic::Aas,
+    Mnemonic::Aam,
+    Mnemonic::Aad,
+    Mnemonic::Salc,
+];
+
+#[test]
+fn integer_instructions_agree_with_silicon() {
+    let cases = number("TESSERA_ORACLE_CASES").unwrap_or(10_000);
+    let seed = number("TESSERA_ORACLE_SEED").unwrap_or(1);
+    if !host_has_all() || !host_is_intel() {
+        println!("skipped: this host lacks BMI2, ADX, LZCNT or MOVBE, or is not Intel's");
+        return;
+    }
+    let Some(native) = Native::new() else { return };
+    let mut env = environment32();
+    let guest = guest_info();
+    let mut rng = Rng(seed);
+    let mut bytes = Vec::new();
+    let buffer = (native.base + BUFFER) as u64;
+    let mut done = 0;
+    while done < cases {
+        random_bytes(&mut rng, &mut bytes);
+        let i = Decoder::with_ip(32, &bytes, CODE_AT, DecoderOptions::NONE).decode();
+        let bits = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+        let by_register =
+            bits && i.op0_kind() == OpKind::Memory && i.op1_register().full_register() == Register::RDI;
+        if by_register || !is_testable_with(&i, Register::EDI, OTHERS) {
+            continue;
+        }
+        done += 1;
+        let code = &bytes[..i.len()];
+        let mut regs =
+            Regs { flags: rng.next() & FLAGS, gpr: std::array::from_fn(|_| rng.value() as u32 as u64) };
+        regs.gpr[8..].fill(0);
+        regs.gpr[reg::RDI] = buffer + BUFFER_BYTES as u64 / 2;
+        if bits && i.op0_kind() == OpKind::Memory && i.op1_kind() == OpKind::Register {
+            // Offsets within the buffer, of either sign.
+            let n = super::operand::register_number(i.op1_register());
+            regs.gpr[n] = ((rng.next() & 0xfff) as i32 - 0x800) as u32 as u64;
+        }
+        let start = regs.clone();
+        let before: Vec<u8> = (0..BUFFER_BYTES).map(|_| rng.value() as u8).collect();
+        env.gpr = regs.gpr;
+        env.flags = pack_flags(regs.flags);
+        let block = translate(&env, code);
+        let mut model = Model { env: &mut env, base: buffer, memory: before.clone() };
+        let end = interp::run(&block, &guest, &mut model);
+        let memory = std::mem::take(&mut model.memory);
+        let show = || format!("{i} ({code:02x?}), seed {seed}\nfrom {start:x?}\n{:#?}", block.insts);
+        if let End::Fault(e) = end {
+            // Natively this would be SIGFPE.
+            let division = matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Aam);
+            assert!(division && e.vector == 0, "{e:?} of {}", show());
+            continue;
+        }
+        native.load(code);
+        native.write(BUFFER, &before);
+        native.run(&mut regs);
+        let mut after = vec![0; BUFFER_BYTES];
+        native.read(BUFFER, &mut after);
+        let ours = unpack_flags(env.flags) & FLAGS;
+        assert_eq!(ours, regs.flags, "flags: ours {ours:#x}, silicon {:#x}: {}", regs.flags, show());
+        assert!(env.gpr == regs.gpr, "registers: ours {:x?}, silicon {:x?}: {}", env.gpr, regs.gpr, show());
+        assert!(memory == after, "memory: {}", show());
+    }
 }

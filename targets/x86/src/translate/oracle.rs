@@ -132,9 +132,9 @@ impl Native {
 
 /// Guest memory is one buffer, at the host address that native code uses.
 pub(super) struct Model<'a> {
-    env: &'a mut X86Env,
-    base: u64,
-    memory: Vec<u8>,
+    pub(super) env: &'a mut X86Env,
+    pub(super) base: u64,
+    pub(super) memory: Vec<u8>,
 }
 
 impl<'a> Model<'a> {
@@ -277,8 +277,13 @@ pub(super) fn random_bytes(rng: &mut Rng, out: &mut Vec<u8>) {
 }
 
 pub(super) fn is_testable(i: &Instruction) -> bool {
+    is_testable_with(i, Register::RDI, &[])
+}
+
+/// Whether the instruction is one of those under test or of some others, and accesses memory by `base` alone.
+pub(super) fn is_testable_with(i: &Instruction, base: Register, others: &[Mnemonic]) -> bool {
     let stack = |r: Register| r.full_register() == Register::RSP;
-    if i.is_invalid() || !TESTED.contains(&i.mnemonic()) {
+    if i.is_invalid() || !TESTED.contains(&i.mnemonic()) && !others.contains(&i.mnemonic()) {
         return false;
     }
     if stack(i.memory_base()) || i.is_ip_rel_memory_operand() {
@@ -293,7 +298,7 @@ pub(super) fn is_testable(i: &Instruction) -> bool {
                 }
             }
             OpKind::Memory => {
-                let ok = i.memory_base() == Register::RDI
+                let ok = i.memory_base() == base
                     && i.memory_index() == Register::None
                     && i.memory_displacement64() as i64 as i8 as i64 == i.memory_displacement64() as i64
                     && !matches!(i.memory_segment(), Register::FS | Register::GS);
@@ -313,7 +318,7 @@ pub(super) fn number(name: &str) -> Option<u64> {
 }
 
 /// Whether the host does as Intel's processors where the manual leaves something undefined.
-fn host_is_intel() -> bool {
+pub(super) fn host_is_intel() -> bool {
     let vendor = std::arch::x86_64::__cpuid(0);
     (vendor.ebx, vendor.edx, vendor.ecx) == (0x756e_6547, 0x4965_6e69, 0x6c65_746e)
 }
