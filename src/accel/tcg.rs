@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 use tessera_hw::boards::pc::PcMachine;
 use tessera_hw::intc::lapic::TIMER_HZ;
 use tessera_hw::misc::a20::A20;
+use tessera_hw::misc::coprocessor::Coprocessor;
 use tessera_hw_core::clock::Clock;
 use tessera_hw_core::cpu::CpuIrq;
 use tessera_hw_core::event::Events;
-use tessera_hw_core::irq::IrqLine;
 use tessera_hw_core::mem::{AddressSpace, MemoryObserver, Region};
 use tessera_hw_core::ports::PortBus;
 use tessera_tcg::backend::x86_64::X86_64;
@@ -24,10 +24,7 @@ use tessera_x86::state::X86Env;
 use tessera_x86::system::{self, exit};
 
 use super::{Control, Engine, Stop};
-use crate::cli::Config;
-
-/// IRQ line of the x87 error on a PC.
-const FERR_IRQ: usize = 13;
+use crate::cli::{Config, Tcg};
 
 /// MSR IA32_TSC_DEADLINE.
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -71,7 +68,7 @@ pub(super) struct PcPlatform {
     clock: Arc<Clock>,
     irq: Arc<dyn CpuIrq>,
     a20: Arc<A20>,
-    ferr: IrqLine,
+    coprocessor: Arc<Coprocessor>,
     /// While a request of the guest waits here, the vCPU stops.
     events: Events,
     control: Arc<Control>,
@@ -85,7 +82,7 @@ impl PcPlatform {
             clock: board.clock.clone(),
             irq,
             a20: board.a20.clone(),
-            ferr: board.isa_irqs[FERR_IRQ].share(),
+            coprocessor: board.coprocessor.clone(),
             events: board.events.clone(),
             control,
         }
@@ -178,7 +175,11 @@ impl Platform for PcPlatform {
     }
 
     fn ferr(&mut self, asserted: bool) {
-        self.ferr.set(asserted);
+        self.coprocessor.set_error(asserted);
+    }
+
+    fn ignne(&self) -> bool {
+        self.coprocessor.ignores()
     }
 }
 
@@ -194,7 +195,7 @@ impl TcgEngine {
         board: &PcMachine,
         config: &Config,
         mut cpuid: CpuidTable,
-        code_cache: Option<u64>,
+        settings: &Tcg,
     ) -> Result<TcgEngine, String> {
         let remote: Arc<OnceLock<Arc<Remote>>> = Arc::default();
         let kicked = remote.clone();
@@ -210,9 +211,13 @@ impl TcgEngine {
         cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
         let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();
-        if let Some(bytes) = code_cache {
+        if let Some(bytes) = settings.code_cache {
             options.cache_mib = (bytes >> 20) as u32;
         }
+        if settings.one_insn {
+            options.max_insns = 1;
+        }
+        options.passes = settings.passes.unwrap_or(options.passes);
         options.chain = !config.log.items.iter().any(|item| item.name == "nochain");
         options.log_filter =
             config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();

@@ -53,6 +53,11 @@ pub trait Platform: Send {
     fn a20_mask(&self) -> u64;
     /// The CPU asserts FERR# (x87 error with CR0.NE clear): IRQ 13 on a PC. `false` withdraws it.
     fn ferr(&mut self, asserted: bool);
+    /// Whether IGNNE# is asserted: x87 instructions go on although an error is pending. Where nothing answers FERR#, they
+    /// always may.
+    fn ignne(&self) -> bool {
+        true
+    }
 }
 
 /// An MSR access that the register does not allow.

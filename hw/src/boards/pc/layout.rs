@@ -37,11 +37,15 @@ pub const SCRATCH: u16 = 0x80;
 pub const DELAY: u16 = 0xed;
 /// System control port A.
 pub const PORT_92: u16 = 0x92;
+/// Error logic of the x87 unit.
+pub const COPROCESSOR: u16 = 0xf0;
 /// PCI configuration address and data.
 pub const PCI_CONFIG: u16 = 0xcf8;
 
 /// ISA IRQ of the 8254.
 pub const PIT_IRQ: u32 = 0;
+/// ISA IRQ of the x87 unit's errors.
+pub const COPROCESSOR_IRQ: u32 = 13;
 /// ISA IRQ of the keyboard.
 pub const KEYBOARD_IRQ: u32 = 1;
 /// ISA IRQ of the real-time clock.

@@ -39,6 +39,7 @@ use crate::intc::i8259::{I8259, PicPort, PicPorts};
 use crate::intc::ioapic::{self, IoApic};
 use crate::intc::lapic::LocalApic;
 use crate::misc::a20::A20;
+use crate::misc::coprocessor::Coprocessor;
 use crate::misc::isa_debug_exit::IsaDebugExit;
 use crate::misc::port92::Port92;
 use crate::misc::post_code::Scratch;
@@ -170,6 +171,8 @@ pub struct PcMachine {
     pub events: Events,
     /// The A20 line.
     pub a20: Arc<A20>,
+    /// Error logic of the x87 unit.
+    pub coprocessor: Arc<Coprocessor>,
     /// Message bus of the APICs: local APICs, and delivery of MSIs.
     pub apic_bus: Arc<ApicBus>,
     /// The 24 I/O APIC inputs; a device takes a [`IrqLine::share`] of one.
@@ -227,6 +230,9 @@ impl PcMachine {
         b.timer_devices(&isa_irqs, &gsi, layout, config.cpus)?;
         let a20 = A20::new();
         let keyboard = b.keyboard(&isa_irqs, &a20)?;
+        let coprocessor = Coprocessor::new(isa_irqs[layout::COPROCESSOR_IRQ as usize].share());
+        b.ports.add(layout::COPROCESSOR, 2, 1, coprocessor.clone())?;
+        b.devices.push(coprocessor.clone());
         let pm = b.power(&isa_irqs)?;
         let serial = b.characters(&config, &isa_irqs)?;
         let (pci, config_ports) = b.pci(config.kind)?;
@@ -251,6 +257,7 @@ impl PcMachine {
             timers: b.timers,
             events: b.events,
             a20,
+            coprocessor,
             apic_bus,
             gsi,
             isa_irqs,

@@ -4,8 +4,9 @@
 //! the host's unit (`x87_host`), and commits result, tags, flags and condition codes. Those that store to memory do so
 //! before they commit, so that a page fault leaves the state as it was.
 //!
-//! Errors without CR0.NE: FERR# is asserted as soon as an unmasked exception is flagged, and execution goes on as if IGNNE#
-//! were asserted; a real CPU would wait at the next x87 instruction for the interrupt that FERR# leads to.
+//! Errors without CR0.NE: FERR# is asserted as soon as an unmasked exception is flagged. The next waiting instruction goes
+//! on if IGNNE# is asserted; else it raises #MF all the same, and the CPU waits in front of it for the interrupt that FERR#
+//! leads to (`system::deliver_exception`; SDM volume 1, section 8.7.2 and appendix D).
 //!
 //! Condition codes that the manual leaves undefined keep their value. The opcode and, with FDP_EXCPTN_ONLY, the data pointer
 //! are recorded when an unmasked exception is flagged, from where the translation has put them (`X86Env::x87_operand`);
@@ -186,9 +187,9 @@ const FORMATS: [Format; 9] = [
 
 // ----- exceptions -----
 
-/// Raises #MF if an exception is pending and CR0.NE says so. True if it did: the helper returns at once.
+/// Raises #MF if an exception is pending and not to be ignored. True if it did: the helper returns at once.
 fn pending(env: &mut X86Env) -> bool {
-    if env.fpu.status & status::ES == 0 || !env.cr0.contains(Cr0::NE) {
+    if env.fpu.status & status::ES == 0 || !env.cr0.contains(Cr0::NE) && env.platform.ignne() {
         return false;
     }
     fault(env, exception(MF, None));
@@ -196,10 +197,12 @@ fn pending(env: &mut X86Env) -> bool {
 }
 
 /// To be called after an instruction that may have changed ES: drives FERR#.
-fn report(env: &mut X86Env, before: u16) {
+pub(crate) fn report(env: &mut X86Env, before: u16) {
     let asserted = |s: u16| s & status::ES != 0;
     let after = env.fpu.status;
-    if asserted(before) != asserted(after) && !env.cr0.contains(Cr0::NE) {
+    // With CR0.NE it is not asserted, but may have been before that was set.
+    let drives = !env.cr0.contains(Cr0::NE) || !asserted(after);
+    if asserted(before) != asserted(after) && drives {
         env.platform.ferr(asserted(after));
     }
 }

@@ -457,6 +457,9 @@ pub fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
             // The software MMU's private vectors: nothing the guest sees. The instruction runs again.
             return Next::Continue;
         }
+        if current.vector == vector::MF && !env.cr0.contains(Cr0::NE) {
+            return wait_for_ferr(env);
+        }
         record(env, &current);
         let event = Event { vector: current.vector as u8, error: current.error, origin: Origin::Exception };
         let Err(second) = deliver(env, event) else { return after_delivery(env) };
@@ -466,6 +469,15 @@ pub fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
         let Some(next) = second_exception(current.vector, second) else { return shut_down(env) };
         current = next;
     }
+}
+
+/// An x87 error without CR0.NE: the CPU stands before the instruction, as if halted, until an interrupt comes, which is the
+/// one that FERR# leads to if the system is set up for it.
+#[cold]
+fn wait_for_ferr(env: &mut X86Env) -> Next {
+    env.platform.ferr(true);
+    env.halted = true;
+    super::interrupt::poll_events(env)
 }
 
 /// The shutdown state after a triple fault: a PC's board resets the machine.

@@ -16,6 +16,7 @@ use crate::cpuid::Feature;
 use crate::cpuid::xstate::{self, COMPONENTS, component};
 use crate::guest::X86;
 use crate::helpers::sse::{MXCSR_EXISTING, mxcsr, set_mxcsr};
+use crate::helpers::x87::report;
 use crate::helpers::x87_image;
 use crate::state::{Fpu, X86Env};
 
@@ -82,7 +83,9 @@ pub(crate) fn get_x87(area: &[u8], wide: bool) -> Fpu {
 
 /// Loads the x87 unit from the legacy region.
 fn load_x87(env: &mut X86Env, area: &[u8], wide: bool) {
+    let before = env.fpu.status;
     env.fpu = get_x87(area, wide);
+    report(env, before);
     if env.cpuid.has(Feature::ZERO_FCS_FDS) {
         (env.fpu.cs, env.fpu.ds) = (0, 0);
     }

@@ -6,6 +6,8 @@ mod delivery;
 #[cfg(target_arch = "x86_64")]
 mod engine;
 #[cfg(target_arch = "x86_64")]
+mod models;
+#[cfg(target_arch = "x86_64")]
 mod paging;
 #[cfg(target_arch = "x86_64")]
 mod precise;
@@ -78,6 +80,9 @@ struct Board {
     a20_closed: bool,
     written: Vec<(u16, u32, u32)>,
     next_input: u32,
+    ferr: bool,
+    /// IGNNE# is not asserted.
+    honour_ferr: bool,
 }
 
 struct TestPlatform(Arc<Mutex<Board>>);
@@ -157,7 +162,12 @@ impl Platform for TestPlatform {
     fn a20_mask(&self) -> u64 {
         if self.board().a20_closed { !(1 << 20) } else { u64::MAX }
     }
-    fn ferr(&mut self, _: bool) {}
+    fn ferr(&mut self, asserted: bool) {
+        self.board().ferr = asserted;
+    }
+    fn ignne(&self) -> bool {
+        !self.board().honour_ferr
+    }
 }
 
 const GDT: u64 = 0x1000;
