@@ -71,6 +71,7 @@ static uint64_t large_code(uint64_t rounds)
     uint64_t sum = 0, seed = 521288629;
     for (int i = 0; i < COUNT; i++)
         write_function(code + i * STRIDE, i * 77, 50);
+    begin();
     for (uint64_t i = 0; i < rounds; i++) {
         uint64_t which = next_random(&seed) >> 17 & (COUNT - 1);
         sum += ((function *)(code + which * STRIDE))(i);
@@ -79,9 +80,36 @@ static uint64_t large_code(uint64_t rounds)
     return sum;
 }
 
+/* Functions that are long on the host: each follows a pointer to itself again and again. They run in phases: some are
+ * called often, then others, and all of them again in the next round. */
+static uint64_t phased_code(uint64_t rounds)
+{
+    enum { COUNT = 16384, STRIDE = 128, PHASE = 128, CALLS = 600 };
+    typedef uint32_t follow(uint32_t, void **);
+    uint8_t *code = code_pages(COUNT * STRIDE);
+    uint64_t sum = 0;
+    void *pointer = &pointer;
+    for (int i = 0; i < COUNT; i++) {
+        uint8_t *at = code + i * STRIDE;
+        for (int step = 0; step < 32; step++) {
+            memcpy(at, "\x48\x8b\x36", 3); /* mov rsi, [rsi] */
+            at += 3;
+        }
+        write_function(at, i * 77, 4);
+    }
+    begin();
+    for (uint64_t round = 0; round < rounds; round++)
+        for (int first = 0; first < COUNT; first += PHASE)
+            for (int call = 0; call < CALLS * PHASE; call++)
+                sum += ((follow *)(code + (first + call * 5 % PHASE) * STRIDE))(call, &pointer);
+    munmap(code, COUNT * STRIDE);
+    return sum;
+}
+
 const struct workload code_workloads[] = {
     {"write-and-run", 80000, write_and_run, 0},
     {"store-beside-code", 20000000, store_beside_code, 0},
     {"large-code", 2000000, large_code, 0},
+    {"phased-code", 3, phased_code, 0},
     {0},
 };

@@ -215,7 +215,14 @@ fn measure(
                 if answers[side].last().is_some_and(|answer| !matches!(answer, Answer::Took(_))) {
                     continue;
                 }
-                let answer = workload.run(kit, &image, &sides[side], &mut sessions[side])?;
+                let answer = match workload.run(kit, &image, &sides[side], &mut sessions[side]) {
+                    Err(error) if !console::interrupted() => {
+                        // A system that did not answer is of no further use.
+                        sessions[side] = None;
+                        Some(Answer::Failed(format!("{error:#}")))
+                    }
+                    answer => answer?,
+                };
                 answers[side].extend(answer);
             }
         }

@@ -16,6 +16,8 @@ use crate::guests::{self, Files};
 use crate::trees::Tree;
 use crate::{initramfs, process};
 
+/// The accelerator of every system, unless a workload says otherwise.
+pub const TRANSLATOR: &str = "tcg";
 /// The most that a boot may take.
 const BOOT: Duration = Duration::from_secs(300);
 /// The most that one run of a workload may take.
@@ -26,10 +28,8 @@ const END: Duration = Duration::from_secs(30);
 /// What one run took.
 #[derive(Clone, Debug)]
 pub struct Took {
-    /// By the clock of the system that ran it, without preparations.
+    /// By the clock of the system that ran it, if it says; for a boot, since its kernel started.
     pub inside: Option<Duration>,
-    /// The same with preparations, which is what the host's clock measures.
-    pub whole: Option<Duration>,
     /// By the host's clock.
     pub outside: Duration,
     /// Processor time: the emulator's, or natively the workload's.
@@ -128,7 +128,7 @@ impl Kit {
     }
 
     /// The command that starts a system.
-    fn command(&self, image: &Image, side: &Side) -> Result<Command> {
+    fn command(&self, image: &Image, side: &Side, accelerator: &str) -> Result<Command> {
         let emulator = match side {
             Side::Ours => &self.emulator,
             Side::Other(path) => path,
@@ -141,12 +141,13 @@ impl Kit {
                 };
             }
         };
-        Ok(self.emulated(emulator, &image.files, "console=ttyS0 quiet loglevel=1 rdinit=/init"))
+        let append = "console=ttyS0 quiet loglevel=1 rdinit=/init";
+        Ok(self.emulated(emulator, &image.files, append, accelerator))
     }
 
-    fn emulated(&self, emulator: &Path, files: &Files, append: &str) -> Command {
+    fn emulated(&self, emulator: &Path, files: &Files, append: &str, accelerator: &str) -> Command {
         let mut command = files.command(emulator, append);
-        command.args(["-accel", "tcg", "-cpu", "max"]);
+        command.args(["-accel", accelerator, "-cpu", "max"]);
         if emulator == self.emulator {
             command.args(&self.extra);
         }
@@ -164,16 +165,15 @@ pub struct Session {
 
 impl Session {
     /// Starts a system and waits until it takes orders.
-    pub fn start(kit: &Kit, image: &Image, side: &Side) -> Result<Self> {
+    pub fn start(kit: &Kit, image: &Image, side: &Side, accelerator: &str) -> Result<Self> {
         let started = Instant::now();
-        let mut console = Console::spawn(kit.command(image, side)?)?;
+        let mut console = Console::spawn(kit.command(image, side, accelerator)?)?;
         console.expect("@ready ", BOOT)?;
         let outside = started.elapsed();
         let processor = process::thread_time(console.pid())?;
         let uptime = console.rest_of_line(BOOT)?.trim().parse().context("the guest's clock is no number")?;
         let boot = Took {
             inside: Some(Duration::from_nanos(uptime)),
-            whole: None,
             outside,
             processor: Some(processor),
             checksum: None,
@@ -183,8 +183,8 @@ impl Session {
 
     /// Gives an order for a workload and waits for the answer.
     pub fn run(&mut self, name: &str, order: &str) -> Result<Answer> {
-        let before = process::thread_time(self.console.pid())?;
-        let started = Instant::now();
+        let mut before = process::thread_time(self.console.pid())?;
+        let mut started = Instant::now();
         self.console.send(&format!("{order}\n"))?;
         // The echo of the order has no such line.
         self.console.expect("\n@", RUN)?;
@@ -196,6 +196,10 @@ impl Session {
             if what == name {
                 match kind {
                     "begin" => {}
+                    "work" => {
+                        before = process::thread_time(self.console.pid())?;
+                        started = Instant::now();
+                    }
                     "end" => {
                         let outside = started.elapsed();
                         let used = process::thread_time(self.console.pid())?.saturating_sub(before);
@@ -222,13 +226,12 @@ impl Session {
 
 /// Reads the numbers of an `@end` line.
 fn took(words: &[&str], outside: Duration, emulator: Option<Duration>) -> Result<Answer> {
-    let [inside, whole, processor, checksum] = words else {
+    let [inside, processor, checksum] = words else {
         bail!("an answer with other numbers than expected: {words:?}")
     };
     let nanoseconds = |word: &str| -> Result<Duration> { Ok(Duration::from_nanos(word.parse()?)) };
     Ok(Answer::Took(Took {
         inside: Some(nanoseconds(inside)?),
-        whole: Some(nanoseconds(whole)?),
         outside,
         processor: Some(emulator.unwrap_or(nanoseconds(processor)?)),
         checksum: Some((*checksum).to_owned()),
@@ -243,11 +246,10 @@ pub fn boot_to(kit: &Kit, files: &Files, side: &Side, arrival: &str) -> Result<A
         Side::Native => bail!("no system boots natively"),
     };
     let started = Instant::now();
-    let mut console = Console::spawn(kit.emulated(emulator, files, "console=ttyS0"))?;
+    let mut console = Console::spawn(kit.emulated(emulator, files, "console=ttyS0", TRANSLATOR))?;
     console.expect(arrival, BOOT)?;
     Ok(Answer::Took(Took {
         inside: None,
-        whole: None,
         outside: started.elapsed(),
         processor: Some(process::thread_time(console.pid())?),
         checksum: None,
