@@ -51,6 +51,8 @@ pub struct Plan {
     pub variant: Variant,
     /// Bitness of the home mode.
     pub home: u32,
+    /// Levels of the page tables in 64-bit mode.
+    pub levels: u32,
     /// What the section's offset in linear addresses is for ring 3.
     pub alias: u32,
     pub checks: RefCell<Vec<Check>>,

@@ -106,7 +106,6 @@ pub const PDPT_B: u32 = TABLES + 0x7000;
 pub const PD_B: u32 = TABLES + 0x8000;
 pub const PT_B: u32 = TABLES + 0x9000;
 pub const PD_HIGH: u32 = TABLES + 0xA000;
-pub const SPARE: u32 = TABLES + 0xB000;
 /// Pages for the checks to map.
 pub const PAGES: u32 = 0x3_0000;
 

@@ -57,7 +57,8 @@ pub fn start(k: &mut Kit) -> R {
             // The local APIC.
             mov(dword_ptr(PD_HIGH + 0xFB8), 0xFEE0_0093u32);
             mov(dword_ptr(PD_TEST), PT_TEST | 7));
-        code!(k; mov(eax, cr4); or(eax, 0x20); mov(cr4, eax); mov(eax, PML4); mov(cr3, eax); mov(ecx, 0xC000_0080u32); rdmsr(); or(eax, 0x901); wrmsr();
+        let (root, cr4_bits) = if k.plan.levels == 5 { (PML5, 0x1020) } else { (PML4, 0x20) };
+        code!(k; mov(eax, cr4); or(eax, cr4_bits); mov(cr4, eax); mov(eax, root); mov(cr3, eax); mov(ecx, 0xC000_0080u32); rdmsr(); or(eax, 0x901); wrmsr();
             mov(eax, cr0); or(eax, 0x8001_0000u32); mov(cr0, eax); jmp_far(CODE64 as u16, k.imm("start.home")));
     } else if home == 32 {
         code!(k; jmp(k.to("start.home")));

@@ -6,9 +6,23 @@
 //!   that such a page is present, so that nobody learns from it what it has mapped;
 //! - RFLAGS.RF, which faults set in what they push;
 //! - in 32-bit code, what has no name there: the upper halves of registers and R8 to R15;
-//! - MXCSR_MASK and the reserved bytes of the XSAVE area.
+//! - MXCSR_MASK and the reserved bytes of the XSAVE area;
+//! - TOP and the tags when an MMX instruction faults: silicon has or has not gone to MMX state by then, as its
+//!   micro-operations come;
+//! - RIP, RSP and what CALL has pushed when a jump, call or return to an address that is not canonical raises #GP: silicon
+//!   raises it before the transfer, the translator behind it (see `translate::exits` in `tessera-x86`);
+//! - anything, if overflow or underflow is unmasked in MXCSR and one side raises #XM: silicon then rounds as if exponents had no
+//!   bounds, which decides about the flags; the translator computes with these exceptions masked;
+//! - the address within the page when an access of FXSAVE, XSAVE or their like faults: silicon looks at its parts in its own
+//!   order;
+//! - #GP and #PF for an access that goes over the end of the lower half of the address space;
+//! - ARPL on a read-only page that would change nothing, which silicon completes;
+//! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults in 64-bit code: silicon has
+//!   or has not written the register back by then.
 
 use std::fmt::Write;
+
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::frame::{FLAGS, Frame, NONE, STUCK, at};
 use crate::layout::{CS32, IMAGE, IMAGE_AT, READ_ONLY};
@@ -27,6 +41,74 @@ pub struct After<'a> {
     pub image: &'a [u8],
 }
 
+/// What is known of the place where the native run ended.
+#[derive(Clone, Copy, Default)]
+pub struct Stop {
+    /// RFLAGS bits that are undefined there.
+    pub undefined: u32,
+    /// The instruction there.
+    pub insn: Option<Instruction>,
+    /// Whether there is an ARPL in the sequence.
+    pub has_arpl: bool,
+}
+
+/// The last address of the lower half.
+const LAST_LOW: u64 = 0x7fff_ffff_ffff;
+
+impl Stop {
+    /// An MMX instruction has faulted.
+    fn in_mmx(&self, native: &Frame) -> bool {
+        native.vector != NONE
+            && self.insn.is_some_and(|i| (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm()))
+    }
+
+    /// An access to an area of FXSAVE or XSAVE has faulted.
+    fn in_area(&self, native: &Frame) -> bool {
+        use Mnemonic::*;
+        native.vector == 14
+            && self.insn.is_some_and(|i| {
+                matches!(
+                    i.mnemonic(),
+                    Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
+                        | Xsavec64 | Xrstor | Xrstor64
+                )
+            })
+    }
+
+    /// Both sides are right in their own way, and what they left differs.
+    fn may_differ(&self, native: &Frame, guest: &Frame) -> bool {
+        let at_end = native.vector == 13 && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
+        // Present, and a write.
+        let unchanged = guest.vector == 14 && guest.error & 3 == 3;
+        scales(native)
+            || scales(guest)
+            || at_end
+            || unchanged && self.has_arpl
+    }
+
+    /// A string instruction with 32-bit addresses has faulted.
+    fn in_string(&self, native: &Frame) -> bool {
+        let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
+        native.vector != NONE
+            && self.insn.is_some_and(|i| i.is_string_instruction() && (narrow(i.op0_kind()) || narrow(i.op1_kind())))
+    }
+
+    /// A transfer to an address that is not canonical: natively not done, in the guest done.
+    fn in_transfer(&self, native: &Frame, guest: &Frame) -> bool {
+        let canonical = |address: u64| (address as i64) << 16 >> 16 == address as i64;
+        native.vector == 13
+            && guest.vector == 13
+            && native.error == guest.error
+            && !canonical(guest.rip)
+            && self.insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Call))
+    }
+}
+
+/// Whether overflow or underflow is unmasked.
+fn scales(f: &Frame) -> bool {
+    f.vector == 19 && f.get(at::MXCSR) & 0xc00 != 0xc00
+}
+
 fn flags(f: &Frame, undefined: u32) -> u64 {
     f.flags & FLAGS & !u64::from(undefined)
 }
@@ -36,28 +118,55 @@ fn error(f: &Frame) -> u64 {
     if upper { f.error | 1 } else { f.error }
 }
 
-fn gprs_agree(a: &Frame, b: &Frame) -> bool {
+fn gprs_agree(a: &Frame, b: &Frame, in_string: bool) -> bool {
     if a.cs == CS32 as u64 {
-        (0..8).all(|n| a.gpr[n] as u32 == b.gpr[n] as u32)
-    } else {
-        a.gpr == b.gpr
+        return (0..8).all(|n| a.gpr[n] as u32 == b.gpr[n] as u32);
     }
+    a.gpr == b.gpr
+        || in_string
+            && (0..16).all(|n| {
+                let mask = if matches!(n, 1 | 6 | 7) { u32::MAX as u64 } else { u64::MAX };
+                (a.gpr[n] ^ b.gpr[n]) & mask == 0
+            })
 }
 
-/// Bytes of the XSAVE area that are compared.
-const X87: [std::ops::Range<usize>; 4] = [at::CONTROL.start..5, at::IP, at::MXCSR, 160..416];
+/// Parts of the XSAVE area that are compared, beside x87 status, tags and registers.
+const PARTS: [std::ops::Range<usize>; 4] = [at::CONTROL, at::OPCODE.start..at::MXCSR.end, 160..416, 576..832];
 
-/// Whether everything agrees. `undefined`: flags as of where the native run ended.
-pub fn agree(native: After<'_>, guest: After<'_>, undefined: u32) -> bool {
+/// Whether x87 status, tags and registers agree; apart from TOP and tags if `mmx`.
+fn stacks_agree(a: &Frame, b: &Frame, mmx: bool) -> bool {
+    if !mmx {
+        return a.xsave[2..5] == b.xsave[2..5] && (0..8).all(|n| a.xsave[at::st(n)] == b.xsave[at::st(n)]);
+    }
+    let status = |f: &Frame| f.get(at::STATUS) & !TOP;
+    let register = |f: &Frame, n: usize| at::st(n.wrapping_sub(f.get(at::STATUS) as usize >> 11) & 7);
+    status(a) == status(b) && (0..8).all(|n| a.xsave[register(a, n)] == b.xsave[register(b, n)])
+}
+
+/// Bits of TOP in the status word.
+const TOP: u64 = 7 << 11;
+
+/// Whether everything agrees.
+pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
     let (a, b) = (native.frame, guest.frame);
-    gprs_agree(a, b)
+    if a == b && native.image == guest.image {
+        return true;
+    }
+    if stop.may_differ(a, b) {
+        return true;
+    }
+    let registers = PARTS.iter().all(|at| a.xsave[at.clone()] == b.xsave[at.clone()])
+        && stacks_agree(a, b, stop.in_mmx(a))
+        && flags(a, stop.undefined) == flags(b, stop.undefined)
+        && (a.fs, a.gs, a.vector) == (b.fs, b.gs, b.vector)
+        && (a.address == b.address || stop.in_area(a) && (a.address ^ b.address) >> 12 == 0)
+        && error(a) == error(b);
+    if registers && stop.in_transfer(a, b) {
+        return true;
+    }
+    registers
+        && gprs_agree(a, b, stop.in_string(a))
         && (a.vector == NONE || (a.rip, a.cs) == (b.rip, b.cs))
-        && flags(a, undefined) == flags(b, undefined)
-        && (a.fs, a.gs, a.vector, a.address) == (b.fs, b.gs, b.vector, b.address)
-        && error(a) == error(b)
-        && X87.iter().all(|at| a.xsave[at.clone()] == b.xsave[at.clone()])
-        && (0..8).all(|n| a.xsave[at::st(n)] == b.xsave[at::st(n)])
-        && a.xsave[576..] == b.xsave[576..]
         && native.image[..READ_ONLY.start] == guest.image[..READ_ONLY.start]
         && native.image[READ_ONLY.end..] == guest.image[READ_ONLY.end..]
 }
@@ -85,7 +194,8 @@ pub fn ending(f: &Frame) -> String {
 }
 
 /// The differences, one a line: before, natively, in the translator.
-pub fn describe(before: After<'_>, native: After<'_>, guest: After<'_>, undefined: u32) -> String {
+pub fn describe(before: After<'_>, native: After<'_>, guest: After<'_>, stop: &Stop) -> String {
+    let undefined = stop.undefined;
     let mut out = String::new();
     let (s, a, b) = (before.frame, native.frame, guest.frame);
     if ending(a) != ending(b) && (a.vector, error(a), a.address, a.rip) != (b.vector, error(b), b.address, b.rip) {

@@ -14,6 +14,7 @@
 
 pub mod codes;
 pub mod compare;
+pub mod coverage;
 pub mod frame;
 pub mod generate;
 pub mod guest;

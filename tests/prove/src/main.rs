@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Parser;
+use tessera_prove::{coverage, run};
 
 /// Compares the translator with this host's silicon.
 #[derive(Parser)]
@@ -27,13 +28,16 @@ struct Arguments {
     /// Run this case of the seed only, and tell all about it
     #[arg(long, value_name = "NUMBER")]
     case: Option<u64>,
+    /// Write docs/coverage.md anew and run nothing
+    #[arg(long)]
+    coverage: bool,
     /// End after so many different mismatches
     #[arg(long, default_value_t = 10)]
     mismatches: usize,
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    match start(Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -43,13 +47,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<bool> {
+fn start(arguments: Arguments) -> Result<bool> {
+    if arguments.coverage {
+        std::fs::write(coverage::path(), coverage::text())?;
+        println!("wrote {}", coverage::FILE);
+        return Ok(true);
+    }
     let interrupted = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(signal_hook::consts::SIGINT, interrupted.clone())?;
     signal_hook::flag::register(signal_hook::consts::SIGTERM, interrupted.clone())?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
     let jobs = arguments.jobs.or_else(|| Some(std::thread::available_parallelism().ok()?.get())).unwrap_or(1);
-    let options = tessera_prove::run::Options {
+    let options = run::Options {
         seconds: arguments.seconds,
         seed: arguments.seed.unwrap_or(time % 1_000_000_000),
         filter: arguments.filter,
@@ -57,5 +66,5 @@ fn run(arguments: Arguments) -> Result<bool> {
         case: arguments.case,
         mismatches: arguments.mismatches,
     };
-    tessera_prove::run::run(options, interrupted)
+    run::run(options, interrupted)
 }

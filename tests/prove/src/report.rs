@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use iced_x86::{Decoder, DecoderOptions, FastFormatter};
+use iced_x86::{Decoder, DecoderOptions, Encoder, FastFormatter};
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::backend::{Compiled, GuestInfo, HostBackend};
 use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits};
@@ -15,6 +15,7 @@ use tessera_x86::state::{PC, X86Env};
 use crate::compare::{After, describe, describe_start};
 use crate::generate::Case;
 use crate::guest::Config;
+use crate::layout::CODE;
 use crate::rig::{Rig, Verdict};
 use crate::sequence::Code64;
 use crate::shrink::Small;
@@ -24,6 +25,18 @@ pub fn signature(case: &Case) -> String {
     let steps = case.sequence.steps.iter().filter(|s| !s.is_wash);
     let codes: Vec<_> = steps.flat_map(|s| s.insns.iter().map(|i| format!("{:?}", i.code()))).collect();
     codes.join(" ")
+}
+
+/// The instructions of a case.
+pub fn listing(case: &Case) -> String {
+    let mut encoder = Encoder::new(if case.sequence.wide { 64 } else { 32 });
+    let mut code = Code64::default();
+    let mut out = String::new();
+    if case.sequence.place(CODE + 0x100, &mut encoder, &mut code).is_some() {
+        let body = code.bytes.len() - 5;
+        disassemble(&mut out, if case.sequence.wide { 64 } else { 32 }, CODE + 0x100, &code.bytes[..body]);
+    }
+    out
 }
 
 fn disassemble(out: &mut String, bitness: u32, ip: u64, bytes: &[u8]) {
@@ -103,7 +116,7 @@ pub fn story(rig: &mut Rig, small: &Small, original: &Case, cpu: usize, repeat: 
     rig.run_one(&small.case, &small.image, cpu)?;
     let mode = rig.cpu_mut(cpu).mode_of(&small.case.frame);
     let mut code = Code64::default();
-    rig.last(|placed, native, guest, undefined| {
+    rig.last(|placed, native, guest, stop| {
         let _ = writeln!(out, "\n=== mismatch: {} ===", signature(&small.case));
         let _ = writeln!(out, "{bitness}-bit code:");
         let start = placed.insns.first().map_or(0, |p| p.ip);
@@ -113,7 +126,7 @@ pub fn story(rig: &mut Rig, small: &Small, original: &Case, cpu: usize, repeat: 
         out.push_str(&describe_start(&small.case.frame));
         out.push_str("difference:\n");
         let before = After { frame: &small.case.frame, image: &small.image };
-        out.push_str(&describe(before, native, guest, undefined));
+        out.push_str(&describe(before, native, guest, stop));
         let _ = writeln!(out, "by configuration:\n{}", verdicts.join("\n"));
         code = placed.clone();
     })?;

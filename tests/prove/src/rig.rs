@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use iced_x86::Encoder;
+use iced_x86::{Encoder, Mnemonic};
 use tessera_tcg::opt::OptFlags;
 
-use crate::compare::{After, agree};
-use crate::frame::{Frame, STUCK};
+use crate::compare::{After, Stop, agree, describe};
+use crate::frame::{Frame, NONE, STUCK};
 use crate::generate::Case;
 use crate::guest::{Config, GuestCpu, GuestMemory, Watchdog};
 use crate::layout::{CODE, CODE_BYTES, FIRST, IMAGE, PAGE};
@@ -134,10 +134,11 @@ impl Rig {
         true
     }
 
-    /// Runs cases from an image of the window, on the vCPU number `cpu`.
-    pub fn run(&mut self, cases: &[Case], image: &[u8], cpu: usize, mut each: impl FnMut(usize, Verdict)) -> Result<()> {
+    /// Runs cases from an image of the window, on the vCPU number `cpu`; tells of each its verdict, and how it differed.
+    pub fn run(&mut self, cases: &[Case], image: &[u8], cpu: usize, mut each: impl FnMut(usize, Verdict, &str)) -> Result<()> {
         assert!(cases.len() <= BATCH && image.len() == IMAGE);
         self.make_room(cases.len() + 4);
+        let start_of_batch = self.cursor;
         for (n, case) in cases.iter().enumerate() {
             self.placed[n] = self.place(n, case);
             let start = self.codes[n].insns.first().map_or(0, |p| p.ip);
@@ -145,53 +146,151 @@ impl Rig {
             exchange.frames[n].clone_from(&case.frame);
             exchange.frames[n].rip = if self.placed[n] { start } else { CODE };
         }
+        // A wild jump may have led to what lay here before, and left a translation of it.
+        let placed = (start_of_batch as u64, (self.cursor - start_of_batch) as u64);
+        self.cpus.iter().for_each(|cpu| cpu.code_written(placed.0, placed.1));
         self.native.exchange().template.copy_from_slice(image);
         self.native.run(cases.len())?;
         for (n, case) in cases.iter().enumerate() {
             if !self.placed[n] || self.native.exchange().frames[n].vector == STUCK {
-                each(n, Verdict::Skipped);
+                each(n, Verdict::Skipped, "");
                 continue;
             }
             self.guest.clone_from(&case.frame);
             self.guest.rip = self.codes[n].insns.first().map_or(0, |p| p.ip);
             self.memory.set_image(image);
             self.cpus[cpu].run(&mut self.guest);
-            let undefined = self.undefined(n);
+            let stop = self.stop(n);
             let exchange = self.native.exchange();
             let native = After { frame: &exchange.frames[n], image: &exchange.images[n] };
             let guest = After { frame: &self.guest, image: self.memory.image() };
-            each(n, if agree(native, guest, undefined) { Verdict::Agree } else { Verdict::Differ });
+            if agree(native, guest, &stop) {
+                each(n, Verdict::Agree, "");
+            } else {
+                let before = After { frame: &case.frame, image };
+                each(n, Verdict::Differ, &describe(before, native, guest, &stop));
+            }
         }
         Ok(())
     }
 
-    /// Flags that are undefined where the native run of the case ended.
-    fn undefined(&mut self, n: usize) -> u32 {
+    /// Where the native run of the case ended.
+    fn stop(&mut self, n: usize) -> Stop {
         let frame = &self.native.exchange().frames[n];
         let (vector, rip) = (frame.vector, frame.rip);
         let code = &self.codes[n];
-        if vector == crate::frame::NONE { code.undefined } else {
-            let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
-            code.undefined_at(rip, end)
+        let has_arpl = code.insns.iter().any(|p| p.insn.mnemonic() == Mnemonic::Arpl);
+        if vector == NONE {
+            return Stop { undefined: code.undefined, insn: None, has_arpl };
         }
+        let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
+        let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
+        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl }
     }
 
     /// Runs one case.
     pub fn run_one(&mut self, case: &Case, image: &[u8], cpu: usize) -> Result<Verdict> {
         let mut verdict = Verdict::Skipped;
-        self.run(std::slice::from_ref(case), image, cpu, |_, v| verdict = v)?;
+        self.run(std::slice::from_ref(case), image, cpu, |_, v, _| verdict = v)?;
         Ok(verdict)
     }
 
-    /// After [`Rig::run_one`]: where the case lay, what both sides left, and the undefined flags.
-    pub fn last(&mut self, look: impl FnOnce(&Code64, After<'_>, After<'_>, u32)) -> Result<()> {
+    /// After [`Rig::run_one`]: where the case lay, what both sides left, and where the native side stopped.
+    pub fn last(&mut self, look: impl FnOnce(&Code64, After<'_>, After<'_>, &Stop)) -> Result<()> {
         if !self.placed[0] {
             bail!("the case could not be placed");
         }
-        let undefined = self.undefined(0);
+        let stop = self.stop(0);
         let exchange = self.native.exchange();
         let native = After { frame: &exchange.frames[0], image: &exchange.images[0] };
-        look(&self.codes[0], native, After { frame: &self.guest, image: self.memory.image() }, undefined);
+        look(&self.codes[0], native, After { frame: &self.guest, image: self.memory.image() }, &stop);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, Instruction, Register};
+
+    use super::*;
+    use crate::sequence::{Sequence, Step};
+
+    fn case(insns: &[Instruction]) -> Case {
+        let steps = insns.iter().map(|i| Step::of(*i)).collect();
+        let mut frame = Box::new(Frame::new());
+        frame.cs = crate::layout::CS64 as u64;
+        frame.gpr = std::array::from_fn(|n| n as u64 * 3);
+        Case { number: 0, sequence: Sequence { wide: true, steps }, frame }
+    }
+
+    /// Both sides see the same ends: completion, faults with their codes, and traps.
+    #[test]
+    fn ends_agree() {
+        let mut rig = Rig::new(&[Config::USUAL], &Watchdog::default()).expect("a rig");
+        let image = vec![0; IMAGE];
+        let mem = |address: u64| {
+            let mut i = Instruction::with2(Code::Mov_rm32_r32, Register::EAX, Register::ECX).unwrap();
+            i.set_op0_kind(iced_x86::OpKind::Memory);
+            i.set_memory_displ_size(8);
+            i.set_memory_displacement64(address);
+            i
+        };
+        let page = PAGE as u64;
+        for (insns, vector, error) in [
+            (vec![Instruction::with2(Code::Add_rm64_r64, Register::RAX, Register::RCX).unwrap()], NONE, 0),
+            (vec![mem(crate::layout::IMAGE_AT + 8)], NONE, 0),
+            // A page that is missing, one that is read-only, and the first behind a writable one.
+            (vec![mem(crate::layout::WINDOW)], 14, 6),
+            (vec![mem(crate::layout::IMAGE_AT + 2 * page)], 14, 7),
+            (vec![mem(crate::layout::IMAGE_AT + 2 * page - 2)], 14, 7),
+            (vec![Instruction::with1(Code::Div_rm64, Register::RAX).unwrap()], 0, 0),
+            (vec![Instruction::with(Code::Ud2)], 6, 0),
+            (vec![Instruction::with(Code::Hlt)], 13, 0),
+            (vec![Instruction::with(Code::Int3)], 3, 0),
+        ] {
+            let mut case = case(&insns);
+            case.frame.gpr[0] = 0;
+            assert_eq!(rig.run_one(&case, &image, 0).unwrap(), Verdict::Agree, "{insns:?}");
+            rig.last(|_, native, guest, _| {
+                assert_eq!((native.frame.vector, native.frame.error), (vector, error), "{insns:?}");
+                assert_eq!(guest.frame.vector, vector);
+            })
+            .unwrap();
+        }
+    }
+
+    /// A sequence without end is left out, and the next one runs.
+    #[test]
+    fn stuck_sequences_are_skipped() {
+        let mut rig = Rig::new(&[Config::USUAL], &Watchdog::default()).expect("a rig");
+        let mut endless = case(&[Instruction::with_branch(Code::Jmp_rel8_64, 0).unwrap()]);
+        endless.sequence.steps[0].link =
+            Some(crate::sequence::Link { insn: 0, target: crate::sequence::Target::Branch, to: 0 });
+        let image = vec![0; IMAGE];
+        assert_eq!(rig.run_one(&endless, &image, 0).unwrap(), Verdict::Skipped);
+        assert_eq!(rig.replaced(), 1);
+        let add = Instruction::with2(Code::Add_rm64_r64, Register::RAX, Register::RCX).unwrap();
+        assert_eq!(rig.run_one(&case(&[add]), &image, 0).unwrap(), Verdict::Agree);
+    }
+
+    /// A difference is seen: the same sequence from another state.
+    #[test]
+    fn differences_show() {
+        let mut rig = Rig::new(&[Config::USUAL], &Watchdog::default()).expect("a rig");
+        let add = Instruction::with2(Code::Add_rm64_r64, Register::RAX, Register::RCX).unwrap();
+        let image = vec![0; IMAGE];
+        assert_eq!(rig.run_one(&case(&[add]), &image, 0).unwrap(), Verdict::Agree);
+        rig.last(|_, native, guest, stop| {
+            let mut other = guest.frame.clone();
+            other.gpr[3] += 1;
+            assert!(!agree(native, After { frame: &other, ..guest }, stop));
+            let mut other = guest.frame.clone();
+            other.xsave[600] ^= 1;
+            assert!(!agree(native, After { frame: &other, ..guest }, stop));
+            let mut image = guest.image.to_vec();
+            image[17] ^= 1;
+            assert!(!agree(native, After { image: &image, ..guest }, stop));
+        })
+        .unwrap();
     }
 }

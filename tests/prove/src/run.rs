@@ -197,14 +197,14 @@ fn worker(shared: &Shared, watchdog: &Watchdog, progress: &AtomicU64) -> Result<
         let cpu = config_of(options.seed, batch);
         let (mut compared, mut skipped) = (0, 0);
         differing.clear();
-        rig.run(&cases, &image, cpu, |n, verdict| {
+        rig.run(&cases, &image, cpu, |n, verdict, note| {
             progress.fetch_add(1, Ordering::Relaxed);
             match verdict {
                 Verdict::Agree => compared += 1,
                 Verdict::Skipped => skipped += 1,
                 Verdict::Differ => {
                     compared += 1;
-                    differing.push(n);
+                    differing.push((n, note.to_owned()));
                 }
             }
         })?;
@@ -212,20 +212,30 @@ fn worker(shared: &Shared, watchdog: &Watchdog, progress: &AtomicU64) -> Result<
         counts.compared.fetch_add(compared, Ordering::Relaxed);
         counts.skipped.fetch_add(skipped, Ordering::Relaxed);
         counts.differed.fetch_add(differing.len() as u64, Ordering::Relaxed);
-        for &n in &differing {
-            mismatch(shared, &mut rig, &cases[n], &image, cpu)?;
+        for (n, note) in &differing {
+            mismatch(shared, &mut rig, &cases[*n], note, (&image, cpu))?;
         }
     }
     Ok(0.0)
 }
 
-fn mismatch(shared: &Shared, rig: &mut Rig, case: &Case, image: &[u8], cpu: usize) -> Result<()> {
+fn mismatch(
+    shared: &Shared,
+    rig: &mut Rig,
+    case: &Case,
+    note: &str,
+    (image, cpu): (&[u8], usize),
+) -> Result<()> {
     if shared.stop.load(Ordering::Relaxed) {
         return Ok(());
     }
     let repeat = shared.repeat(case.number);
     if rig.run_one(case, image, cpu)? != Verdict::Differ {
-        println!("\n=== case {} differed once, but not when it was run again by itself ===\nagain: {repeat}", case.number);
+        println!(
+            "\n=== case {} differed in its batch, but not when it was run again by itself ===\n{}difference:\n{note}again: {repeat}",
+            case.number,
+            report::listing(case),
+        );
         *shared.seen.lock().unwrap_or_else(PoisonError::into_inner).entry("not again".into()).or_default() += 1;
         return Ok(());
     }

@@ -311,3 +311,84 @@ impl Sequence {
         out.undefined = undefined | incoming[self.steps.len()];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Decoder, DecoderOptions};
+
+    use super::*;
+    use crate::layout::CODE;
+
+    fn step(code: Code, registers: &[Register]) -> Step {
+        let mut i = Instruction::default();
+        i.set_code(code);
+        for (n, r) in registers.iter().enumerate() {
+            i.set_op_kind(n as u32, OpKind::Register);
+            i.set_op_register(n as u32, *r);
+        }
+        Step::of(i)
+    }
+
+    /// `je` to a step.
+    fn je(to: usize) -> Step {
+        let mut i = Instruction::default();
+        i.set_code(Code::Je_rel8_64);
+        i.set_op_kind(0, OpKind::NearBranch64);
+        Step { link: Some(Link { insn: 0, target: Target::Branch, to }), ..Step::of(i) }
+    }
+
+    fn place(sequence: &Sequence) -> Code64 {
+        let mut out = Code64::default();
+        sequence.place(CODE + 0x100, &mut Encoder::new(64), &mut out).expect("it can be encoded");
+        out
+    }
+
+    #[test]
+    fn undefined_flags_are_not_looked_at() {
+        let mul = step(Code::Mul_rm64, &[Register::RCX]);
+        let sets = step(Code::Sets_rm8, &[Register::AL]);
+        let setb = step(Code::Setb_rm8, &[Register::AL]);
+        let mut s = Sequence { wide: true, steps: vec![mul.clone(), setb, sets] };
+        s.define_flags();
+        let washes: Vec<_> = s.steps.iter().map(|s| s.is_wash).collect();
+        // MUL defines CF, but not SF.
+        assert_eq!(washes, [false, false, true, false]);
+        assert_eq!(place(&s).undefined, 0);
+
+        let mut s = Sequence { wide: true, steps: vec![mul] };
+        s.define_flags();
+        let placed = place(&s);
+        assert_eq!(placed.undefined, 0xd4, "SF, ZF, AF and PF");
+        assert_eq!(placed.undefined_at(CODE + 0x100, 0), 0);
+    }
+
+    #[test]
+    fn what_a_branch_skips_may_not_have_defined_flags() {
+        let mul = step(Code::Mul_rm64, &[Register::RCX]);
+        let add = step(Code::Add_rm64_r64, &[Register::RAX, Register::RCX]);
+        let sets = step(Code::Sets_rm8, &[Register::AL]);
+        // je would read an undefined ZF, so it gets a comparison; the target of another branch is not helped by that.
+        let mut jump = je(3);
+        jump.insns[0].set_code(Code::Jb_rel8_64);
+        let mut s = Sequence { wide: true, steps: vec![mul, jump, add, sets] };
+        s.define_flags();
+        assert!(s.steps[3].is_wash, "before SETS: the branch comes there with what MUL left undefined");
+        assert_eq!(s.steps[1].link.expect("a branch").to, 3, "the branch goes to the comparison");
+    }
+
+    #[test]
+    fn branches_follow_their_step() {
+        let nop = step(Code::Nopd, &[]);
+        let mut s = Sequence { wide: true, steps: vec![nop.clone(), je(3), nop.clone(), nop] };
+        s.drop_step(0);
+        assert_eq!(s.steps.len(), 3);
+        let placed = place(&s);
+        assert_eq!(placed.insns[0].insn.near_branch_target(), placed.insns[2].ip);
+        let decoded = Decoder::with_ip(64, &placed.bytes, CODE + 0x100, DecoderOptions::NONE).decode();
+        assert_eq!(decoded.near_branch_target(), placed.insns[2].ip);
+        s.drop_step(2);
+        s.drop_step(1);
+        let placed = place(&s);
+        assert_eq!(placed.insns[0].insn.near_branch_target(), CODE + 0x100 + placed.bytes.len() as u64 - 5);
+    }
+}

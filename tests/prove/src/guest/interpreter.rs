@@ -10,31 +10,56 @@ use tessera_tcg::interp::{self, End, Machine};
 use tessera_tcg::ir::{Builder, HelperId};
 use tessera_tcg::softmmu;
 use tessera_x86::guest::X86;
+use tessera_x86::helpers::sse::FLOAT_BEGIN;
 use tessera_x86::state::{PC, X86Env};
+use tessera_x86::system::exit;
 
 use super::memory::GuestMemory;
-use super::{CAUGHT, EXCEPTION, User};
+use super::{COMPLETE, User};
 use crate::layout::{DONE, PAGE};
 
-struct Env<'a>(&'a mut X86Env);
+/// MXCSR's sticky flags.
+const STICKY: u32 = 0x3f;
+/// MXCSR's masks.
+const MASKS: u32 = 0x1f80;
+
+fn host_mxcsr() -> u32 {
+    let mut word = 0u32;
+    // SAFETY: stores the register to `word`.
+    unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &mut word, options(nostack, preserves_flags)) };
+    word
+}
+
+fn set_host_mxcsr(word: u32) {
+    let word = word & 0xffff | MASKS;
+    // SAFETY: all exceptions are masked, and no reserved bit is set.
+    unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &word, options(nostack, preserves_flags)) };
+}
+
+/// Helpers expect the guest's MXCSR in the host's; the interpreter itself computes with the environment's.
+struct Env<'a> {
+    env: &'a mut X86Env,
+    /// Between the helpers around an operation that may raise #XM: the sticky flags of before.
+    sticky: Option<u32>,
+}
 
 impl Machine for Env<'_> {
     fn env(&mut self) -> &mut [u8] {
-        let env: *mut X86Env = self.0;
+        let env: *mut X86Env = self.env;
         // SAFETY: the bytes of a live struct; the interpreter changes only those of globals, which are integers.
         unsafe { std::slice::from_raw_parts_mut(env.cast(), size_of::<X86Env>()) }
     }
 
     fn load(&mut self, va: u64, buf: &mut [u8], mmu: u8, for_write: bool) -> Result<(), Exception> {
         if for_write {
-            softmmu::probe::<X86>(self.0, va, buf.len() as u64, Access::Write, mmu)?;
+            softmmu::probe::<X86>(self.env, va, buf.len() as u64, Access::Write, mmu)?;
         }
-        softmmu::load_bytes::<X86>(self.0, va, buf, mmu)
+        softmmu::load_bytes::<X86>(self.env, va, buf, mmu)
     }
 
     fn store(&mut self, va: u64, bytes: &[u8], mmu: u8) -> Result<(), Exception> {
-        softmmu::probe::<X86>(self.0, va, bytes.len() as u64, Access::Write, mmu)?;
-        softmmu::store_bytes::<X86>(self.0, va, bytes, mmu)
+        softmmu::probe::<X86>(self.env, va, bytes.len() as u64, Access::Write, mmu)?;
+        softmmu::store_bytes::<X86>(self.env, va, bytes, mmu)
     }
 
     fn call(&mut self, helper: HelperId, a: [u64; 5]) -> Result<u64, Exception> {
@@ -42,10 +67,23 @@ impl Machine for Env<'_> {
         let func = (X86::helpers()[helper.0 as usize].func)();
         // SAFETY: a helper has this type with up to five arguments; surplus ones are ignored in the C ABI.
         let func = unsafe { std::mem::transmute::<*const (), Helper>(func) };
-        let r = func(self.0, a[0], a[1], a[2], a[3], a[4]);
-        if std::mem::take(&mut self.0.header.helper_fault) != 0 {
+        if let Some(sticky) = self.sticky.take() {
+            // What the operation raised is in the environment; the helper behind it looks at the host's.
+            set_host_mxcsr(self.env.mxcsr);
+            self.env.mxcsr = self.env.mxcsr & !STICKY | sticky;
+        } else {
+            set_host_mxcsr(self.env.mxcsr);
+        }
+        let r = func(self.env, a[0], a[1], a[2], a[3], a[4]);
+        self.env.mxcsr |= host_mxcsr() & STICKY;
+        if helper == FLOAT_BEGIN {
+            self.sticky = Some(self.env.mxcsr & STICKY);
+            self.env.mxcsr &= !STICKY;
+        }
+        set_host_mxcsr(MASKS);
+        if std::mem::take(&mut self.env.header.helper_fault) != 0 {
             // SAFETY: the environment belongs to a vCPU, so its runtime is valid.
-            let e = unsafe { (*self.0.header.runtime).exception.take() };
+            let e = unsafe { (*self.env.header.runtime).exception.take() };
             return Err(e.expect("who reports a fault has left an exception"));
         }
         Ok(r)
@@ -76,12 +114,15 @@ pub fn run(vcpu: &mut Vcpu<User, X86_64>, memory: &GuestMemory) -> u32 {
         if let Next::Exit(code) = X86::poll_events(env) {
             return code;
         }
+        if env.cpl == 0 {
+            // A software interrupt has gone to its handler.
+            return exit::HALTED;
+        }
         let key = X86::block_key(env);
         let mut b = Builder::default();
         let limits = TranslateLimits { max_insns: 1, single_step: false };
         if key.pc & !(PAGE as u64 - 1) == DONE {
-            EXCEPTION.set(Some(Exception { vector: 6, error: None, address: 0 }));
-            return CAUGHT;
+            return COMPLETE;
         }
         if let Err(mut e) = X86::translate(env, key, limits, &mut Code(memory), &mut b) {
             if e == NOT_CODE {
@@ -90,20 +131,19 @@ pub fn run(vcpu: &mut Vcpu<User, X86_64>, memory: &GuestMemory) -> u32 {
                 let mmu = X86::fetch_mmu(env);
                 e = softmmu::probe::<X86>(env, at, 1, Access::Execute, mmu).err().unwrap_or(e);
             }
-            EXCEPTION.set(Some(e));
-            return CAUGHT;
+            match User::deliver_exception(env, e) {
+                Next::Exit(code) => return code,
+                _ => continue,
+            }
         }
         let block = b.finish();
-        let next = match interp::run(&block, &info, &mut Env(env)) {
+        let next = match interp::run(&block, &info, &mut Env { env, sticky: None }) {
             End::Exit(x) => {
                 X86::set_pc(env, block.exits[x.0 as usize].pc);
                 Next::Continue
             }
             End::Indirect => Next::Continue,
-            End::Fault(e) => {
-                EXCEPTION.set(Some(e));
-                return CAUGHT;
-            }
+            End::Fault(e) => User::deliver_exception(env, e),
             End::Leave(code) => X86::handle_leave(env, code),
         };
         if let Next::Exit(code) = next {

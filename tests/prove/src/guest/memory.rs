@@ -19,7 +19,7 @@ const DONE_PAGE: u64 = 0x9_0000;
 /// The window's pages.
 const IMAGE_PHYS: u64 = 0x10_0000;
 /// The code area.
-const CODE_PHYS: u64 = 0x100_0000;
+pub const CODE_PHYS: u64 = 0x100_0000;
 /// Virtual address of the kernel's pages.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 
@@ -147,8 +147,8 @@ impl GuestMemory {
         rip.wrapping_sub(KERNEL + HANDLERS - GDT) / 16
     }
 
-    /// RIP, CS, RFLAGS and RSP of an interrupt's stack frame without error code; zero if RSP is not on the kernel's stack.
-    pub fn interrupt_frame(&self, rsp: u64) -> [u64; 4] {
+    /// Words on the kernel's stack; zero if RSP is elsewhere.
+    pub fn kernel_stack(&self, rsp: u64) -> [u64; 4] {
         let at = rsp.wrapping_sub(KERNEL + STACK - GDT);
         if at > PAGE as u64 - 32 {
             return [0; 4];

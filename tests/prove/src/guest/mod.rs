@@ -1,8 +1,9 @@
 //! The translator's side: a vCPU in user mode that runs sequences with everything between front end and softmmu.
 //!
-//! Problem: an ordinary guest delivers exceptions to its kernel; here they end a sequence. Strategy: [`User`] is the x86
-//! guest in all but that: an exception is kept for the caller and the vCPU stops. Software interrupts and single steps, which
-//! the CPU delivers itself, go through a real IDT to handlers that halt, and the state is taken from the stack frame.
+//! Problem: an exception goes to the guest's kernel; here it ends a sequence. Strategy: [`User`] is the x86 guest in all but
+//! that: once an exception has been delivered, through a real IDT to a handler's first instruction, the vCPU stops. Vector and
+//! state are taken from the handler's address and stack frame, so delivery is proven with the rest. Software interrupts, which
+//! the CPU delivers without asking, find handlers that halt.
 //!
 //! The address space is that of [`layout`](crate::layout), with four-level paging; code is fetched from the same memory
 //! object that the native side executes.
@@ -10,7 +11,6 @@
 mod interpreter;
 mod memory;
 
-use std::cell::Cell;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -38,10 +38,10 @@ pub use memory::{GuestMemory, Kernel};
 
 /// Code that the vCPU stops with after an exception.
 const CAUGHT: u32 = 100;
-
-thread_local! {
-    static EXCEPTION: Cell<Option<Exception>> = const { Cell::new(None) };
-}
+/// Code that the vCPU stops with when the sequence is complete.
+const COMPLETE: u32 = 101;
+const UD: u16 = 6;
+const PAGE_FAULT: u64 = 14;
 
 /// The x86 guest, whose exceptions stop the vCPU.
 pub struct User;
@@ -97,9 +97,15 @@ impl Guest for User {
     fn address_space(env: &X86Env) -> u64 {
         X86::address_space(env)
     }
-    fn deliver_exception(_: &mut X86Env, exception: Exception) -> Next {
-        EXCEPTION.set(Some(exception));
-        Next::Exit(CAUGHT)
+    fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
+        if exception.vector == UD && env.rip == DONE {
+            return Next::Exit(COMPLETE);
+        }
+        match X86::deliver_exception(env, exception) {
+            // The softmmu's own vectors are none that are delivered.
+            Next::Continue if exception.vector <= 0xff => Next::Exit(CAUGHT),
+            next => next,
+        }
     }
     fn handle_leave(env: &mut X86Env, code: u32) -> Next {
         X86::handle_leave(env, code)
@@ -272,7 +278,12 @@ impl GuestCpu {
         &self.memory
     }
 
-    /// To be called after code was overwritten.
+    /// To be called after bytes of the code area were written.
+    pub fn code_written(&self, at: u64, len: u64) {
+        self.vcpu.remote().written(memory::CODE_PHYS + at, len);
+    }
+
+    /// To be called before the code area is used from the start again.
     pub fn code_changed(&mut self) {
         self.vcpu.clear_code();
     }
@@ -332,20 +343,11 @@ impl GuestCpu {
     /// Runs from the state of the frame, with the window as it is in guest memory; the frame then holds what is left.
     pub fn run(&mut self, f: &mut Frame) {
         self.load(f);
-        EXCEPTION.set(None);
         let code = if self.config.interpret { interpreter::run(&mut self.vcpu, &self.memory) } else { self.vcpu.run() };
         self.save(f);
         match code {
-            CAUGHT => {
-                let e = EXCEPTION.take().expect("who stopped for an exception has left it");
-                if e.vector == 6 && f.rip == DONE {
-                    return;
-                }
-                f.vector = e.vector as u64;
-                f.error = e.error.unwrap_or(0) as u64;
-                f.address = if e.vector == 14 { e.address } else { 0 };
-            }
-            exit::HALTED => self.take_event(f),
+            COMPLETE => {}
+            CAUGHT | exit::HALTED => self.take_event(f),
             exit::STOPPED => {
                 self.watchdog.stop.store(false, Ordering::SeqCst);
                 f.vector = STUCK;
@@ -355,13 +357,20 @@ impl GuestCpu {
         }
     }
 
-    /// After the CPU has delivered an event to its handler, which halted: the state as of the event.
+    /// After the CPU has delivered an event to its handler: the state as of the event.
     fn take_event(&self, f: &mut Frame) {
-        let rsp = f.gpr[reg::RSP];
-        let [rip, cs, flags, old_rsp] = self.memory.interrupt_frame(rsp);
         f.vector = self.memory.handler_vector(f.rip);
+        let mut rsp = f.gpr[reg::RSP];
+        if matches!(f.vector, 8 | 10..=14 | 17) {
+            [f.error, ..] = self.memory.kernel_stack(rsp);
+            rsp += 8;
+        }
+        let [rip, cs, flags, old_rsp] = self.memory.kernel_stack(rsp);
         (f.rip, f.cs, f.flags) = (rip, cs, flags);
         f.gpr[reg::RSP] = old_rsp;
+        if f.vector == PAGE_FAULT {
+            f.address = self.vcpu.env().cr2;
+        }
     }
 
     /// Mode of the blocks that run from a frame's state.
