@@ -179,34 +179,43 @@ extern "C" fn gather(env: &mut X86Env, offset: u64, operands: u64) -> u64 {
     }
 }
 
-/// SDM volume 2, VGATHERDPS: lanes in ascending order, each leaving its result and a zero in the mask before the next one.
-/// What lies above the lanes is cleared in the end.
+/// SDM volume 2, VGATHERDPS: lanes in ascending order, each leaving its result and a zero in the mask before the next one;
+/// what they have done stays if one of them faults. What lies above the lanes is cleared in the end.
 fn gather_lanes(env: &mut X86Env, offset: u64, access: LaneAccess) -> Result<(), Exception> {
     let bytes = access.lane_bytes;
     let lanes = access.lanes as usize;
-    // A lane's mask is its top bit; a fault leaves all of the lane's bits equal.
-    let mut mask = [0; 4];
-    for n in 0..lanes {
-        let all = if access.selected(env, n) { u64::MAX } else { 0 };
-        set_lane(&mut mask, bytes, n, all);
-    }
     let indices = env.vec[access.index as usize & 15].0;
-    env.vec[access.mask as usize & 15].0 = mask;
+    let mut data = env.vec[access.data as usize & 15].0;
+    // A lane's mask is its top bit; all of the lane's bits follow it.
+    let mut mask = [0; 4];
+    for n in (0..lanes).filter(|&n| access.selected(env, n)) {
+        set_lane(&mut mask, bytes, n, u64::MAX);
+    }
     // In 64-bit code a segment has a base at most, and walks find addresses that are not canonical.
     let segment = access.segment as usize & 7;
     let flat = env.code64().then(|| if segment >= seg::FS { env.seg[segment].base } else { 0 });
+    let mut done = Ok(());
     for n in 0..lanes {
-        if access.selected(env, n) {
-            let v = gather_lane(env, offset, flat, access, lane(&indices, access.index_bytes, n))?;
-            set_lane(&mut env.vec[access.data as usize & 15].0, bytes, n, v);
-            set_lane(&mut env.vec[access.mask as usize & 15].0, bytes, n, 0);
+        if lane(&mask, bytes, n) == 0 {
+            continue;
+        }
+        match gather_lane(env, offset, flat, access, lane(&indices, access.index_bytes, n)) {
+            Ok(v) => set_lane(&mut data, bytes, n, v),
+            Err(e) => {
+                done = Err(e);
+                break;
+            }
+        }
+        set_lane(&mut mask, bytes, n, 0);
+    }
+    if done.is_ok() {
+        for n in lanes..32 / bytes as usize {
+            set_lane(&mut data, bytes, n, 0);
         }
     }
-    let result = &mut env.vec[access.data as usize & 15].0;
-    for n in lanes..32 / bytes as usize {
-        set_lane(result, bytes, n, 0);
-    }
-    Ok(())
+    env.vec[access.data as usize & 15].0 = data;
+    env.vec[access.mask as usize & 15].0 = mask;
+    done
 }
 
 /// `flat` is the segment's base where nothing else of it is to be checked.

@@ -386,7 +386,7 @@ fn clearing_spares_the_registers_that_there_are_not() {
 #[ignore = "measures"]
 fn vector_speed() {
     type Body = fn(&mut CodeAssembler) -> Result<(), IcedError>;
-    let loops: [(&str, Body); 6] = [
+    let loops: [(&str, Body); 8] = [
         ("multiply and add, 256 bits", |a| {
             a.vmovups(ymm0, ymmword_ptr(rsi))?;
             a.vmulps(ymm0, ymm0, ymm1)?;
@@ -394,6 +394,18 @@ fn vector_speed() {
             a.vmulps(ymm3, ymm0, ymmword_ptr(rsi + 32))?;
             a.vaddps(ymm4, ymm4, ymm3)?;
             a.vmovups(ymmword_ptr(rsi + 64), ymm4)
+        }),
+        ("four aligned moves, 128 bits", |a| {
+            a.movaps(xmm0, xmmword_ptr(rsi))?;
+            a.movaps(xmm1, xmmword_ptr(rsi + 32))?;
+            a.movaps(xmmword_ptr(rsi + 64), xmm0)?;
+            a.movaps(xmmword_ptr(rsi + 80), xmm1)
+        }),
+        ("four unaligned moves, 128 bits", |a| {
+            a.movups(xmm0, xmmword_ptr(rsi))?;
+            a.movups(xmm1, xmmword_ptr(rsi + 32))?;
+            a.movups(xmmword_ptr(rsi + 64), xmm0)?;
+            a.movups(xmmword_ptr(rsi + 80), xmm1)
         }),
         ("integers in registers", |a| {
             a.vpaddd(ymm0, ymm0, ymm1)?;
@@ -464,4 +476,24 @@ fn vector_speed() {
         let each = |d: std::time::Duration| d.as_nanos() as f64 / ROUNDS as f64;
         println!("{name:34} native {:6.2} ns, translated {:6.2} ns", each(native), each(translated));
     }
+}
+
+/// A block that computes the same values twice, each of them overwritten between: remembering them all takes more
+/// registers than there are.
+#[test]
+fn blocks_with_many_values_worth_remembering() {
+    let mut g = guest();
+    assert_eq!(
+        run(&mut g, |a| {
+            a.vmovups(ymm1, ymmword_ptr(rsi))?;
+            for _ in 0..2 {
+                for n in 0..15 {
+                    a.vpalignr(ymm0, ymm1, ymm1, n)?;
+                    a.vpaddd(ymm2, ymm2, ymm0)?;
+                }
+            }
+            Ok(())
+        }),
+        None
+    );
 }
