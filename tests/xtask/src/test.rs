@@ -77,8 +77,12 @@ fn cargo_steps() -> Vec<CargoStep> {
     } else {
         steps.push(tests("unit tests", &["test", "--workspace", "--no-fail-fast"]));
     }
+    steps.push(step("prove", PROVE));
     steps
 }
+
+/// Random sequences for a minute, on every processor.
+const PROVE: &[&str] = &["run", "--quiet", "--release", "--package", "tessera-prove", "--", "--seconds", "60"];
 
 /// Runs the steps; the exit code says whether all that ran passed.
 pub fn run(options: &Options) -> Result<ExitCode> {
