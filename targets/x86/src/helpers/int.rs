@@ -99,6 +99,10 @@ extern "C" fn check_segment(env: &mut X86Env, segment: u64, offset: u64, size: u
 
 extern "C" fn check_alignment(env: &mut X86Env, address: u64, size: u64) -> u64 {
     if address & (size.wrapping_sub(1)) != 0 {
+        if (address << 16) as i64 >> 16 != address as i64 {
+            // Not canonical: the access says so itself.
+            return 0;
+        }
         return fault(env, exception(AC, Some(0)));
     }
     0

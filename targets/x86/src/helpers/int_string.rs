@@ -307,8 +307,8 @@ extern "C" fn rep_movs(env: &mut X86Env, word: u64) -> u64 {
         }
         let bytes = op.width.bytes();
         let from = op.address(env, op.source, run.source, false)?;
-        let to = op.address(env, seg::ES as u8, run.dest, true)?;
         let v = softmmu::load::<X86>(env, from, bytes, op.mmu)?;
+        let to = op.address(env, seg::ES as u8, run.dest, true)?;
         run.source_page = HostPage::of(env, from, op.mmu);
         softmmu::store::<X86>(env, to, bytes, v, op.mmu)?;
         run.dest_page = HostPage::of(env, to, op.mmu);
@@ -434,26 +434,34 @@ fn compare(op: StringOp, a: u64, b: u64) -> (u32, Element) {
 
 extern "C" fn rep_cmps(env: &mut X86Env, word: u64) -> u64 {
     let mut packed = env.flags;
-    let result = Run::new(env, word).repeat(env, (true, true), |run, env| {
+    let finished = Run::new(env, word).repeat(env, (true, true), |run, env| {
         let op = run.op;
         let bytes = op.width.bytes();
-        let from = op.address(env, op.source, run.source, false)?;
         let to = op.address(env, seg::ES as u8, run.dest, false)?;
-        let a = softmmu::load::<X86>(env, from, bytes, op.mmu)?;
         let b = softmmu::load::<X86>(env, to, bytes, op.mmu)?;
+        let from = op.address(env, op.source, run.source, false)?;
+        let a = softmmu::load::<X86>(env, from, bytes, op.mmu)?;
         let (f, end) = compare(op, a, b);
         packed = f;
         run.advance(1, true, true);
         Ok(end)
     });
-    env.flags = packed;
-    result
+    set_final_flags(env, finished, packed)
+}
+
+/// A fault in some iteration leaves the flags as they were before the instruction (SDM volume 2, REP), so they are set when it
+/// is finished only.
+fn set_final_flags(env: &mut X86Env, finished: u64, packed: u32) -> u64 {
+    if finished != 0 {
+        env.flags = packed;
+    }
+    finished
 }
 
 extern "C" fn rep_scas(env: &mut X86Env, word: u64) -> u64 {
     let mut packed = env.flags;
     let value = env.gpr[reg::RAX];
-    let result = Run::new(env, word).repeat(env, (false, true), |run, env| {
+    let finished = Run::new(env, word).repeat(env, (false, true), |run, env| {
         let op = run.op;
         let to = op.address(env, seg::ES as u8, run.dest, false)?;
         let b = softmmu::load::<X86>(env, to, op.width.bytes(), op.mmu)?;
@@ -462,8 +470,7 @@ extern "C" fn rep_scas(env: &mut X86Env, word: u64) -> u64 {
         run.advance(1, false, true);
         Ok(end)
     });
-    env.flags = packed;
-    result
+    set_final_flags(env, finished, packed)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use tessera_tcg::softmmu;
 
 use super::{exception, fault};
 use crate::guest::X86;
-use crate::state::{Cr4, X86Env};
+use crate::state::{Cr4, X86Env, mode};
 
 helpers! { super::SSE_BASE;
     /// `(value)`: loads MXCSR; #GP(0) if a reserved bit is set. Changes the block mode.
@@ -41,6 +41,7 @@ helpers! { super::SSE_BASE;
 
 const UD: u16 = 6;
 const GP: u16 = 13;
+const AC: u16 = 17;
 const XM: u16 = 19;
 
 /// Sticky exception flags of MXCSR.
@@ -108,10 +109,20 @@ extern "C" fn float_begin(env: &mut X86Env) -> u64 {
     0
 }
 
+/// The exceptions that are found before the computation: IE, DE, ZE.
+const BEFORE: u32 = 7;
+
 extern "C" fn float_end(env: &mut X86Env) -> u64 {
-    let raised = host::read() & MXCSR_FLAGS;
+    let mut raised = host::read() & MXCSR_FLAGS;
+    let unmasked = raised & !(env.mxcsr >> 7);
+    if unmasked & BEFORE != 0 {
+        // Then nothing was computed (SDM volume 1, section 11.5.3.2).
+        raised &= BEFORE;
+        // Leaving the block merges the host's flags.
+        host::write(host::read() & !MXCSR_FLAGS | raised);
+    }
     env.mxcsr |= raised;
-    if raised & !(env.mxcsr >> 7) != 0 {
+    if unmasked != 0 {
         let vector = if env.cr4.contains(Cr4::OSXMMEXCPT) { XM } else { UD };
         return fault(env, exception(vector, None));
     }
@@ -128,10 +139,14 @@ extern "C" fn check_aligned(env: &mut X86Env, address: u64, size: u64) -> u64 {
 extern "C" fn mask_store(env: &mut X86Env, address: u64, low: u64, high: u64, mask: u64, mmu: u64) -> u64 {
     let bytes = (low as u128 | (high as u128) << 64).to_le_bytes();
     let selected = || (0..16usize).filter(|n| mask >> n & 1 != 0);
-    // All selected bytes must be writable before the first is written.
-    for n in selected() {
-        let va = address.wrapping_add(n as u64);
-        if let Err(e) = softmmu::probe::<X86>(env, va, 1, Access::Write, mmu as u8) {
+    if env.mode & mode::ALIGN != 0 && address & 7 != 0 {
+        return fault(env, exception(AC, Some(0)));
+    }
+    // Silicon wants all bytes to be writable, selected or not, and looks at the upper half first.
+    for half in (0..=mmu >> 8 & 1).rev() {
+        let va = address.wrapping_add(8 * half);
+        let va = if env.code64() { va } else { va & 0xffff_ffff };
+        if let Err(e) = softmmu::probe::<X86>(env, va, 8, Access::Write, mmu as u8) {
             return fault(env, e);
         }
     }

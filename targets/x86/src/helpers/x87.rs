@@ -12,7 +12,7 @@
 //! are recorded when an unmasked exception is flagged, from where the translation has put them (`X86Env::x87_operand`);
 //! all else that FSTENV shows of an instruction is recorded by the translation after the helper.
 
-use tessera_tcg::guest::Effects;
+use tessera_tcg::guest::{Access, Effects};
 use tessera_tcg::ir::flags;
 use tessera_tcg::softmmu;
 
@@ -770,7 +770,12 @@ extern "C" fn x87_store_state(env: &mut X86Env, code: u64, address: u64, mmu: u6
         image::store_registers(&env.fpu, &mut bytes[layout.bytes()..]);
     }
     let len = if registers { layout.saved_bytes() } else { layout.bytes() };
-    if let Err(e) = softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8) {
+    // Silicon looks at the first byte, then at the last one.
+    let last = address.wrapping_add(len as u64 - 1);
+    let stored = softmmu::probe::<X86>(env, address, 1, Access::Write, mmu as u8)
+        .and_then(|()| softmmu::probe::<X86>(env, last, 1, Access::Write, mmu as u8))
+        .and_then(|()| softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8));
+    if let Err(e) = stored {
         return fault(env, e);
     }
     let before = env.fpu.status;
@@ -792,7 +797,12 @@ extern "C" fn x87_load_state(env: &mut X86Env, code: u64, address: u64, mmu: u64
     let registers = code & 4 != 0;
     let mut bytes = [0; 108];
     let len = if registers { layout.saved_bytes() } else { layout.bytes() };
-    if let Err(e) = softmmu::load_bytes::<X86>(env, address, &mut bytes[..len], mmu as u8) {
+    // Silicon looks at the first byte, then at the last one.
+    let last = address.wrapping_add(len as u64 - 1);
+    let loaded = softmmu::probe::<X86>(env, address, 1, Access::Read, mmu as u8)
+        .and_then(|()| softmmu::probe::<X86>(env, last, 1, Access::Read, mmu as u8))
+        .and_then(|()| softmmu::load_bytes::<X86>(env, address, &mut bytes[..len], mmu as u8));
+    if let Err(e) = loaded {
         return fault(env, e);
     }
     let before = env.fpu.status;

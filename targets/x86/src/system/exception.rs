@@ -9,7 +9,9 @@
 //!
 //! #DB carries the bits to be set in DR6 in [`Exception::address`]; a page fault, as everywhere, the faulting address.
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Register, UsedMemory};
+use iced_x86::{
+    CpuidFeature, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register, UsedMemory,
+};
 use tessera_tcg::guest::{Exception, Next};
 use tessera_tcg::softmmu;
 
@@ -20,7 +22,7 @@ use super::segment::{
 use super::stack::Stack;
 use super::{Result, data_mmu, long_mode, read, task, virtual_8086};
 use crate::guest::X86;
-use crate::state::{Cr0, RFlags, Segment, X86Env, mmu_mode, reg, seg};
+use crate::state::{Cr0, RFlags, Segment, X86Env, mmu_mode, mode, reg, seg};
 
 /// Vectors.
 pub mod vector {
@@ -405,9 +407,16 @@ fn record(env: &mut X86Env, exception: &Exception) {
     }
 }
 
-/// The page walk raises #GP(0) for a non-canonical address, whatever the segment; if it was a stack access of the current
+/// FSW.ES.
+const X87_PENDING: u16 = 1 << 7;
+
+/// A pending x87 exception comes before what a waiting instruction's memory operand raises. The page walk raises #GP(0) for a non-canonical address, whatever the segment; if it was a stack access of the current
 /// instruction, this is #SS(0).
 fn refine(env: &mut X86Env, exception: Exception) -> Exception {
+    let memory = matches!(exception.vector, vector::GP | vector::SS | vector::PF | vector::AC);
+    if memory && env.fpu.status & X87_PENDING != 0 && env.cr0.contains(Cr0::NE) && waits_for_x87(env) {
+        return Exception { vector: vector::MF, error: None, address: 0 };
+    }
     let candidate = exception.vector == vector::GP && exception.address != 0 && env.code64();
     if candidate && accesses_stack_at(env, exception.address) { ss(0) } else { exception }
 }
@@ -415,17 +424,7 @@ fn refine(env: &mut X86Env, exception: Exception) -> Exception {
 /// Whether the current instruction, of 64-bit code, has a stack operand that contains `va`.
 #[cold]
 fn accesses_stack_at(env: &mut X86Env, va: u64) -> bool {
-    let mmu = if env.cpl == 3 { mmu_mode::USER } else { mmu_mode::KERNEL };
-    let mut bytes = [0u8; 15];
-    let rest = 4096 - (env.rip as usize & 0xfff);
-    let mut len = bytes.len();
-    if softmmu::load_bytes::<X86>(env, env.rip, &mut bytes, mmu).is_err() {
-        len = len.min(rest);
-        if softmmu::load_bytes::<X86>(env, env.rip, &mut bytes[..len], mmu).is_err() {
-            return false;
-        }
-    }
-    let instruction = Decoder::with_ip(64, &bytes[..len], env.rip, DecoderOptions::NONE).decode();
+    let Some(instruction) = current_instruction(env) else { return false };
     let mut factory = InstructionInfoFactory::new();
     // Segment prefixes other than FS and GS count for nothing: the base register decides.
     let stack = |m: &&UsedMemory| {
@@ -444,8 +443,42 @@ fn accesses_stack_at(env: &mut X86Env, va: u64) -> bool {
             }
         };
         let size = m.memory_size().size().max(8) as u64;
-        m.virtual_address(0, register).is_some_and(|start| va.wrapping_sub(start) < size)
+        // A register with a bit offset leads anywhere.
+        let bits = matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts);
+        bits || m.virtual_address(0, register).is_some_and(|start| va.wrapping_sub(start) < size)
     })
+}
+
+/// Whether the current instruction looks at pending x87 exceptions before anything else: x87 and MMX instructions but for
+/// those whose names say that they do not wait.
+#[cold]
+fn waits_for_x87(env: &mut X86Env) -> bool {
+    let Some(i) = current_instruction(env) else { return false };
+    let mut features = i.cpuid_features().iter();
+    let x87 = features.any(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387));
+    let mmx = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
+    use Mnemonic::*;
+    x87 && !matches!(i.mnemonic(), Fnstcw | Fnstsw | Fnstenv | Fnsave) || mmx
+}
+
+/// The instruction that the program counter points to, if it can be read.
+fn current_instruction(env: &mut X86Env) -> Option<Instruction> {
+    let mmu = if env.cpl == 3 { mmu_mode::USER } else { mmu_mode::KERNEL };
+    let mut bytes = [0u8; 15];
+    let rest = 4096 - (env.rip as usize & 0xfff);
+    let mut len = bytes.len();
+    if softmmu::load_bytes::<X86>(env, env.rip, &mut bytes, mmu).is_err() {
+        len = len.min(rest);
+        if softmmu::load_bytes::<X86>(env, env.rip, &mut bytes[..len], mmu).is_err() {
+            return None;
+        }
+    }
+    let bits = match env.mode & (mode::CODE64 | mode::CODE32) {
+        0 => 16,
+        mode::CODE32 => 32,
+        _ => 64,
+    };
+    Some(Decoder::with_ip(bits, &bytes[..len], env.rip, DecoderOptions::NONE).decode())
 }
 
 /// Delivers an exception that an instruction raised, with those that its delivery raises.

@@ -112,11 +112,12 @@ fn set_part(env: &mut X86Env, n: usize, mask: u64, value: u64) {
 pub fn string_io(env: &mut X86Env, op: StringIo, pc: u64) -> Result<()> {
     let mask = op.mask();
     let resumed = std::mem::take(&mut env.repeating);
+    let port = env.gpr[reg::RDX] as u16;
+    // Also for no iteration at all.
+    check_permission(env, port, op.size)?;
     if op.repeat && env.gpr[reg::RCX] & mask == 0 {
         return Ok(());
     }
-    let port = env.gpr[reg::RDX] as u16;
-    check_permission(env, port, op.size)?;
     let mut done = 0;
     loop {
         if let Err(e) = iterate(env, op, port, mask) {

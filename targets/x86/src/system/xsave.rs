@@ -7,6 +7,7 @@
 //! the modified one. There are no supervisor components ([`SUPERVISOR`]), so XSAVES and XRSTORS differ from XSAVEC and XRSTOR
 //! by their privilege and by what they refuse. The front ends see to #UD and #NM; alignment is checked here.
 
+use tessera_tcg::guest::Access;
 use tessera_tcg::softmmu;
 
 use super::control::write_pkru;
@@ -111,6 +112,12 @@ fn get_xmm(env: &mut X86Env, area: &[u8]) {
     }
 }
 
+/// Raises what writing an area raises. Silicon looks at its end first.
+fn probe_area(env: &mut X86Env, va: u64, len: u64, mmu: u8) -> Result<()> {
+    softmmu::probe::<X86>(env, va.wrapping_add(len - 1), 1, Access::Write, mmu)?;
+    softmmu::probe::<X86>(env, va, len, Access::Write, mmu)
+}
+
 /// FXSAVE (with REX.W if `wide`) to a linear address.
 pub fn fxsave(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
     if va & 15 != 0 {
@@ -122,6 +129,7 @@ pub fn fxsave(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
     put_xmm(env, &mut area);
     let len = 160 + 16 * xmm_count(env);
     let mmu = data_mmu(env, env.cpl);
+    probe_area(env, va, 512, mmu)?;
     softmmu::store_bytes::<X86>(env, va, &area[..len], mmu)
 }
 
@@ -132,6 +140,8 @@ pub fn fxrstor(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
     }
     let mut area = [0u8; 512];
     let mmu = data_mmu(env, env.cpl);
+    // Silicon looks at the end first.
+    softmmu::probe::<X86>(env, va.wrapping_add(511), 1, Access::Read, mmu)?;
     softmmu::load_bytes::<X86>(env, va, &mut area, mmu)?;
     let word = get(&area, 24, 4) as u32;
     if word & !MXCSR_EXISTING != 0 {
@@ -208,7 +218,7 @@ pub fn xsave(env: &mut X86Env, va: u64, mask: u64, form: Form, wide: bool) -> Re
     let len = if compact { xstate::compact_size(rfbm) } else { xstate::standard_size(rfbm) } as usize;
     let mut area: Area = [0; AREA];
     let area = &mut area[..len];
-    softmmu::probe::<X86>(env, va, len as u64, tessera_tcg::guest::Access::Write, mmu)?;
+    probe_area(env, va, len as u64, mmu)?;
     softmmu::load_bytes::<X86>(env, va, area, mmu)?;
 
     if saved & X87 != 0 {
@@ -248,6 +258,8 @@ pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, supervisor: bool, wide: bool
     let known = enabled(env, supervisor);
     let rfbm = mask & known;
     let mut area: Area = [0; AREA];
+    // Silicon looks at XCOMP_BV first.
+    softmmu::probe::<X86>(env, va.wrapping_add(HEADER as u64 + 8), 8, Access::Read, mmu)?;
     softmmu::load_bytes::<X86>(env, va, &mut area[..HEADER + 64], mmu)?;
     let (bv, comp) = (get(&area, HEADER, 8), get(&area, HEADER + 8, 8));
     let compact = comp & COMPACT != 0;

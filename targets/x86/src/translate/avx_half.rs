@@ -27,9 +27,7 @@ fn to_half(t: &mut Translator<'_>, i: &Instruction) {
     }
     let size = if form.len == VecLen::V256 { VecSize::B16 } else { VecSize::B8 };
     let addr = t.vec_address(i, size, true);
-    // A store that faults must not have left sticky flags behind.
-    let mem = t.mem_for_write();
-    t.b.load_vec(size, addr, mem);
+    // Silicon leaves sticky flags also if the store faults.
     let r = convert(t);
     let mem = t.mem();
     t.b.store_vec(size, addr, r, mem);

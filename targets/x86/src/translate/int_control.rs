@@ -3,9 +3,10 @@
 //! Far transfers and software interrupts belong to the system family.
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
-use tessera_tcg::ir::{BinOp, Cond, Ext, FlagOp, Value, Width};
+use tessera_tcg::ir::{Cond, Ext, FlagOp, Value, Width};
 
 use super::int_move::condition;
+use super::operand::segment_number;
 use super::{Row, Translator};
 use crate::helpers;
 use crate::state::{mode, reg};
@@ -167,8 +168,10 @@ fn jump_if_zero(t: &mut Translator<'_>, i: &Instruction, w: Width) {
 fn bound(t: &mut Translator<'_>, i: &Instruction) {
     debug_assert!(i.op1_kind() == OpKind::Memory);
     let w = t.width(i, 0);
-    let lower = t.address(i, 2 * w.bytes(), false);
-    let upper = t.b.bin_imm(BinOp::Add, Width::W32, lower, w.bytes() as u64);
+    let lower = t.address(i, w.bytes(), false);
+    let offset = t.offset(i);
+    let offset = t.b.add_imm(t.address_width(i), offset, w.bytes() as i64);
+    let upper = t.linear(segment_number(i.memory_segment()), offset, w.bytes(), false);
     let mem = t.mem();
     let lower = t.b.load(w, Ext::Sign64, lower, mem);
     let upper = t.b.load(w, Ext::Sign64, upper, mem);

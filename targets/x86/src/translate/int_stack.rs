@@ -55,7 +55,15 @@ fn push(t: &mut Translator<'_>, i: &Instruction) {
 
 fn push_segment(t: &mut Translator<'_>, i: &Instruction, w: Width) {
     let v = selector(t, i.op0_register());
-    t.push(w, v);
+    if w == Width::W32 {
+        // Silicon writes the selector's 16 bits only (SDM volume 2, PUSH).
+        let sp = t.stack_pointer(-4);
+        let addr = t.stack_address(sp, 2, true);
+        t.store(Width::W16, addr, v);
+        t.set_stack_pointer(sp);
+    } else {
+        t.push(w, v);
+    }
 }
 
 fn pop(t: &mut Translator<'_>, i: &Instruction) {
@@ -104,7 +112,8 @@ fn push_all(t: &mut Translator<'_>, w: Width) {
 fn pop_all(t: &mut Translator<'_>, w: Width) {
     let bytes = w.bytes() as i64;
     let mut loaded: [Option<Value>; 8] = [None; 8];
-    for (n, slot) in loaded.iter_mut().enumerate() {
+    // From the lowest address on: EDI first.
+    for (n, slot) in loaded.iter_mut().enumerate().rev() {
         if n != reg::RSP {
             *slot = Some(t.peek(w, bytes * (7 - n as i64)));
         }

@@ -141,9 +141,10 @@ fn cmps(t: &mut Translator<'_>, i: &Instruction, w: Width) {
     if is_repeated(i) {
         return repeat(t, i, w, REP_CMPS);
     }
-    let a = source(t, i, w);
+    // Silicon looks at the second operand first, as faults show.
     let to = t.string_address(i, reg::RDI, seg::ES, w, false);
     let b = t.load(w, to);
+    let a = source(t, i, w);
     t.string_step(i, reg::RSI, w);
     t.string_step(i, reg::RDI, w);
     let f = t.b.flags(FlagOp::Sub, w, a, b);

@@ -281,6 +281,7 @@ pub(super) fn mask_store(t: &mut Translator<'_>, i: &Instruction, low: Value, hi
     let segment = super::operand::segment_number(i.memory_segment());
     debug_assert!(segment <= seg::GS);
     let addr = t.linear(segment, offset, 0, true);
-    let mmu = t.b.iconst(t.mmu as u64);
+    let wide = (!i.op1_register().is_mm()) as u64;
+    let mmu = t.b.iconst(t.mmu as u64 | wide << 8);
     t.call(helpers::sse::MASK_STORE, &[addr, low, high, mask, mmu]);
 }

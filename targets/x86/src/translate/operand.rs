@@ -5,7 +5,7 @@
 //! Writes of registers take raw values: a write of 8 or 16 bits keeps the other bits of the register, one of 32 bits
 //! zeroes the upper half (SDM volume 1, section 3.4.1.1).
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{BinOp, Ext, FlagOp, Inst, Value, Width};
 
 use super::Translator;
@@ -71,6 +71,22 @@ pub fn width_of(bytes: usize) -> Width {
         2 => Width::W16,
         4 => Width::W32,
         _ => Width::W64,
+    }
+}
+
+/// The alignment that #AC asks of an access of so many bytes (SDM volume 3, table 6-7). Whole vectors are not checked:
+/// silicon completes a misaligned access, or raises #GP where alignment is asked for.
+fn alignment(bytes: u32) -> u32 {
+    match bytes {
+        2 | 4 | 8 => bytes,
+        6 => 4,
+        10 => 8,
+        // FSTENV and FSAVE, 16-bit and 32-bit.
+        14 | 94 => 2,
+        28 | 108 => 4,
+        // FXSAVE and XSAVE, which want more, but as #GP.
+        512.. => 4,
+        _ => 1,
     }
 }
 
@@ -315,12 +331,29 @@ impl Translator<'_> {
     /// Linear address of the memory operand, checked for an access of `bytes` bytes.
     pub fn address(&mut self, i: &Instruction, bytes: u32, write: bool) -> Value {
         let offset = self.offset(i);
-        self.linear(segment_number(i.memory_segment()), offset, bytes, write)
+        let alignment = match i.mnemonic() {
+            // Vector accesses that are not checked.
+            Mnemonic::Vcvtph2ps | Mnemonic::Vcvtps2ph => 1,
+            // Not outside of CPL 0 at all.
+            Mnemonic::Xsaves | Mnemonic::Xsaves64 | Mnemonic::Xrstors | Mnemonic::Xrstors64 => 1,
+            _ => alignment(bytes),
+        };
+        self.linear_aligned(segment_number(i.memory_segment()), offset, (bytes, alignment), write)
     }
 
     /// Linear address of an offset (zero-extended from its address size) in segment `n`, checked for an access of `bytes`
     /// bytes (0: no check but for the segment's base).
     pub fn linear(&mut self, n: usize, offset: Value, bytes: u32, write: bool) -> Value {
+        self.linear_aligned(n, offset, (bytes, alignment(bytes)), write)
+    }
+
+    fn linear_aligned(
+        &mut self,
+        n: usize,
+        offset: Value,
+        (bytes, alignment): (u32, u32),
+        write: bool,
+    ) -> Value {
         let linear = if self.code64() {
             if n >= seg::FS {
                 let base = self.b.get(global::seg_base(n));
@@ -331,11 +364,16 @@ impl Translator<'_> {
         } else {
             self.legacy_linear(n, offset, bytes, write)
         };
-        if self.is(mode::ALIGN) && bytes > 1 {
-            let size = self.b.iconst(bytes.next_power_of_two().min(8) as u64);
+        if self.is(mode::ALIGN) && alignment > 1 {
+            let size = self.b.iconst(alignment as u64);
             self.b.call(helpers::int::CHECK_ALIGNMENT, &[linear, size]);
         }
         linear
+    }
+
+    /// A linear address that was computed from another, in the width that the mode has.
+    pub fn wrap_address(&mut self, linear: Value) -> Value {
+        if self.code64() { linear } else { self.zx(Width::W32, linear) }
     }
 
     fn legacy_linear(&mut self, n: usize, offset: Value, bytes: u32, write: bool) -> Value {

@@ -122,7 +122,7 @@ const LEGACY: &[Case] = &[
     case("far call", AWAY, 0xffff_fffc, |a| a.db(&[0x9a, 0x00, 0x41, 0x00, 0x00, 0x1b, 0x00])),
     case("far ret", AWAY, 4, |a| a.retf()),
     case("iretd", AWAY, 8, |a| a.iretd()),
-    case("push es", AWAY, 0xffff_fffe, |a| a.push(es)),
+    case("push es", AWAY, 0xffff_fffd, |a| a.push(es)),
     case("pop ds", AWAY, 2, |a| a.pop(ds)),
     case("xadd", 2, AWAY, |a| a.xadd(dword_ptr(ecx), edx)),
     case("arpl", 1, AWAY, |a| a.db(&[0x63, 0x11])),

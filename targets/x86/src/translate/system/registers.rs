@@ -230,8 +230,9 @@ pub(super) fn arpl(t: &mut Translator<'_>, i: &Instruction) {
     if !with_selectors(t) {
         return;
     }
+    // Read as such first: a fault says so.
+    let old = t.read(i, 0);
     let place = t.place(i, 0);
-    let old = t.load_place(place, Width::W16);
     let source = t.reg(i.op1_register());
     let have = t.b.bin_imm(BinOp::And, Width::W32, old, 3);
     let want = t.b.bin_imm(BinOp::And, Width::W32, source, 3);
