@@ -6,11 +6,12 @@
 
 use tessera_tcg::guest::{Access, Effects, Exception};
 use tessera_tcg::ir::GlobalSet;
+use tessera_tcg::memory::PAGE_MASK;
 use tessera_tcg::softmmu;
 
-use super::{exception, fault};
+use super::fault;
 use crate::guest::X86;
-use crate::state::{X86Env, global, mode, seg};
+use crate::state::{X86Env, global, seg};
 use crate::system::segment;
 
 /// All vector registers, under both of their names.
@@ -32,8 +33,6 @@ helpers! { super::AVX_BASE;
     /// `(offset, operands)`: loads the lanes that the mask selects from an address each, and clears the mask lane by lane.
     GATHER = gather(2), Effects { reads: VECTORS, writes: VECTORS, faults: true, pure: false };
 }
-
-const AC: u16 = 17;
 
 /// Operands of an instruction whose lanes access memory each for itself.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -159,8 +158,19 @@ fn store_lanes(env: &mut X86Env, offset: u64, access: LaneAccess) -> Result<(), 
     for (n, place) in places.iter_mut().enumerate().take(access.lanes as usize) {
         if access.selected(env, n) {
             let va = access.contiguous(env, offset, n, true)?;
-            softmmu::probe::<X86>(env, va, access.lane_bytes as u64, Access::Write, access.mmu)?;
             *place = Some(va);
+        }
+    }
+    let bytes = access.lane_bytes as u64;
+    let first = places.iter().flatten().next().copied().unwrap_or(0);
+    let last = places.iter().flatten().next_back().map_or(0, |va| va.wrapping_add(bytes - 1));
+    for &va in places.iter().flatten() {
+        if let Err(mut e) = softmmu::probe::<X86>(env, va, bytes, Access::Write, access.mmu) {
+            if e.vector == 14 && (e.address ^ first) & !PAGE_MASK != 0 {
+                // In the second page silicon tells the last byte.
+                e.address = last;
+            }
+            return Err(e);
         }
     }
     for (n, place) in places.iter().enumerate() {
@@ -186,9 +196,11 @@ fn gather_lanes(env: &mut X86Env, offset: u64, access: LaneAccess) -> Result<(),
     let lanes = access.lanes as usize;
     let indices = env.vec[access.index as usize & 15].0;
     let mut data = env.vec[access.data as usize & 15].0;
-    // A lane's mask is its top bit; all of the lane's bits follow it.
+    // A lane's mask is its top bit; all of the lane's bits follow it, also above the lanes that there are indices for, within
+    // the vector's length.
+    let vector = lanes * bytes.max(access.index_bytes) as usize;
     let mut mask = [0; 4];
-    for n in (0..lanes).filter(|&n| access.selected(env, n)) {
+    for n in (0..vector / bytes as usize).filter(|&n| access.selected(env, n)) {
         set_lane(&mut mask, bytes, n, u64::MAX);
     }
     // In 64-bit code a segment has a base at most, and walks find addresses that are not canonical.
@@ -200,7 +212,13 @@ fn gather_lanes(env: &mut X86Env, offset: u64, access: LaneAccess) -> Result<(),
             continue;
         }
         match gather_lane(env, offset, flat, access, lane(&indices, access.index_bytes, n)) {
-            Ok(v) => set_lane(&mut data, bytes, n, v),
+            Ok(v) => {
+                set_lane(&mut data, bytes, n, v);
+                if vector <= 16 {
+                    // Each lane is a write of a 128-bit register.
+                    data[2..].fill(0);
+                }
+            }
             Err(e) => {
                 done = Err(e);
                 break;
@@ -209,6 +227,7 @@ fn gather_lanes(env: &mut X86Env, offset: u64, access: LaneAccess) -> Result<(),
         set_lane(&mut mask, bytes, n, 0);
     }
     if done.is_ok() {
+        mask = [0; 4];
         for n in lanes..32 / bytes as usize {
             set_lane(&mut data, bytes, n, 0);
         }
@@ -236,9 +255,7 @@ fn gather_lane(
         Some(base) => base.wrapping_add(offset),
         None => segment::check_segment(env, access.segment as usize & 7, offset, bytes, false)?,
     };
-    if env.mode & mode::ALIGN != 0 && va & (bytes - 1) != 0 {
-        return Err(exception(AC, Some(0)));
-    }
+    // Silicon checks no alignment.
     softmmu::load::<X86>(env, va, access.lane_bytes as u32, access.mmu)
 }
 
