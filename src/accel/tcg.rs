@@ -66,6 +66,7 @@ impl MemoryObserver for Observer {
 pub(super) struct PcPlatform {
     ports: Arc<PortBus>,
     clock: Arc<Clock>,
+    space: Arc<AddressSpace>,
     irq: Arc<dyn CpuIrq>,
     a20: Arc<A20>,
     coprocessor: Arc<Coprocessor>,
@@ -80,6 +81,7 @@ impl PcPlatform {
         PcPlatform {
             ports: board.ports.clone(),
             clock: board.clock.clone(),
+            space: board.address_space.clone(),
             irq,
             a20: board.a20.clone(),
             coprocessor: board.coprocessor.clone(),
@@ -104,6 +106,14 @@ impl Platform for PcPlatform {
 
     fn tsc_hz(&self) -> u64 {
         self.clock.tsc_hz()
+    }
+
+    fn wall_ns(&mut self) -> u64 {
+        self.clock.wall_ns()
+    }
+
+    fn write_physical(&mut self, phys: u64, bytes: &[u8]) {
+        self.space.write_bytes(phys, bytes);
     }
 
     fn interrupt_pending(&self) -> bool {

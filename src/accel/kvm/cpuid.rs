@@ -6,6 +6,7 @@ use kvm_bindings::{
 use kvm_ioctls::Kvm;
 use tessera_x86::cpuid::xstate::{self, component};
 use tessera_x86::cpuid::{self, CpuidTable, Dynamic, Feature, FeatureSet, Word};
+use tessera_x86::system::kvm_clock;
 
 use super::state::XsaveLayout;
 
@@ -13,9 +14,6 @@ use super::state::XsaveLayout;
 const ARCH_CAPABILITIES: u32 = 0x10a;
 /// First leaf of the hypervisor.
 const HYPERVISOR: u32 = 0x4000_0000;
-/// What of KVM's own interface a guest is told: the clock in both forms, that the delay port need not be used, and that
-/// the clock is the same on all processors. The rest is for guests that share a host's processors.
-const KVM_FEATURES: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// Where each word of a [`FeatureSet`] is in CPUID: leaf, sub-leaf, register (EAX to EDX). `None` for words that are MSRs.
 fn place(word: Word) -> Option<(u32, u32, usize)> {
@@ -160,7 +158,7 @@ pub fn model(
     }
     prepare(&mut table);
     let mut entries = if host { host_entries(supported, &table)? } else { model_entries(supported, &table) };
-    hypervisor(&mut entries, supported, table.has(Feature::HYPERVISOR));
+    hypervisor(&mut entries, supported, table.shows_kvm());
     let signature = entries.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
     let capabilities = if host { supported.capabilities } else { table.arch_capabilities() };
     let entries = CpuId::from_entries(&entries)
@@ -258,11 +256,12 @@ fn host_entries(supported: &Supported, table: &CpuidTable) -> Result<Vec<kvm_cpu
     Ok(list)
 }
 
-/// KVM's own leaves, or none.
+/// KVM's own leaves, or none. Of what it offers a guest is told of the clock, as under the translator; the rest is for
+/// guests that share a host's processors.
 fn hypervisor(list: &mut Vec<kvm_cpuid_entry2>, supported: &Supported, shown: bool) {
     if shown {
         let [_, b, c, d] = supported.leaf(HYPERVISOR, 0);
-        let features = supported.leaf(HYPERVISOR + 1, 0)[0] & KVM_FEATURES;
+        let features = supported.leaf(HYPERVISOR + 1, 0)[0] & kvm_clock::FEATURES;
         list.push(entry(HYPERVISOR, None, [HYPERVISOR + 1, b, c, d]));
         list.push(entry(HYPERVISOR + 1, None, [features, 0, 0, 0]));
     }

@@ -52,6 +52,8 @@ fn fields(m: &mut Msrs) -> Vec<(u32, &mut u64)> {
         (0x17b, &mut m.mcg_ctl),
         (0x3a, &mut m.feature_control),
         (0x8b, &mut m.bios_sign_id),
+        (0x4b56_4d00, &mut m.kvm_wall_clock),
+        (0x4b56_4d01, &mut m.kvm_system_time),
     ];
     for (n, (base, mask)) in m.mtrr_var.iter_mut().enumerate() {
         let index = 0x200 + 2 * n as u32;

@@ -24,7 +24,7 @@ use tessera_tcg::guest::Exception;
 use crate::cpuid::xstate::{self, component};
 use crate::helpers::sse::MXCSR_EXISTING;
 use crate::state::{Cr0, Cr4, Efer, Msrs, RFlags, Segment, TableRegister, VecReg, X86Env, seg};
-use crate::system::{interrupt, msr, xsave};
+use crate::system::{interrupt, kvm_clock, msr, xsave};
 
 /// Bytes of [`XsaveImage`]: legacy region, header, AVX, PKRU.
 pub const XSAVE_IMAGE: usize = 576 + 256 + 8;
@@ -354,6 +354,7 @@ impl X86Env {
         self.in_flight = events.in_flight;
         self.a20_mask = self.platform.a20_mask();
         self.update_mode();
+        kvm_clock::refresh(self);
         interrupt::request_exit(self);
     }
 }

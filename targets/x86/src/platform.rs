@@ -10,6 +10,12 @@ pub trait Platform: Send {
     fn tsc(&mut self) -> u64;
     /// TSC ticks a second.
     fn tsc_hz(&self) -> u64;
+    /// Unix time in nanoseconds by the machine's clock.
+    fn wall_ns(&mut self) -> u64 {
+        0
+    }
+    /// Writes guest-physical memory as a device does: translations of code there become stale, ROM and holes swallow it.
+    fn write_physical(&mut self, _phys: u64, _bytes: &[u8]) {}
 
     /// Whether a maskable interrupt waits whose priority the task priority lets through. Cheap.
     fn interrupt_pending(&self) -> bool;

@@ -246,6 +246,10 @@ pub struct Msrs {
     pub bios_sign_id: u64,
     /// IA32_SMBASE.
     pub smbase: u64,
+    /// Address of the paravirtual wall clock.
+    pub kvm_wall_clock: u64,
+    /// Address of the paravirtual system time, and bit 0 if it is on.
+    pub kvm_system_time: u64,
 }
 
 /// The environment. The order of the first fields matters for code size (short displacements); see
@@ -336,6 +340,8 @@ pub struct X86Env {
     pub(crate) changed_entries: std::cell::Cell<([u64; 5], u8)>,
     /// What an INS has read from its port and could not store yet, see [`crate::system::io`].
     pub held_input: Option<u32>,
+    /// Version of the paravirtual clock's structures, see [`crate::system::kvm_clock`].
+    pub(crate) kvm_clock_version: u32,
     /// An event taken over with a [`CpuState`](crate::cpu_state::CpuState), to be delivered before anything else.
     pub in_flight: Option<crate::cpu_state::InFlight>,
     /// [`Platform::a20_mask`] as translations in the TLB have it.

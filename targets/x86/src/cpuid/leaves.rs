@@ -1,6 +1,7 @@
 //! The leaves (SDM volume 2, CPUID, tables 3-8 and following; AMD64 manual volume 3, appendix E).
 
 use super::{CpuidTable, Feature, Word, xstate};
+use crate::system::kvm_clock;
 
 /// What of CPUID depends on the CPU's state at the moment.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,7 +20,7 @@ pub struct Dynamic {
 
 /// First extended leaf.
 const EXTENDED: u32 = 0x8000_0000;
-/// Leaves of a hypervisor: there are none beyond the base leaf, which is all zero.
+/// Leaves of a hypervisor.
 const HYPERVISOR: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4fff_ffff;
 /// Bits of leaf 1's EDX that AMD repeats in leaf 80000001H: all but SEP, the serial number, CLFLUSH, SSE and what only
 /// Intel has.
@@ -36,9 +37,20 @@ impl CpuidTable {
         match leaf {
             _ if leaf <= self.identity.level => self.basic(leaf, sub, now),
             EXTENDED.. if leaf <= self.identity.xlevel => self.extended(leaf, now),
-            _ if HYPERVISOR.contains(&leaf) && self.has(Feature::HYPERVISOR) => [0; 4],
+            _ if HYPERVISOR.contains(&leaf) && self.has(Feature::HYPERVISOR) => self.hypervisor(leaf),
             _ if amd => [0; 4],
             _ => self.basic(self.identity.level, sub, now),
+        }
+    }
+
+    /// KVM's leaves, see [`kvm_clock`].
+    fn hypervisor(&self, leaf: u32) -> [u32; 4] {
+        let name = kvm_clock::SIGNATURE;
+        match leaf {
+            _ if !self.shows_kvm() => [0; 4],
+            0x4000_0000 => [0x4000_0001, word(name), word(&name[4..]), word(&name[8..])],
+            0x4000_0001 => [kvm_clock::FEATURES, 0, 0, 0],
+            _ => [0; 4],
         }
     }
 
@@ -303,6 +315,6 @@ mod tests {
         let t = parse("max").unwrap();
         let now = Dynamic::default();
         assert_eq!(t.query(0x77, 0, &now), t.query(0x16, 0, &now));
-        assert_eq!(t.query(0x4000_0000, 0, &now), [0; 4]);
+        assert_eq!(t.query(0x4000_0002, 0, &now), [0; 4]);
     }
 }

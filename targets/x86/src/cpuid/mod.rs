@@ -78,6 +78,8 @@ pub struct CpuidTable {
     cpus: u32,
     tsc_hz: u64,
     crystal: [u32; 4],
+    /// `kvm=on`: KVM's own leaves and its clock.
+    kvm: bool,
 }
 
 impl Default for CpuidTable {
@@ -97,6 +99,7 @@ impl CpuidTable {
             cpus: 1,
             tsc_hz: 0,
             crystal: [0; 4],
+            kvm: true,
         }
     }
 
@@ -151,6 +154,11 @@ impl CpuidTable {
     pub fn set_frequencies(&mut self, tsc_hz: u64, apic_timer_hz: u64) {
         self.tsc_hz = tsc_hz;
         self.crystal = CpuidTable::crystal(tsc_hz, apic_timer_hz);
+    }
+
+    /// Whether the CPU says that it is a guest of KVM's kind, and has its clock.
+    pub fn shows_kvm(&self) -> bool {
+        self.kvm && self.has(Feature::HYPERVISOR)
     }
 
     /// The XCR0 bits that may be set.

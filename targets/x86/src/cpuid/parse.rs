@@ -98,6 +98,7 @@ pub fn parse_for(text: &str, supported: &FeatureSet) -> Result<(CpuidTable, Vec<
         fixed_phys_bits: false,
         check: true,
         enforce: false,
+        kvm: true,
     };
     if name == "base" {
         request.features.set(Feature::HYPERVISOR, false);
@@ -107,7 +108,9 @@ pub fn parse_for(text: &str, supported: &FeatureSet) -> Result<(CpuidTable, Vec<
     }
     let (features, warnings) = request.resolve(name, supported)?;
     let identity = request.identify(&features);
-    Ok((CpuidTable::new(model.name, identity, features), warnings))
+    let mut table = CpuidTable::new(model.name, identity, features);
+    table.kvm = request.kvm;
+    Ok((table, warnings))
 }
 
 /// What a text asks for.
@@ -122,6 +125,7 @@ struct Request {
     fixed_phys_bits: bool,
     check: bool,
     enforce: bool,
+    kvm: bool,
 }
 
 impl Request {
@@ -153,12 +157,12 @@ impl Request {
         }
     }
 
-    /// `kvm` hides the hypervisor's own leaves, of which there are none.
+    /// `kvm=off` hides KVM's own leaves and its clock.
     fn switch(&mut self, name: &str, on: bool) -> Result<(), CpuError> {
         match name {
             "check" => self.check = on,
             "enforce" => self.enforce = on,
-            _ => {}
+            _ => self.kvm = on,
         }
         Ok(())
     }

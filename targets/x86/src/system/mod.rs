@@ -23,6 +23,7 @@ pub mod flags;
 pub mod interrupt;
 pub mod io;
 pub mod iret;
+pub mod kvm_clock;
 pub mod msr;
 pub mod reset;
 pub mod segment;

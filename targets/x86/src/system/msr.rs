@@ -6,7 +6,8 @@
 
 use super::exception::gp;
 use super::interrupt::check_interrupts;
-use super::{Result, control};
+use super::kvm_clock::index::{SYSTEM_TIME, WALL_CLOCK};
+use super::{Result, control, kvm_clock};
 use crate::cpuid::Feature;
 use crate::mmu::canonical_base;
 use crate::state::{X86Env, seg};
@@ -196,6 +197,7 @@ pub fn read(env: &mut X86Env, msr: u32) -> Result<u64> {
         AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG | AMD_DE_CFG => {
             AMD.iter().find(|(index, _)| *index == msr).map_or(0, |&(_, value)| value)
         }
+        _ if WALL_CLOCK.contains(&msr) || SYSTEM_TIME.contains(&msr) => kvm_clock::read(env, msr)?,
         _ => match MTRR_FIXED.iter().position(|&f| f == msr) {
             Some(n) => m.mtrr_fixed[n],
             None => return Err(unknown("read", msr, 0)),
@@ -321,6 +323,8 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
             unless(value >> 32 != 0)?;
             env.msr.tsc_aux = value;
         }
+        _ if WALL_CLOCK.contains(&msr) => kvm_clock::write_wall_clock(env, value)?,
+        _ if SYSTEM_TIME.contains(&msr) => kvm_clock::write_system_time(env, value)?,
         _ => match MTRR_FIXED.iter().position(|&f| f == msr) {
             Some(n) => {
                 unless(!bytes_are_types(value, false))?;
@@ -362,5 +366,6 @@ fn adjust_tsc(env: &mut X86Env, delta: u64) -> Result<()> {
     if armed != 0 {
         set_deadline(env, armed)?;
     }
+    kvm_clock::refresh(env);
     Ok(())
 }

@@ -61,6 +61,7 @@ impl X86Env {
             changed_entries: Default::default(),
             held_input: None,
             x87_operand: Default::default(),
+            kvm_clock_version: 0,
             in_flight: None,
             a20_mask: u64::MAX,
             cpuid,
