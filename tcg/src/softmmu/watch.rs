@@ -202,6 +202,16 @@ pub fn drop_watch_hits<G: Guest>(env: &mut G::Env) {
     unsafe { runtime::<G>(env) }.mmu.watches.hits.clear();
 }
 
+/// Sees to it that the instruction runs alone: for a helper that, once it has begun, cannot be given up. Called before it has
+/// any effect; in a block it raises [`RETRY_VECTOR`], and nothing later in the instruction does.
+pub fn require_alone<G: Guest>(env: &mut G::Env) -> Result<(), Exception> {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    match unsafe { runtime::<G>(env) }.mmu.running {
+        Running::Block => Err(Exception { vector: RETRY_VECTOR, error: None, address: 0 }),
+        Running::Nothing | Running::Once => Ok(()),
+    }
+}
+
 /// Whether one instruction runs alone, perhaps after a first try in a block that had to be given up.
 pub fn runs_alone<G: Guest>(env: &mut G::Env) -> bool {
     // SAFETY: the environment is bound; the reference is gone when this returns.

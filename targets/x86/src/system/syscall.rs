@@ -27,6 +27,13 @@ fn enter(env: &mut X86Env, cs: u16, ss: u16, cpl: u8, long: bool, ip: u64) {
     env.update_mode();
 }
 
+/// The single-step trap of a call that was stepped and that has not cleared TF.
+fn trap_if(env: &mut X86Env, steps: bool) {
+    if steps {
+        debug::pend(env, debug::BS);
+    }
+}
+
 /// SYSCALL. Intel's exists in 64-bit mode only; AMD's also in compatibility mode, where it goes to IA32_CSTAR, and in
 /// legacy protected mode, where the entry point is in IA32_STAR (AMD64 manual volume 3, SYSCALL).
 pub fn syscall(env: &mut X86Env) -> Result<()> {
@@ -41,13 +48,16 @@ pub fn syscall(env: &mut X86Env) -> Result<()> {
         env.gpr[reg::RCX] = env.ip();
         env.set_rflags(flags & !(RFlags::VM | RFlags::IF | RFlags::RF).bits());
         enter(env, selector, stack, 0, false, env.msr.star & 0xffff_ffff);
+        trap_if(env, flags & RFlags::TF.bits() != 0);
         return Ok(());
     }
     let target = if env.code64() { env.msr.lstar } else { env.msr.cstar };
+    let steps = flags & !env.msr.fmask & RFlags::TF.bits() != 0;
     env.gpr[reg::RCX] = env.ip();
     env.gpr[11] = flags & !RFlags::RF.bits();
     env.set_rflags(flags & !env.msr.fmask & !RFlags::RF.bits());
     enter(env, selector, stack, 0, true, target);
+    trap_if(env, steps);
     Ok(())
 }
 
@@ -98,6 +108,8 @@ pub fn sysenter(env: &mut X86Env) -> Result<()> {
     env.eflags &= !(RFlags::VM | RFlags::IF | RFlags::RF).bits();
     env.gpr[reg::RSP] = sp;
     enter(env, cs, cs.wrapping_add(8), 0, long, ip);
+    let steps = env.eflags & RFlags::TF.bits() != 0;
+    trap_if(env, steps);
     Ok(())
 }
 

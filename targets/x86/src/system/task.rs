@@ -3,7 +3,8 @@
 //! A switch has a point of no return: once the old task is saved and the new one's registers are loaded, exceptions (from
 //! loading segments, mostly) belong to the *new* task. Everything that can be found out before is: the new TSS is read and
 //! the old one probed first. After that point, a jump, call or return delivers such an exception itself; a switch by
-//! gate, which is part of a delivery already, returns it.
+//! gate, which is part of a delivery already, returns it. A switch runs alone, so that the software MMU has no reason to ask
+//! for another try after that point.
 
 use tessera_tcg::guest::{Access, Exception};
 use tessera_tcg::softmmu;
@@ -157,6 +158,7 @@ fn descriptor(env: &mut X86Env, selector: u16, cause: Cause, code: u32) -> Resul
 /// Up to the point of no return: saves the old task, loads the registers that need no checks. Segments are left unusable.
 fn switch(env: &mut X86Env, selector: u16, cause: Cause, code: u32, flags: u64) -> Result<Image> {
     let entry = descriptor(env, selector, cause, code)?;
+    softmmu::require_alone::<X86>(env)?;
     let d = entry.desc;
     let wide = d.kind() & 8 != 0;
     let mmu = system_mmu(env);

@@ -13,6 +13,8 @@ mod paging;
 mod precise;
 mod registers;
 #[cfg(target_arch = "x86_64")]
+mod rules;
+#[cfg(target_arch = "x86_64")]
 mod smm;
 mod transfers;
 mod walks;
@@ -69,6 +71,8 @@ struct Board {
     tsc: u64,
     deadline: u64,
     interrupt: Option<u8>,
+    /// An interrupt that shows up once events have been looked at.
+    interrupt_after_poll: Option<u8>,
     nmi: bool,
     smi: bool,
     init: bool,
@@ -134,7 +138,12 @@ impl Platform for TestPlatform {
         None
     }
     fn event_pending(&self) -> bool {
-        let board = self.board();
+        let mut board = self.board();
+        let later = board.interrupt_after_poll.take();
+        if later.is_some() {
+            board.interrupt = later;
+            return false;
+        }
         board.interrupt.is_some() || board.nmi || board.smi || board.init || board.stop_after_smm
     }
     fn tpr(&self) -> u8 {
