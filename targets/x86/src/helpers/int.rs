@@ -427,7 +427,66 @@ static CRC32C: [u32; 256] = {
     table
 };
 
+/// Instructions that the host has, too. `None` if it has not.
+mod host {
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! instruction {
+        ($feature:tt, $template:literal, $r:ident, $($operands:tt)*) => {
+            if std::is_x86_feature_detected!($feature) {
+                // SAFETY: the feature was detected, and the instruction computes in registers alone.
+                unsafe {
+                    std::arch::asm!($template, $($operands)*, options(pure, nomem, nostack, preserves_flags))
+                };
+                Some($r)
+            } else {
+                None
+            }
+        };
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub fn crc32(mut crc: u64, data: u64, bytes: u64) -> Option<u64> {
+        match bytes {
+            1 => instruction!("sse4.2", "crc32 {0:e}, {1}", crc, inout(reg) crc, in(reg_byte) data as u8),
+            2 => instruction!("sse4.2", "crc32 {0:e}, {1:x}", crc, inout(reg) crc, in(reg) data),
+            4 => instruction!("sse4.2", "crc32 {0:e}, {1:e}", crc, inout(reg) crc, in(reg) data),
+            _ => instruction!("sse4.2", "crc32 {0:r}, {1:r}", crc, inout(reg) crc, in(reg) data),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub fn pdep(value: u64, mask: u64) -> Option<u64> {
+        let r: u64;
+        instruction!("bmi2", "pdep {}, {}, {}", r, out(reg) r, in(reg) value, in(reg) mask)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub fn pext(value: u64, mask: u64) -> Option<u64> {
+        let r: u64;
+        instruction!("bmi2", "pext {}, {}, {}", r, out(reg) r, in(reg) value, in(reg) mask)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn crc32(_: u64, _: u64, _: u64) -> Option<u64> {
+        None
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn pdep(_: u64, _: u64) -> Option<u64> {
+        None
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn pext(_: u64, _: u64) -> Option<u64> {
+        None
+    }
+}
+
 extern "C" fn crc32(_: &mut X86Env, crc: u64, data: u64, bytes: u64) -> u64 {
+    host::crc32(crc as u32 as u64, data, bytes).unwrap_or_else(|| crc32_by_table(crc, data, bytes))
+}
+
+fn crc32_by_table(crc: u64, data: u64, bytes: u64) -> u64 {
     let crc = data
         .to_le_bytes()
         .iter()
@@ -443,6 +502,14 @@ extern "C" fn bextr(_: &mut X86Env, value: u64, control: u64) -> u64 {
 }
 
 extern "C" fn pdep(_: &mut X86Env, value: u64, mask: u64) -> u64 {
+    host::pdep(value, mask).unwrap_or_else(|| deposit(value, mask))
+}
+
+extern "C" fn pext(_: &mut X86Env, value: u64, mask: u64) -> u64 {
+    host::pext(value, mask).unwrap_or_else(|| extract(value, mask))
+}
+
+fn deposit(value: u64, mask: u64) -> u64 {
     let (mut rest, mut result, mut from) = (mask, 0, value);
     while rest != 0 {
         let lowest = rest & rest.wrapping_neg();
@@ -455,7 +522,7 @@ extern "C" fn pdep(_: &mut X86Env, value: u64, mask: u64) -> u64 {
     result
 }
 
-extern "C" fn pext(_: &mut X86Env, value: u64, mask: u64) -> u64 {
+fn extract(value: u64, mask: u64) -> u64 {
     let (mut rest, mut result, mut to) = (mask, 0, 0);
     while rest != 0 {
         let lowest = rest & rest.wrapping_neg();
@@ -516,7 +583,25 @@ mod tests {
 
     #[test]
     fn crc_of_the_check_string() {
-        let crc = b"123456789".iter().fold(!0u32, |c, &b| c >> 8 ^ CRC32C[(c as u8 ^ b) as usize]);
-        assert_eq!(!crc, 0xe306_9283);
+        let crc = b"123456789".iter().fold(!0u32 as u64, |c, &b| crc32_by_table(c, b as u64, 1));
+        assert_eq!(!crc as u32, 0xe306_9283);
+    }
+
+    #[test]
+    fn the_hosts_instructions_agree() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+        for _ in 0..1000 {
+            let mut next = || {
+                seed = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(1);
+                seed ^ seed >> 29
+            };
+            let (a, b) = (next(), next());
+            for bytes in [1, 2, 4, 8] {
+                let expect = crc32_by_table(a as u32 as u64, b, bytes);
+                assert_eq!(host::crc32(a as u32 as u64, b, bytes).unwrap_or(expect), expect, "{bytes}");
+            }
+            assert_eq!(host::pdep(a, b).unwrap_or_else(|| deposit(a, b)), deposit(a, b));
+            assert_eq!(host::pext(a, b).unwrap_or_else(|| extract(a, b)), extract(a, b));
+        }
     }
 }
