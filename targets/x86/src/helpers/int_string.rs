@@ -122,7 +122,8 @@ impl StringOp {
             segment::check_segment(env, n, offset, bytes, write)?;
         }
         let linear = self.unchecked(env, segment, offset);
-        if self.align && linear & (bytes - 1) != 0 {
+        let canonical = (linear << 16) as i64 >> 16 == linear as i64;
+        if self.align && linear & (bytes - 1) != 0 && canonical {
             return Err(exception(17, Some(0)));
         }
         Ok(linear)

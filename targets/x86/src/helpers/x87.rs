@@ -772,7 +772,8 @@ extern "C" fn x87_store_state(env: &mut X86Env, code: u64, address: u64, mmu: u6
     let len = if registers { layout.saved_bytes() } else { layout.bytes() };
     // Silicon looks at the first byte, then at the last one.
     let last = address.wrapping_add(len as u64 - 1);
-    let stored = softmmu::probe::<X86>(env, address, 1, Access::Write, mmu as u8)
+    let first = if layout.wide { 4 } else { 2 };
+    let stored = softmmu::probe::<X86>(env, address, first, Access::Write, mmu as u8)
         .and_then(|()| softmmu::probe::<X86>(env, last, 1, Access::Write, mmu as u8))
         .and_then(|()| softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8));
     if let Err(e) = stored {
@@ -799,7 +800,8 @@ extern "C" fn x87_load_state(env: &mut X86Env, code: u64, address: u64, mmu: u64
     let len = if registers { layout.saved_bytes() } else { layout.bytes() };
     // Silicon looks at the first byte, then at the last one.
     let last = address.wrapping_add(len as u64 - 1);
-    let loaded = softmmu::probe::<X86>(env, address, 1, Access::Read, mmu as u8)
+    let first = if layout.wide { 4 } else { 2 };
+    let loaded = softmmu::probe::<X86>(env, address, first, Access::Read, mmu as u8)
         .and_then(|()| softmmu::probe::<X86>(env, last, 1, Access::Read, mmu as u8))
         .and_then(|()| softmmu::load_bytes::<X86>(env, address, &mut bytes[..len], mmu as u8));
     if let Err(e) = loaded {

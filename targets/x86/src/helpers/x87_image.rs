@@ -141,13 +141,13 @@ pub fn store_fx(fpu: &Fpu, wide: bool, out: &mut [u8]) {
 /// Reads the x87 part of the FXSAVE area.
 pub fn load_fx(fpu: &mut Fpu, wide: bool, image: &[u8]) {
     let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
-    // Silicon makes pointers canonical, in 57 bits.
-    let quad = |at: usize| ((u64::from_le_bytes(std::array::from_fn(|n| image[at + n])) << 7) as i64 >> 7) as u64;
+    let quad = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| image[at + n]));
     fpu.set_control(word(0));
     fpu.status = word(2);
     fpu.valid = image[4];
     fpu.opcode = word(6) & 0x7ff;
-    (fpu.ip, fpu.dp) = (quad(8), quad(16));
+    // Silicon makes the instruction pointer canonical, in 57 bits.
+    (fpu.ip, fpu.dp) = (((quad(8) << 7) as i64 >> 7) as u64, quad(16));
     (fpu.cs, fpu.ds) = (0, 0);
     if !wide {
         (fpu.cs, fpu.ds) = (word(12), word(20));

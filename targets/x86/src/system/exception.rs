@@ -443,9 +443,9 @@ fn accesses_stack_at(env: &mut X86Env, va: u64) -> bool {
             }
         };
         let size = m.memory_size().size().max(8) as u64;
-        // A register with a bit offset leads anywhere.
+        // A register with a bit offset leads anywhere, and so does a vector of indices.
         let bits = matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts);
-        bits || m.virtual_address(0, register).is_some_and(|start| va.wrapping_sub(start) < size)
+        bits || m.index().is_vector_register() || m.virtual_address(0, register).is_some_and(|start| va.wrapping_sub(start) < size)
     })
 }
 
