@@ -2,8 +2,8 @@
 //!
 //! Not compared:
 //! - flags that the manual leaves undefined after an instruction that was executed;
-//! - bit 0 of a page fault's error code (page present) for addresses in the upper half: the host's kernel always says
-//!   that such a page is present, so that nobody learns from it what it has mapped;
+//! - bit 0 of a page fault's error code (page present) for addresses that are the kernel's: the host's always says that
+//!   such a page is present, so that nobody learns from it what it has mapped;
 //! - RFLAGS.RF, which faults set in what they push;
 //! - in 32-bit code, what has no name there: the upper halves of registers and R8 to R15;
 //! - MXCSR_MASK and the reserved bytes of the XSAVE area;
@@ -13,9 +13,11 @@
 //!   raises it before the transfer, the translator behind it (see `translate::exits` in `tessera-x86`);
 //! - anything, if overflow or underflow is unmasked in MXCSR and one side raises #XM: silicon then rounds as if exponents had no
 //!   bounds, which decides about the flags; the translator computes with these exceptions masked;
-//! - the address within the page when an access of FXSAVE, XSAVE or their like faults: silicon looks at its parts in its own
-//!   order;
+//! - the address within the page when an access of FXSAVE, XSAVE, VMASKMOV or their like faults, and whether XRSTOR finds a
+//!   missing page or a wrong header first: silicon looks at the parts in its own order;
 //! - #GP and #PF for an access that goes over the end of the lower half of the address space;
+//! - all but the vector when ENTER faults: silicon has pushed what the translator, which pushes all or nothing, has not;
+//! - #AC of an x87 store that stores nothing, because its result raises an unmasked exception;
 //! - ARPL on a read-only page that would change nothing, which silicon completes;
 //! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults in 64-bit code: silicon has
 //!   or has not written the register back by then.
@@ -50,6 +52,8 @@ pub struct Stop {
     pub insn: Option<Instruction>,
     /// Whether there is an ARPL in the sequence.
     pub has_arpl: bool,
+    /// Whether there is an x87 store to memory in the sequence.
+    pub has_x87_store: bool,
 }
 
 /// The last address of the lower half.
@@ -69,10 +73,15 @@ impl Stop {
             && self.insn.is_some_and(|i| {
                 matches!(
                     i.mnemonic(),
-                    Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
+                    Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
                         | Xsavec64 | Xrstor | Xrstor64
                 )
             })
+    }
+
+    /// ENTER has faulted.
+    fn in_enter(&self, native: &Frame) -> bool {
+        native.vector != NONE && self.insn.is_some_and(|i| i.mnemonic() == Mnemonic::Enter)
     }
 
     /// Both sides are right in their own way, and what they left differs.
@@ -84,6 +93,10 @@ impl Stop {
             || scales(guest)
             || at_end
             || unchanged && self.has_arpl
+            || guest.vector == 17 && self.has_x87_store
+            || self.in_enter(native) && native.vector == guest.vector
+            || self.in_area(guest) && native.vector == 13
+            || self.in_area(native) && guest.vector == 13
     }
 
     /// A string instruction with 32-bit addresses has faulted.
@@ -114,7 +127,7 @@ fn flags(f: &Frame, undefined: u32) -> u64 {
 }
 
 fn error(f: &Frame) -> u64 {
-    let upper = f.vector == 14 && f.address >> 63 != 0;
+    let upper = f.vector == 14 && f.address > LAST_LOW - 0x1000;
     if upper { f.error | 1 } else { f.error }
 }
 
@@ -159,7 +172,7 @@ pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
         && stacks_agree(a, b, stop.in_mmx(a))
         && flags(a, stop.undefined) == flags(b, stop.undefined)
         && (a.fs, a.gs, a.vector) == (b.fs, b.gs, b.vector)
-        && (a.address == b.address || stop.in_area(a) && (a.address ^ b.address) >> 12 == 0)
+        && (a.address == b.address || stop.in_area(a) && (a.address ^ b.address) & 0xffff_f000 == 0)
         && error(a) == error(b);
     if registers && stop.in_transfer(a, b) {
         return true;

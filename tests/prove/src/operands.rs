@@ -1,6 +1,6 @@
 //! Operands: registers, memory and immediates of every kind, drawn so that most instructions find something to work on.
 
-use iced_x86::{Code, Instruction, MemorySize, OpCodeOperandKind as Op, OpKind, Register};
+use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as Op, OpKind, Register};
 
 use crate::layout::{CODE, IMAGE_AT, PAGE, WINDOW, WINDOW_PAGES};
 use crate::rng::Rng;
@@ -103,7 +103,13 @@ fn memory(i: &mut Instruction, n: u32, roles: &Roles, r: &mut Rng, index: Option
         MemorySize::Unknown => 8,
         size => size.size() as u64,
     };
-    let wide = roles.wide && !r.one_in(24);
+    // A register that is an address itself has the size of the other one.
+    let forced = matches!(i.mnemonic(), Mnemonic::Movdir64b).then(|| i.op0_register().size());
+    let wide = forced.map_or(roles.wide && !r.one_in(24), |size| size == 8);
+    if forced == Some(2) {
+        i.set_memory_base(Register::BX);
+        return;
+    }
     let register = |n: u32| gpr(n, if wide { 8 } else { 4 });
     let big = if wide { 8 } else { 4 };
     let set_displacement = |i: &mut Instruction, v: i64| {
@@ -116,7 +122,8 @@ fn memory(i: &mut Instruction, n: u32, roles: &Roles, r: &mut Rng, index: Option
         i.set_memory_index(index);
         i.set_memory_index_scale(r.pick(&[1, 2, 4, 8]));
     }
-    let how = r.below(64);
+    // Of these ways some have an address size of their own.
+    let how = if forced.is_some() { 63 } else { r.below(64) };
     let pointer = roles.one_of(roles.pointers, r);
     match (how, pointer) {
         // RIP-relative.
@@ -166,6 +173,7 @@ fn memory(i: &mut Instruction, n: u32, roles: &Roles, r: &mut Rng, index: Option
                 i.set_segment_prefix(r.pick(&[Register::DS, Register::ES, Register::CS, Register::SS]));
             }
         }
+        (_, None) if forced.is_some() => i.set_memory_base(register(roles.any(r))),
         (_, None) => set_displacement(i, address(r) as i64),
     }
 }

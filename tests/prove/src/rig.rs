@@ -179,13 +179,16 @@ impl Rig {
         let frame = &self.native.exchange().frames[n];
         let (vector, rip) = (frame.vector, frame.rip);
         let code = &self.codes[n];
-        let has_arpl = code.insns.iter().any(|p| p.insn.mnemonic() == Mnemonic::Arpl);
+        let has = |which: &[Mnemonic]| code.insns.iter().any(|p| which.contains(&p.insn.mnemonic()));
+        let has_arpl = has(&[Mnemonic::Arpl]);
+        let has_x87_store =
+            has(&[Mnemonic::Fst, Mnemonic::Fstp, Mnemonic::Fist, Mnemonic::Fistp, Mnemonic::Fisttp, Mnemonic::Fbstp]);
         if vector == NONE {
-            return Stop { undefined: code.undefined, insn: None, has_arpl };
+            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store };
         }
         let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
         let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
-        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl }
+        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store }
     }
 
     /// Runs one case.

@@ -237,8 +237,8 @@ impl Sequence {
 
     /// Encodes for an address; `None` if that is impossible (a short branch that is too far).
     pub fn place(&self, at: u64, encoder: &mut Encoder, out: &mut Code64) -> Option<()> {
-        out.bytes.clear();
-        out.insns.clear();
+        // What an encoding that failed has left.
+        drop(encoder.take_buffer());
         let mut starts = [0u64; 65];
         let has_links = self.steps.iter().any(|s| s.link.is_some());
         // Lengths do not depend on targets in reach.
