@@ -95,6 +95,39 @@ pub struct HelperDesc {
     pub args: u8,
     /// What it touches.
     pub effects: Effects,
+    /// How a backend may do without the call.
+    pub shortcut: Option<Shortcut>,
+}
+
+/// How a backend may do without a helper's call, or without most calls. The helper says what is to be done; the shortcut does
+/// the same sooner. Only helpers that touch no globals and cannot fault have one.
+#[derive(Clone, Copy, Debug)]
+pub enum Shortcut {
+    /// The helper does nothing; but this function is to be called unless the byte at this offset of the environment has this
+    /// value: it prepares, or undoes, what other shortcuts rely on.
+    Unless {
+        /// Offset of the byte.
+        offset: u32,
+        /// The value.
+        value: u8,
+        /// Address of the function, of the type of a helper without arguments.
+        func: fn() -> *const (),
+    },
+    /// Host code for x86-64, for guests whose instructions such a host has itself.
+    X86_64(fn(&ShortcutArgs, &mut Vec<u8>)),
+}
+
+/// What a [`Shortcut::X86_64`] gets to know.
+///
+/// Its code finds those of the helper's arguments that are not constant, two at most, in RAX and RCX, in this order, and
+/// leaves the result in RAX. It may change RAX, RCX and the flags. RBP plus [`ShortcutArgs::env`] is the environment's
+/// address.
+#[derive(Clone, Copy, Debug)]
+pub struct ShortcutArgs {
+    /// Arguments that are constant.
+    pub constants: [Option<u64>; 5],
+    /// Distance of the environment from RBP.
+    pub env: i32,
 }
 
 /// Where the front end gets instruction bytes: the pages are those of the block's address space, in execute mode.
@@ -194,6 +227,9 @@ pub trait Guest: Sized + Send + 'static {
         None
     }
 
+    /// To be called when generated code was left, before anything else looks at the environment: brings home what
+    /// shortcuts keep in the host's registers.
+    fn left(_env: &mut Self::Env) {}
     /// Delivers an exception that an instruction raised (state is that before the instruction).
     fn deliver_exception(env: &mut Self::Env, exception: Exception) -> Next;
     /// Handles [`Inst::Leave`](crate::ir::Inst::Leave) with its code.

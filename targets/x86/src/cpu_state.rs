@@ -441,7 +441,8 @@ mod tests {
             r[..8].copy_from_slice(&number().to_le_bytes());
             r[8..10].copy_from_slice(&(number() as u16).to_le_bytes());
         }
-        (e.fpu.opcode, e.fpu.ip, e.fpu.dp) = (0x355, number(), number());
+        // Loading them makes addresses canonical.
+        (e.fpu.opcode, e.fpu.ip, e.fpu.dp) = (0x355, number() >> 16, number() >> 16);
         e.halted = true;
         e.nmi_blocked = true;
         e.interrupt_shadow = true;

@@ -200,6 +200,10 @@ impl Guest for X86 {
         crate::system::deliver_exception(env, exception)
     }
 
+    fn left(env: &mut X86Env) {
+        helpers::x87_native::save_unit(env);
+    }
+
     fn handle_leave(env: &mut X86Env, code: u32) -> Next {
         crate::system::handle_leave(env, code)
     }

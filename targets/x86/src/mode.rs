@@ -7,6 +7,7 @@
 //! Bits that cannot matter are normalised to zero (segmentation in 64-bit code, for example), so that the same code is not
 //! translated twice.
 
+use crate::helpers::x87_state::status;
 use crate::state::{Cr0, Cr4, Efer, RFlags, Segment, X86Env, mmu_mode, mode, seg};
 use crate::system::debug;
 
@@ -18,7 +19,8 @@ fn is_unchecked(s: &Segment) -> bool {
 }
 
 impl X86Env {
-    /// Recomputes [`X86Env::mode`]. To be called after a change to CR0, CR4, EFER, XCR0, DR7, MXCSR's masks, EFLAGS other
+    /// Recomputes [`X86Env::mode`]. To be called after a change to CR0, CR4, EFER, XCR0, DR7, MXCSR's masks, the x87
+    /// unit's control word, EFLAGS other
     /// than the arithmetic flags and DF, a segment register's hidden part, the CPL, the interrupt shadow or SMM.
     ///
     /// A helper may do so and let its block go on by an indirect jump: the jump cache then answers for the new mode.
@@ -30,6 +32,28 @@ impl X86Env {
             if !self.header.runtime.is_null() {
                 tessera_tcg::softmmu::name_mode::<crate::guest::X86>(self, mode);
             }
+        }
+    }
+
+    /// What [`X86Env::update_mode`] does, after a change to the x87 unit's control word or exception flags alone. Looks at no
+    /// global, so any helper may call it.
+    pub fn update_fpu_mode(&mut self) {
+        let mode = self.mode & !mode::FPU_MP | if self.fpu_mode() { mode::FPU_MP } else { 0 };
+        if mode != self.mode {
+            self.mode = mode;
+            if !self.header.runtime.is_null() {
+                tessera_tcg::softmmu::name_mode::<crate::guest::X86>(self, mode);
+            }
+        }
+    }
+
+    /// The bit that [`mode::FPU_MP`] and [`mode::X87_UNMASKED`] share.
+    fn fpu_mode(&self) -> bool {
+        const ALL: u16 = status::EXCEPTIONS;
+        if self.cr0.contains(Cr0::TS) {
+            self.cr0.contains(Cr0::MP)
+        } else {
+            self.fpu.control & ALL != ALL || self.fpu.status & status::ES != 0
         }
     }
 
@@ -62,7 +86,7 @@ impl X86Env {
         set(mode::SMM, self.smm);
         set(mode::FPU_EM, self.cr0.contains(Cr0::EM));
         set(mode::FPU_TS, self.cr0.contains(Cr0::TS));
-        set(mode::FPU_MP, self.cr0.contains(Cr0::MP));
+        set(mode::FPU_MP, self.fpu_mode());
         set(mode::OSFXSR, self.cr4.contains(Cr4::OSFXSR));
         set(mode::AVX, self.cr4.contains(Cr4::OSXSAVE) && self.xcr0 & 6 == 6);
         set(mode::SSE_UNMASKED, self.mxcsr & 0x1f80 != 0x1f80);

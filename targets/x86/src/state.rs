@@ -280,6 +280,11 @@ pub struct X86Env {
     pub fpu: Fpu,
     /// Scratch of translated code, no architectural state.
     pub x87_operand: X87Operand,
+    /// 1 while the registers, the status word and the tags of `fpu` are in the host's x87 unit instead, which happens only
+    /// while translated code runs (see `helpers::x87_native`).
+    pub x87_resident: u8,
+    /// Scratch of translated code: a number on its way to or from the host's x87 unit.
+    pub x87_number: [u64; 2],
 
     /// ES, CS, SS, DS, FS, GS, LDTR, TR.
     pub seg: [Segment; 8],
@@ -380,8 +385,10 @@ pub mod mode {
     pub const FPU_EM: u64 = 1 << 11;
     /// CR0.TS.
     pub const FPU_TS: u64 = 1 << 12;
-    /// CR0.MP.
+    /// With CR0.TS: CR0.MP.
     pub const FPU_MP: u64 = 1 << 13;
+    /// Without CR0.TS: some x87 exception is unmasked. Shares the bit of FPU_MP, which matters under TS only.
+    pub const X87_UNMASKED: u64 = FPU_MP;
     /// CR4.OSFXSR.
     pub const OSFXSR: u64 = 1 << 14;
     /// CR4.OSXSAVE with AVX state enabled in XCR0.

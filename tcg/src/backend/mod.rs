@@ -69,12 +69,22 @@ impl FlagRecipe {
     }
 }
 
+/// Destination of a load of which only the check for write permission is wanted: memory is not read, as that might have
+/// effects.
+pub const DISCARD: u8 = u8::MAX;
+
 /// A guest memory access that the slow path completes.
 #[allow(missing_docs)] // Each variant's text explains its fields.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum AccessKind {
     /// Result to host integer register `dst`.
-    Load { width: Width, ext: Ext, dst: u8, for_write: bool },
+    Load {
+        width: Width,
+        ext: Ext,
+        /// Or [`DISCARD`].
+        dst: u8,
+        for_write: bool,
+    },
     /// Stores the low bits of `v`.
     Store { width: Width, v: Loc },
     /// Result to host vector register `dst`.

@@ -7,7 +7,7 @@
 use std::ptr::NonNull;
 
 use super::side_tables::Tables;
-use crate::backend::{AccessKind, FlagRecipe, Loc, RuntimeFns, SlowAccess};
+use crate::backend::{AccessKind, DISCARD, FlagRecipe, Loc, RuntimeFns, SlowAccess};
 use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SPILL_SLOTS};
 use crate::guest::{Access, Exception, Guest};
 use crate::ir::vec::selected_lanes;
@@ -68,6 +68,10 @@ fn complete<G: Guest>(env: &mut G::Env, tb: u32, access: &SlowAccess) -> Result<
             if for_write {
                 softmmu::probe::<G>(env, va, u64::from(width.bytes()), Access::Write, mmu)?;
                 softmmu::retry_if_watched::<G>(env, va, u64::from(width.bytes()), true)?;
+                softmmu::retry_if_running::<G>(env, va, u64::from(width.bytes()), mmu, writer)?;
+            }
+            if dst == DISCARD {
+                return Ok(());
             }
             let v = softmmu::load::<G>(env, va, width.bytes(), mmu)?;
             set_int::<G>(env, dst, extend(width, ext, v));

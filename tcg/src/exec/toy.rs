@@ -230,11 +230,41 @@ extern "C" fn helper_kick(env: &mut ToyEnv) -> u64 {
 }
 
 static HELPERS: &[HelperDesc] = &[
-    HelperDesc { name: "store", func: || helper_store as *const (), args: 2, effects: Effects::FAULTS },
-    HelperDesc { name: "flush", func: || helper_flush as *const (), args: 1, effects: Effects::ALL },
-    HelperDesc { name: "space", func: || helper_space as *const (), args: 1, effects: Effects::ALL },
-    HelperDesc { name: "fault", func: || helper_fault as *const (), args: 0, effects: Effects::FAULTS },
-    HelperDesc { name: "kick", func: || helper_kick as *const (), args: 0, effects: Effects::STATE },
+    HelperDesc {
+        name: "store",
+        func: || helper_store as *const (),
+        args: 2,
+        effects: Effects::FAULTS,
+        shortcut: None,
+    },
+    HelperDesc {
+        name: "flush",
+        func: || helper_flush as *const (),
+        args: 1,
+        effects: Effects::ALL,
+        shortcut: None,
+    },
+    HelperDesc {
+        name: "space",
+        func: || helper_space as *const (),
+        args: 1,
+        effects: Effects::ALL,
+        shortcut: None,
+    },
+    HelperDesc {
+        name: "fault",
+        func: || helper_fault as *const (),
+        args: 0,
+        effects: Effects::FAULTS,
+        shortcut: None,
+    },
+    HelperDesc {
+        name: "kick",
+        func: || helper_kick as *const (),
+        args: 0,
+        effects: Effects::STATE,
+        shortcut: None,
+    },
 ];
 
 const PC: GlobalId = GlobalId(8);

@@ -257,6 +257,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // the runtime is held across the call.
         let word = unsafe { (self.enter)(G::header(env.as_mut()), code) };
         self.context.runtime_mut().mmu.running = Running::Nothing;
+        G::left(self.context.env_mut());
         Outcome::decode(word)
     }
 

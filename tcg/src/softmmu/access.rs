@@ -295,15 +295,43 @@ fn check_code<G: Guest>(
     if rt.blocks.has_code(page_of(phys)) { store_to_code(rt, va, phys, len, writer) } else { Ok(()) }
 }
 
-#[cold]
-fn store_to_code(rt: &mut Runtime, va: u64, phys: u64, len: u64, writer: Writer) -> Result<(), Exception> {
-    rt.mmu.stats.code_page_stores += 1;
-    let running = match (rt.mmu.running, writer) {
+/// What a store to these bytes, which are known to be writable, would raise because the block that runs was made from them:
+/// for instructions that have other effects before they store.
+pub(crate) fn retry_if_running<G: Guest>(
+    env: &mut G::Env,
+    va: u64,
+    len: u64,
+    mmu: u8,
+    writer: Writer,
+) -> Result<(), Exception> {
+    let mut at = 0;
+    while at < len {
+        let here = va.wrapping_add(at);
+        let n = in_page(here, len - at);
+        let phys = resolve::<G>(env, here, Access::Write, mmu)?.phys;
+        // SAFETY: the environment is bound; the reference is gone when this iteration ends.
+        let rt = unsafe { runtime::<G>(env) };
+        if rt.blocks.has_code(page_of(phys)) && overwrites_running(rt, phys, n, writer) {
+            return Err(Exception { vector: RETRY_VECTOR, error: None, address: here });
+        }
+        at += n;
+    }
+    Ok(())
+}
+
+/// Whether a block that is running, or may be, was made from any of `len` bytes of one page.
+fn overwrites_running(rt: &Runtime, phys: u64, len: u64, writer: Writer) -> bool {
+    match (rt.mmu.running, writer) {
         (Running::Block, Writer::Block(tb)) => rt.blocks.made_from(tb, phys, len),
         (Running::Block, Writer::Helper) => rt.blocks.any_made_from(phys, len),
         (Running::Nothing | Running::Once, _) => false,
-    };
-    if running {
+    }
+}
+
+#[cold]
+fn store_to_code(rt: &mut Runtime, va: u64, phys: u64, len: u64, writer: Writer) -> Result<(), Exception> {
+    rt.mmu.stats.code_page_stores += 1;
+    if overwrites_running(rt, phys, len, writer) {
         return Err(Exception { vector: RETRY_VECTOR, error: None, address: va });
     }
     rt.blocks.invalidate(phys, len, &mut rt.jump_cache);

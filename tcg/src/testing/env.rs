@@ -206,8 +206,20 @@ const fn set(globals: &[GlobalId]) -> GlobalSet {
 
 /// The helpers; see [`helper`].
 pub static HELPERS: &[HelperDesc] = &[
-    HelperDesc { name: "mix", func: || helper::mix2 as *const (), args: 2, effects: Effects::PURE },
-    HelperDesc { name: "count", func: || helper::count as *const (), args: 5, effects: Effects::STATE },
+    HelperDesc {
+        name: "mix",
+        func: || helper::mix2 as *const (),
+        args: 2,
+        effects: Effects::PURE,
+        shortcut: None,
+    },
+    HelperDesc {
+        name: "count",
+        func: || helper::count as *const (),
+        args: 5,
+        effects: Effects::STATE,
+        shortcut: None,
+    },
     HelperDesc {
         name: "read",
         func: || helper::read as *const (),
@@ -216,6 +228,7 @@ pub static HELPERS: &[HelperDesc] = &[
             reads: set(&[global::int(0), global::int(1), global::FLAGS, global::x(0), global::y(1)]),
             ..Effects::STATE
         },
+        shortcut: None,
     },
     HelperDesc {
         name: "write",
@@ -225,14 +238,22 @@ pub static HELPERS: &[HelperDesc] = &[
             writes: set(&[global::int(1), global::int(2), global::FLAGS, global::x(0), global::y(2)]),
             ..Effects::STATE
         },
+        shortcut: None,
     },
     HelperDesc {
         name: "may_fault",
         func: || helper::may_fault as *const (),
         args: 1,
         effects: Effects::FAULTS,
+        shortcut: None,
     },
-    HelperDesc { name: "all", func: || helper::all as *const (), args: 2, effects: Effects::ALL },
+    HelperDesc {
+        name: "all",
+        func: || helper::all as *const (),
+        args: 2,
+        effects: Effects::ALL,
+        shortcut: None,
+    },
     HelperDesc {
         name: "swap",
         func: || helper::swap as *const (),
@@ -242,6 +263,7 @@ pub static HELPERS: &[HelperDesc] = &[
             writes: set(&[global::int(3), global::int(4), global::y(3)]),
             ..Effects::STATE
         },
+        shortcut: None,
     },
 ];
 

@@ -38,6 +38,7 @@ macro_rules! helpers {
                 },
                 args: $args,
                 effects: $effects,
+                shortcut: None,
             },
         )*];
     };
@@ -63,6 +64,7 @@ pub mod vec_op;
 pub mod x87;
 pub mod x87_host;
 pub mod x87_image;
+pub mod x87_native;
 pub mod x87_state;
 
 const INT_BASE: u16 = 0;
@@ -72,12 +74,21 @@ const SSE_BASE: u16 = SYSTEM_BASE + system::TABLE.len() as u16;
 const X87_BASE: u16 = SSE_BASE + sse::TABLE.len() as u16;
 const VEC_OP_BASE: u16 = X87_BASE + x87::TABLE.len() as u16;
 const AVX_BASE: u16 = VEC_OP_BASE + vec_op::TABLE.len() as u16;
-const COUNT: usize = AVX_BASE as usize + avx::TABLE.len();
+const X87_NATIVE_BASE: u16 = AVX_BASE + avx::TABLE.len() as u16;
+const COUNT: usize = X87_NATIVE_BASE as usize + x87_native::TABLE.len();
 
 /// Every helper, by [`HelperId`].
 pub static HELPERS: [HelperDesc; COUNT] = {
-    let parts =
-        [int::TABLE, int_string::TABLE, system::TABLE, sse::TABLE, x87::TABLE, vec_op::TABLE, avx::TABLE];
+    let parts = [
+        int::TABLE,
+        int_string::TABLE,
+        system::TABLE,
+        sse::TABLE,
+        x87::TABLE,
+        vec_op::TABLE,
+        avx::TABLE,
+        x87_native::TABLE,
+    ];
     let mut all = [int::TABLE[0]; COUNT];
     let (mut part, mut n) = (0, 0);
     while part < parts.len() {

@@ -115,6 +115,28 @@ pub fn store_code(format: Option<Format>, pop: bool) -> u64 {
     format.map_or(15, |f| f as u64) | (pop as u64) << 4
 }
 
+/// The parts of an [`arith_code`]: operation, source, register, whether that is the destination, whether to pop.
+pub(super) fn arith_parts(code: u64) -> (Binary, Source, u8, bool, bool) {
+    let op = BINARIES[code as usize % 8 % BINARIES.len()];
+    (op, SOURCES[code as usize >> 4 & 7], (code >> 8 & 7) as u8, code >> 12 & 1 != 0, code >> 13 & 1 != 0)
+}
+
+/// The parts of a [`compare_code`], in the order of its arguments.
+pub(super) fn compare_parts(code: u64) -> (Source, u8, u8, bool, bool) {
+    let source = SOURCES[code as usize & 7];
+    (source, (code >> 4 & 7) as u8, (code >> 8 & 3) as u8, code >> 10 & 1 != 0, code >> 11 & 1 != 0)
+}
+
+/// The source that [`LOAD`] is passed.
+pub(super) fn source_of(code: u64) -> Source {
+    SOURCES[code as usize & 7]
+}
+
+/// The parts of a [`store_code`].
+pub(super) fn store_parts(code: u64) -> (Option<Format>, bool) {
+    (FORMATS.get(code as usize & 15).copied(), code >> 4 & 1 != 0)
+}
+
 /// Layout argument of [`STORE_STATE`] and [`LOAD_STATE`]; `registers` for FNSAVE and FRSTOR.
 pub fn layout_code(layout: Layout, registers: bool) -> u64 {
     layout.wide as u64 | (layout.protected as u64) << 1 | (registers as u64) << 2
@@ -325,15 +347,15 @@ fn push(fpu: &mut Fpu, v: F80, exceptions: u16) {
     }
 }
 
-extern "C" fn x87_load(env: &mut X86Env, source: u64, low: u64, high: u64) -> u64 {
+pub(super) extern "C" fn x87_load(env: &mut X86Env, source: u64, low: u64, high: u64) -> u64 {
     instruction(env, |fpu| {
-        let (v, e) = number(SOURCES[source as usize & 7], low, high);
+        let (v, e) = number(source_of(source), low, high);
         push(fpu, v, e);
     });
     0
 }
 
-extern "C" fn x87_load_register(env: &mut X86Env, i: u64) -> u64 {
+pub(super) extern "C" fn x87_load_register(env: &mut X86Env, i: u64) -> u64 {
     instruction(env, |fpu| {
         let i = i as usize & 7;
         if fpu.is_empty(i) {
@@ -347,7 +369,7 @@ extern "C" fn x87_load_register(env: &mut X86Env, i: u64) -> u64 {
     0
 }
 
-extern "C" fn x87_load_constant(env: &mut X86Env, n: u64) -> u64 {
+pub(super) extern "C" fn x87_load_constant(env: &mut X86Env, n: u64) -> u64 {
     instruction(env, |fpu| {
         let v = host::constant(n as u8, fpu.control);
         push(fpu, v, 0);
@@ -362,11 +384,10 @@ fn any_empty(fpu: &Fpu, registers: &[usize]) -> bool {
     registers.iter().any(|&i| fpu.is_empty(i))
 }
 
-extern "C" fn x87_arith(env: &mut X86Env, code: u64) -> u64 {
+pub(super) extern "C" fn x87_arith(env: &mut X86Env, code: u64) -> u64 {
     instruction(env, |fpu| {
-        let op = BINARIES[code as usize % 8 % BINARIES.len()];
-        let i = code as usize >> 8 & 7;
-        let (to_i, pop) = (code >> 12 & 1 != 0, code >> 13 & 1 != 0);
+        let (op, _, i, to_i, pop) = arith_parts(code);
+        let i = usize::from(i);
         let (to, other) = if to_i { (i, 0) } else { (0, i) };
         if any_empty(fpu, &[0, i]) {
             if fpu.stack_fault(false) {
@@ -388,16 +409,16 @@ extern "C" fn x87_arith(env: &mut X86Env, code: u64) -> u64 {
     0
 }
 
-extern "C" fn x87_arith_memory(env: &mut X86Env, code: u64, value: u64) -> u64 {
+pub(super) extern "C" fn x87_arith_memory(env: &mut X86Env, code: u64, value: u64) -> u64 {
     instruction(env, |fpu| {
-        let op = BINARIES[code as usize % 8 % BINARIES.len()];
+        let (op, source, ..) = arith_parts(code);
         if fpu.is_empty(0) {
             if fpu.stack_fault(false) {
                 fpu.set_st(0, INDEFINITE);
             }
             return;
         }
-        let (b, denormal) = memory_operand(SOURCES[code as usize >> 4 & 7], value);
+        let (b, denormal) = memory_operand(source, value);
         let (r, sw) = host::binary(op, fpu.control, fpu.st(0), &b);
         if commit(fpu, with_denormal(fpu, sw, denormal)) {
             fpu.set_st(0, r);
@@ -420,12 +441,10 @@ fn with_denormal(fpu: &Fpu, sw: u16, denormal: u16) -> u16 {
     }
 }
 
-extern "C" fn x87_compare(env: &mut X86Env, code: u64, value: u64) -> u64 {
+pub(super) extern "C" fn x87_compare(env: &mut X86Env, code: u64, value: u64) -> u64 {
     instruction(env, |fpu| {
-        let source = SOURCES[code as usize & 7];
-        let i = code as usize >> 4 & 7;
-        let pops = code >> 8 & 3;
-        let (quiet, condition) = (code >> 10 & 1 != 0, code >> 11 & 1 != 0);
+        let (source, i, pops, quiet, condition) = compare_parts(code);
+        let i = usize::from(i);
         let register = source == Source::Register;
         let (codes, done) = if fpu.is_empty(0) || register && fpu.is_empty(i) {
             let masked = fpu.stack_fault(false);
@@ -453,14 +472,11 @@ extern "C" fn x87_compare(env: &mut X86Env, code: u64, value: u64) -> u64 {
 
 // ----- stores -----
 
-extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> u64 {
-    if pending(env) {
-        return 0;
-    }
-    let pop = code >> 4 & 1 != 0;
-    let format = FORMATS.get(code as usize & 15).copied();
-    let mut fpu = env.fpu;
-    let (bytes, len) = match format {
+/// What a store in the format of `code` ([`store_code`]) stores, unless an unmasked exception prevents it, and how many bytes
+/// that is. Flags exceptions; does not pop.
+pub(super) fn converted(fpu: &mut Fpu, code: u64) -> (Option<F80>, usize) {
+    let (format, _) = store_parts(code);
+    match format {
         _ if fpu.is_empty(0) => {
             let masked = fpu.stack_fault(false);
             let bytes = match format {
@@ -481,7 +497,16 @@ extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> 
             fpu.set_condition(status::C1, 0);
             (Some(*fpu.st(0)), 10)
         }
-    };
+    }
+}
+
+extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> u64 {
+    if pending(env) {
+        return 0;
+    }
+    let pop = code >> 4 & 1 != 0;
+    let mut fpu = env.fpu;
+    let (bytes, len) = converted(&mut fpu, code);
     if let Some(bytes) = bytes {
         if let Err(e) = softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8) {
             return fault(env, e);
@@ -498,7 +523,7 @@ extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> 
     0
 }
 
-extern "C" fn x87_store_register(env: &mut X86Env, i: u64, pop: u64) -> u64 {
+pub(super) extern "C" fn x87_store_register(env: &mut X86Env, i: u64, pop: u64) -> u64 {
     instruction(env, |fpu| {
         let v = if fpu.is_empty(0) {
             if pop == 2 {
@@ -523,7 +548,7 @@ extern "C" fn x87_store_register(env: &mut X86Env, i: u64, pop: u64) -> u64 {
 
 // ----- the rest on the stack -----
 
-extern "C" fn x87_exchange(env: &mut X86Env, i: u64) -> u64 {
+pub(super) extern "C" fn x87_exchange(env: &mut X86Env, i: u64) -> u64 {
     instruction(env, |fpu| {
         let i = i as usize & 7;
         if any_empty(fpu, &[0, i]) {
@@ -545,7 +570,7 @@ extern "C" fn x87_exchange(env: &mut X86Env, i: u64) -> u64 {
     0
 }
 
-extern "C" fn x87_free(env: &mut X86Env, i: u64, pop: u64) -> u64 {
+pub(super) extern "C" fn x87_free(env: &mut X86Env, i: u64, pop: u64) -> u64 {
     instruction(env, |fpu| {
         fpu.set_condition(status::C1, 0);
         fpu.free(i as usize & 7);
@@ -556,7 +581,7 @@ extern "C" fn x87_free(env: &mut X86Env, i: u64, pop: u64) -> u64 {
     0
 }
 
-extern "C" fn x87_move_if(env: &mut X86Env, i: u64, condition: u64) -> u64 {
+pub(super) extern "C" fn x87_move_if(env: &mut X86Env, i: u64, condition: u64) -> u64 {
     instruction(env, |fpu| {
         let i = i as usize & 7;
         if any_empty(fpu, &[0, i]) {
@@ -574,7 +599,7 @@ extern "C" fn x87_move_if(env: &mut X86Env, i: u64, condition: u64) -> u64 {
     0
 }
 
-extern "C" fn x87_misc(env: &mut X86Env, op: u64) -> u64 {
+pub(super) extern "C" fn x87_misc(env: &mut X86Env, op: u64) -> u64 {
     let Some(&op) = MISC_ALL.get(op as usize) else { return 0 };
     instruction(env, |fpu| misc(fpu, op));
     0
@@ -737,6 +762,7 @@ extern "C" fn x87_init(env: &mut X86Env) -> u64 {
     let before = env.fpu.status;
     env.fpu.initialise();
     report(env, before);
+    env.update_fpu_mode();
     0
 }
 
@@ -744,15 +770,17 @@ extern "C" fn x87_clear(env: &mut X86Env) -> u64 {
     let before = env.fpu.status;
     env.fpu.status &= !(status::EXCEPTIONS | status::SF | status::ES | status::BUSY);
     report(env, before);
+    env.update_fpu_mode();
     0
 }
 
-extern "C" fn x87_load_control(env: &mut X86Env, word: u64) -> u64 {
+pub(super) extern "C" fn x87_load_control(env: &mut X86Env, word: u64) -> u64 {
     if !pending(env) {
         let before = env.fpu.status;
         env.fpu.set_control(word as u16);
         env.fpu.summarise();
         report(env, before);
+        env.update_fpu_mode();
     }
     0
 }
@@ -787,6 +815,7 @@ extern "C" fn x87_store_state(env: &mut X86Env, code: u64, address: u64, mmu: u6
         env.fpu.summarise();
     }
     report(env, before);
+    env.update_fpu_mode();
     0
 }
 
@@ -816,6 +845,7 @@ extern "C" fn x87_load_state(env: &mut X86Env, code: u64, address: u64, mmu: u64
         image::load_registers(&mut env.fpu, &bytes[layout.bytes()..]);
     }
     report(env, before);
+    env.update_fpu_mode();
     0
 }
 

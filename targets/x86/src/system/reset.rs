@@ -62,6 +62,8 @@ impl X86Env {
             held_input: None,
             x87_operand: Default::default(),
             kvm_clock_version: 0,
+            x87_resident: 0,
+            x87_number: [0; 2],
             in_flight: None,
             a20_mask: u64::MAX,
             cpuid,

@@ -49,7 +49,10 @@ impl Translator<'_> {
             self.raise(vector::NM, None);
             return false;
         }
-        self.call(helpers::x87::WAIT, &[]);
+        if self.is(mode::X87_UNMASKED) {
+            self.call(helpers::x87::WAIT, &[]);
+        }
+        self.x87_home();
         true
     }
 

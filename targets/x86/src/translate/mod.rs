@@ -172,6 +172,8 @@ pub struct Translator<'a> {
     pub shadowed: bool,
     /// The instruction just translated opened a shadow (STI) and left the block open: the next one is the block's last.
     pub opens_shadow: bool,
+    /// The x87 unit's state is in the host's unit (see `x87`).
+    x87_loaded: bool,
     /// Forward branches that the block went on behind.
     pub side_exits: u8,
     /// The block has its terminal.
@@ -193,6 +195,7 @@ impl<'a> Translator<'a> {
             single: single_step || mode & (mode::TRAP | mode::SHADOW) != 0,
             shadowed: false,
             opens_shadow: false,
+            x87_loaded: false,
             side_exits: 0,
             ended: false,
         }

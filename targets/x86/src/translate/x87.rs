@@ -3,6 +3,8 @@
 //! A memory source is loaded by the IR and handed to the helper; a memory destination is stored to by the helper, which must
 //! know whether the store succeeds before it pops.
 //!
+//! While all exceptions are masked, most are a host instruction instead ([`native`]).
+//!
 //! What FSTENV shows of the last instruction (SDM volume 1, sections 8.1.8 and 8.1.9; control instructions are not shown):
 //! its address is recorded after the helper has succeeded. Its opcode, and with FDP_EXCPTN_ONLY its operand's address, are
 //! architectural only if it raised an unmasked exception: before the helper they are put where it finds them then
@@ -10,7 +12,7 @@
 //! those with ZERO_FCS_FDS never the selectors.
 
 use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
-use tessera_tcg::ir::{BinOp, Cond, Ext, HelperId, Inst, Value, Width};
+use tessera_tcg::ir::{BinOp, Cond, Exit, Ext, FlagOp, GlobalSet, HelperId, Inst, Value, Width};
 
 use super::operand::segment_number;
 use super::{Row, Translator, vector};
@@ -18,6 +20,7 @@ use crate::cpuid::Feature;
 use crate::helpers::x87::{self as helper, Misc, Source, arith_code, compare_code, layout_code, store_code};
 use crate::helpers::x87_host::{Binary, Format};
 use crate::helpers::x87_image::Layout;
+use crate::helpers::x87_native as native;
 use crate::state::{Fpu, Segment, X86Env, X87Operand, mode, reg, seg};
 
 /// Rows of this family.
@@ -125,6 +128,7 @@ const CS: u32 = FPU + std::mem::offset_of!(Fpu, cs) as u32;
 const DP: u32 = FPU + std::mem::offset_of!(Fpu, dp) as u32;
 const DS: u32 = FPU + std::mem::offset_of!(Fpu, ds) as u32;
 const OPCODE: u32 = FPU + std::mem::offset_of!(Fpu, opcode) as u32;
+const NUMBER: u32 = std::mem::offset_of!(X86Env, x87_number) as u32;
 const LAST: u32 = std::mem::offset_of!(X86Env, x87_operand) as u32;
 const LAST_DP: u32 = LAST + std::mem::offset_of!(X87Operand, dp) as u32;
 const LAST_DS: u32 = LAST + std::mem::offset_of!(X87Operand, ds) as u32;
@@ -177,6 +181,14 @@ impl Translator<'_> {
     /// Calls the helper of an instruction that is not a control instruction, and records where the instruction and its
     /// operand are.
     fn x87_call(&mut self, operand: Option<&Operand>, helper: HelperId, args: &[Value]) -> Value {
+        if let Some(native) = native_twin(helper)
+            && self.x87_native()
+        {
+            let r = self.call(native, args);
+            self.x87_pointer();
+            return r;
+        }
+        self.x87_home();
         let has = |f| self.env.cpuid.has(f);
         let selectors = !self.code64() && !has(Feature::ZERO_FCS_FDS);
         let exceptional = has(Feature::FDP_EXCPTN_ONLY);
@@ -190,8 +202,7 @@ impl Translator<'_> {
             }
         }
         let r = self.call(helper, args);
-        let ip = self.b.iconst(self.wrap(self.pc.wrapping_sub(self.cs_base)));
-        self.b.push(Inst::EnvStore { width: Width::W64, offset: IP, v: ip });
+        self.x87_pointer();
         if selectors {
             self.x87_selector(seg::CS, CS);
         }
@@ -209,6 +220,54 @@ impl Translator<'_> {
         r
     }
 
+    /// Records where the instruction is.
+    fn x87_pointer(&mut self) {
+        let ip = self.b.iconst(self.wrap(self.pc.wrapping_sub(self.cs_base)));
+        self.b.push(Inst::EnvStore { width: Width::W64, offset: IP, v: ip });
+    }
+
+    /// Whether x87 instructions may be the host's. All but the exception masks depends on the CPU model alone, so
+    /// that code of every mode knows where the unit's state may be.
+    fn x87_may_be_native(&self) -> bool {
+        let has = |f| self.env.cpuid.has(f);
+        cfg!(target_arch = "x86_64")
+            && !self.is(mode::X87_UNMASKED)
+            && has(Feature::FDP_EXCPTN_ONLY)
+            && has(Feature::ZERO_FCS_FDS)
+            && has(Feature::SSE2)
+    }
+
+    /// If x87 instructions may be the host's: sees to it that the unit's state is there.
+    fn x87_native(&mut self) -> bool {
+        let native = self.x87_may_be_native();
+        if native && !self.x87_loaded {
+            self.call(native::LOAD_UNIT, &[]);
+            self.x87_loaded = true;
+        }
+        native
+    }
+
+    /// Before an instruction that finds the unit's state in the environment.
+    pub(super) fn x87_home(&mut self) {
+        if self.x87_may_be_native() {
+            self.call(native::SAVE_UNIT, &[]);
+            self.x87_loaded = false;
+        }
+    }
+
+    /// Behind an instruction that may have masked or unmasked exceptions: if it has, another block goes on.
+    fn x87_masks_changed(&mut self) {
+        if self.single {
+            return;
+        }
+        let offset = std::mem::offset_of!(X86Env, mode) as u32;
+        let now = self.b.push(Inst::EnvLoad { width: Width::W64, offset });
+        let was = self.b.iconst(self.mode);
+        let f = self.b.flags(FlagOp::Sub, Width::W64, now, was);
+        let exit = self.b.exit(Exit { pc: self.next, poll: false, chain: false, dead: GlobalSet::NONE });
+        self.b.push(Inst::ExitIf { cond: Cond::NE, f, exit });
+    }
+
     fn x87_selector(&mut self, from: usize, to: u32) {
         let v = self.b.push(Inst::EnvLoad { width: Width::W16, offset: selector(from) });
         self.b.push(Inst::EnvStore { width: Width::W16, offset: to, v });
@@ -217,6 +276,24 @@ impl Translator<'_> {
     fn constants(&mut self, values: [u64; 2]) -> [Value; 2] {
         values.map(|v| self.b.iconst(v))
     }
+}
+
+/// The row that does what `helper` does on the host's unit.
+fn native_twin(helper: HelperId) -> Option<HelperId> {
+    Some(match helper {
+        helper::ARITH => native::ARITH,
+        helper::ARITH_MEMORY => native::ARITH_MEMORY,
+        helper::COMPARE => native::COMPARE,
+        helper::LOAD => native::LOAD,
+        helper::LOAD_REGISTER => native::LOAD_REGISTER,
+        helper::LOAD_CONSTANT => native::LOAD_CONSTANT,
+        helper::STORE_REGISTER => native::STORE_REGISTER,
+        helper::MISC => native::MISC,
+        helper::EXCHANGE => native::EXCHANGE,
+        helper::FREE => native::FREE,
+        helper::MOVE_IF => native::MOVE_IF,
+        _ => return None,
+    })
 }
 
 /// Number of the register operand that is not the implied ST(0).
@@ -256,7 +333,9 @@ fn wait(t: &mut Translator<'_>, _: &Instruction) {
     if t.is(mode::FPU_MP | mode::FPU_TS) {
         return t.raise(vector::NM, None);
     }
-    t.call(helper::WAIT, &[]);
+    if t.is(mode::X87_UNMASKED) {
+        t.call(helper::WAIT, &[]);
+    }
 }
 
 fn arith(t: &mut Translator<'_>, i: &Instruction, op: Binary, pop: bool) {
@@ -356,9 +435,40 @@ fn store(t: &mut Translator<'_>, i: &Instruction, pop: bool, truncate: bool) {
         (Source::F80, _) => None,
         _ => Some(Format::Bcd),
     };
-    let operand = t.x87_operand(i, format.map_or(10, Format::bytes) as u32, true);
+    let bytes = format.map_or(10, Format::bytes);
+    let operand = t.x87_operand(i, bytes as u32, true);
+    if t.x87_may_be_native() {
+        return store_native(t, store_code(format, pop), bytes, operand.linear);
+    }
     let [code, mmu] = t.constants([store_code(format, pop), t.mmu as u64]);
     t.x87_call(Some(&operand), helper::STORE, &[code, operand.linear, mmu]);
+}
+
+/// A store must be known to succeed before the unit changes.
+fn store_native(t: &mut Translator<'_>, code: u64, bytes: usize, address: Value) {
+    let (first, second) = if bytes == 10 { (8, Some(2)) } else { (bytes, None) };
+    let width = super::operand::width_of(first);
+    let mem = t.mem_for_write();
+    t.b.load(width, Ext::Zero, address, mem);
+    let second = second.map(|bytes| {
+        let at = t.b.bin_imm(BinOp::Add, Width::W64, address, 8);
+        let width = super::operand::width_of(bytes);
+        t.b.load(width, Ext::Zero, at, mem);
+        (width, at)
+    });
+    t.x87_native();
+    let code = t.b.iconst(code);
+    let v = t.call(native::TAKE, &[code]);
+    let upper = second.map(|(width, at)| {
+        let offset = NUMBER + 8;
+        (width, at, t.b.push(Inst::EnvLoad { width, offset }))
+    });
+    let mem = t.mem();
+    t.b.store(width, address, v, mem);
+    if let Some((width, at, v)) = upper {
+        t.b.store(width, at, v, mem);
+    }
+    t.x87_pointer();
 }
 
 fn store_register(t: &mut Translator<'_>, i: &Instruction, pop: u64) {
@@ -389,6 +499,9 @@ fn nop(t: &mut Translator<'_>, _: &Instruction) {
     if !t.x87_available() {
         return;
     }
+    if t.x87_may_be_native() {
+        return t.x87_pointer();
+    }
     t.x87_call(None, helper::WAIT, &[]);
 }
 
@@ -412,7 +525,9 @@ fn move_if(t: &mut Translator<'_>, i: &Instruction, cond: Cond) {
 
 fn control(t: &mut Translator<'_>, helper: HelperId) {
     if t.x87_available() {
+        t.x87_home();
         t.call(helper, &[]);
+        t.x87_masks_changed();
     }
 }
 
@@ -425,7 +540,9 @@ fn fldcw(t: &mut Translator<'_>, i: &Instruction) {
         return;
     }
     let (v, _) = load_source(t, i);
-    t.call(helper::LOAD_CONTROL, &[v]);
+    let may_be_native = t.x87_may_be_native();
+    t.call(if may_be_native { native::LOAD_CONTROL } else { helper::LOAD_CONTROL }, &[v]);
+    t.x87_masks_changed();
 }
 
 /// FNSTCW and FNSTSW: neither waits.
@@ -433,7 +550,11 @@ fn store_word(t: &mut Translator<'_>, i: &Instruction, offset: u32) {
     if !t.x87_available() {
         return;
     }
-    let v = t.b.push(Inst::EnvLoad { width: Width::W16, offset });
+    let v = if offset == STATUS && t.x87_native() {
+        t.call(native::STATUS, &[])
+    } else {
+        t.b.push(Inst::EnvLoad { width: Width::W16, offset })
+    };
     if is_memory(i) {
         t.write(i, 0, v);
     } else {
@@ -454,5 +575,7 @@ fn state(t: &mut Translator<'_>, i: &Instruction, helper: HelperId, write: bool)
     let bytes = if registers { layout.saved_bytes() } else { layout.bytes() };
     let addr = t.address(i, bytes as u32, write);
     let [code, mmu] = t.constants([layout_code(layout, registers), t.mmu as u64]);
+    t.x87_home();
     t.call(helper, &[code, addr, mmu]);
+    t.x87_masks_changed();
 }

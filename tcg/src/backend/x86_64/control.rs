@@ -10,6 +10,7 @@ use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
 use crate::env::{Header, JUMP_CACHE_ENTRIES, JumpEntry, Runtime};
+use crate::guest::{Shortcut, ShortcutArgs};
 use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
 
 /// A source of a parallel move.
@@ -327,6 +328,11 @@ impl Emitter<'_> {
     pub fn call(&mut self, helper: HelperId, args: CallArgs) {
         let desc = self.guest.helpers[helper.0 as usize];
         let effects = desc.effects;
+        match desc.shortcut {
+            Some(Shortcut::X86_64(code)) => return self.call_shortcut(code, args),
+            Some(Shortcut::Unless { offset, value, func }) => return self.call_unless(func, offset, value),
+            None => {}
+        }
         let at = self.at as u32;
         // Arguments come first, before places in the environment change hands.
         for v in args.iter().flatten() {
@@ -430,6 +436,45 @@ impl Emitter<'_> {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
+    }
+
+    /// A call whose work is done by other code.
+    fn call_shortcut(&mut self, code: fn(&ShortcutArgs, &mut Vec<u8>), args: CallArgs) {
+        let mut constants = [None; 5];
+        let mut registers = [r::RAX, r::RCX].into_iter();
+        for (constant, v) in constants.iter_mut().zip(args.iter().flatten()) {
+            let v = self.b.live.resolve(*v);
+            *constant = self.constant(v);
+            if constant.is_none() {
+                let register =
+                    registers.next().expect("a shortcut has at most two arguments that are not constant");
+                self.read_value(register, v);
+            }
+        }
+        let args = ShortcutArgs { constants, env: -super::ENV_BIAS };
+        code(&args, &mut self.asm().buf);
+        self.clobber_flags();
+        if self.b.live.last_use[self.at] > self.at as u32 {
+            let dst = self.define(NONE, 0);
+            self.asm().mov_rr(dst, r::RAX);
+        }
+    }
+
+    /// A call that is rarely necessary: out of line, with all registers saved.
+    fn call_unless(&mut self, func: fn() -> *const (), offset: u32, value: u8) {
+        self.asm().cmp_mem8(env_mem(offset), value);
+        self.clobber_flags();
+        let jcc = self.asm().jcc(Cond::NE);
+        let back = self.here();
+        let cold = self.b.cold.len();
+        self.fix(jcc, Target::Cold(cold));
+        self.in_cold = true;
+        self.asm().mov_ri(r::RAX, func() as u64);
+        let thunk = self.thunks.call_saved;
+        self.call_thunk(thunk);
+        let at = self.asm().jmp();
+        self.fix(at, back);
+        self.in_cold = false;
     }
 
     /// Takes over the globals that a helper has written.

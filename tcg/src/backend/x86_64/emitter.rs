@@ -84,6 +84,7 @@ pub struct ThunkAddrs {
     pub slow: u64,
     pub slow_vec: u64,
     pub helper_fault: u64,
+    pub call_saved: u64,
     pub lookup: u64,
     pub lookup_miss: u64,
     /// First of the routines that [`super::second_way`] lays out.
@@ -160,7 +161,7 @@ impl<'a> Emitter<'a> {
         b: &'a mut Buffers,
     ) -> Emitter<'a> {
         b.live.run(block, &guest, pin_reg);
-        b.groups.run(block, &b.live);
+        b.groups.run(block, &b.live, guest.helpers);
         let total = block.insts.len() + b.live.pseudo.len();
         b.reg.clear();
         b.reg.resize(total, NONE);

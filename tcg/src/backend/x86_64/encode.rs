@@ -314,6 +314,12 @@ impl Asm {
         self.byte(imm);
     }
 
+    /// `cmp byte [mem], imm8`.
+    pub fn cmp_mem8(&mut self, mem: Mem, imm: u8) {
+        self.op_rm(Width::W32, &[0x80], 7, mem);
+        self.byte(imm);
+    }
+
     /// `cmp dword [mem], imm8`.
     pub fn cmp_mem32(&mut self, mem: Mem, imm: i8) {
         self.op_rm(Width::W32, &[0x83], 7, mem);

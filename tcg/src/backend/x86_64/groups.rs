@@ -17,6 +17,7 @@
 //!   the next poll.
 
 use super::liveness::Liveness;
+use crate::guest::HelperDesc;
 use crate::ir::{BinOp, Block, Inst, Width};
 
 /// Words for addends in the stack frame, so groups that may be open at a time.
@@ -70,7 +71,7 @@ impl Groups {
     }
 
     /// Groups a block's accesses.
-    pub fn run(&mut self, block: &Block, live: &Liveness) {
+    pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc]) {
         self.members.clear();
         self.members.resize(block.insts.len(), Member::Alone);
         self.addresses.clear();
@@ -91,7 +92,10 @@ impl Groups {
                 Inst::StoreVec { size, addr, mem, .. } => {
                     self.access(i, live.resolve(addr), size.bytes(), mem.mmu, true);
                 }
-                Inst::Call { .. } => (0..SLOTS).for_each(|slot| self.close(slot)),
+                // What has a shortcut does not flush translations.
+                Inst::Call { helper, .. } if helpers[helper.0 as usize].shortcut.is_none() => {
+                    (0..SLOTS).for_each(|slot| self.close(slot));
+                }
                 _ => {}
             }
         }

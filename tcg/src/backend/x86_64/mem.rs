@@ -34,7 +34,7 @@ use super::groups::Member;
 use super::second_way;
 use super::thunks::group_addend;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
-use crate::backend::{AccessKind, Loc, SlowAccess};
+use crate::backend::{AccessKind, DISCARD, Loc, SlowAccess};
 use crate::env::Header;
 use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 use crate::softmmu::{TLB_ENTRIES, TlbEntry};
@@ -141,7 +141,7 @@ impl Emitter<'_> {
     }
 
     /// `call rel32` of a thunk.
-    fn call_thunk(&mut self, thunk: u64) {
+    pub fn call_thunk(&mut self, thunk: u64) {
         self.asm().buf.extend_from_slice(&[0xe8, 0, 0, 0, 0]);
         let at = self.asm().len() - 4;
         self.fix(at, Target::Abs(thunk));
@@ -170,7 +170,8 @@ impl Emitter<'_> {
         let kind = AccessKind::Load { width, ext, dst: 0, for_write: mem.for_write };
         let point = self.access(kind, ra, mem);
         let dst = self.define(NONE, 0);
-        self.set_point_dst(point, dst);
+        let wanted = !mem.for_write || self.b.live.last_use[self.at] > self.at as u32;
+        self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
         let host = Mem::Index(ra, r::RAX);
         match ext {

@@ -180,6 +180,18 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         asm.patch_rel32(out, restored);
     }
 
+    // call of a function of the environment, whose address is in RAX, that leaves all registers alone
+    addrs.call_saved = at(&mut asm);
+    push(&mut asm, r::RDI);
+    asm.load(Width::W64, r::RDI, runtime_mem());
+    save_area(&mut asm, false, true);
+    asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
+    asm.buf.extend_from_slice(&[0xff, 0xd0]); // call rax
+    asm.load(Width::W64, r::RDI, runtime_mem());
+    save_area(&mut asm, true, true);
+    pop(&mut asm, r::RDI);
+    asm.buf.push(0xc3);
+
     // helper fault: point in RAX, block in RCX, jumped to
     addrs.helper_fault = at(&mut asm);
     push(&mut asm, r::RDI);

@@ -77,7 +77,7 @@ fn every_three_vector_row_decodes_to_its_instruction() {
     for &op in Vec3Op::ALL {
         for (dst, c) in [(9, 4), (9, 12), (2, 4), (3, 4), (4, 4)] {
             let mut code = Vec::new();
-            emit_vec3(&mut code, op, op.max_len(), dst, 2, 3, c);
+            emit_vec3(&mut code, op, (op.max_len(), VecLen::V256), dst, 2, 3, c);
             let insn = decode_among_moves(&code);
             let (name, operands) = match form(op) {
                 Form3::Four(row) => (row.name.to_string(), vec![dst, 2, 3, c]),
@@ -380,7 +380,7 @@ mod native {
                     let mut control = io.control;
                     let expect = compute3(op, len, a, b, c, &mut control);
                     run(&mut io, |code| {
-                        emit_vec3(code, op, len, dst, 1, 2, 3);
+                        emit_vec3(code, op, (len, VecLen::V256), dst, 1, 2, 3);
                         emit_vec_move(code, VecLen::V256, 0, dst);
                     });
                     assert_eq!(

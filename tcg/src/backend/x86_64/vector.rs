@@ -22,7 +22,8 @@ impl Emitter<'_> {
         let (prefer, avoid) = overwritten(op, ra, rb, rc);
         let dst = self.define_vec(prefer, avoid);
         self.upper |= len == VecLen::V256;
-        emit_vec3(&mut self.asm().buf, op, len, dst, ra, rb, rc);
+        let live = if self.upper { VecLen::V256 } else { VecLen::V128 };
+        emit_vec3(&mut self.asm().buf, op, (len, live), dst, ra, rb, rc);
     }
 
     /// [`Inst::VecIns`](crate::ir::Inst::VecIns).

@@ -122,6 +122,7 @@ pub(super) fn fxsave(t: &mut Translator<'_>, i: &Instruction, helper: HelperId, 
         return t.raise(vector::NM, None);
     }
     let addr = t.address(i, 512, helper == h::FXSAVE);
+    t.x87_home();
     let wide = wide_value(t, wide);
     t.call(helper, &[addr, wide]);
     if helper == h::FXRSTOR {
@@ -132,6 +133,7 @@ pub(super) fn fxsave(t: &mut Translator<'_>, i: &Instruction, helper: HelperId, 
 
 pub(super) fn xsave(t: &mut Translator<'_>, i: &Instruction, form: u64, wide: u64) {
     let addr = t.address(i, 576, true);
+    t.x87_home();
     let mask = edx_eax(t);
     let (form, wide) = (t.b.iconst(form), wide_value(t, wide));
     t.call(h::XSAVE, &[addr, mask, form, wide]);
@@ -139,6 +141,7 @@ pub(super) fn xsave(t: &mut Translator<'_>, i: &Instruction, form: u64, wide: u6
 
 pub(super) fn xrstor(t: &mut Translator<'_>, i: &Instruction, supervisor: u64, wide: u64) {
     let addr = t.address(i, 576, false);
+    t.x87_home();
     let mask = edx_eax(t);
     let (supervisor, wide) = (t.b.iconst(supervisor), wide_value(t, wide));
     t.call(h::XRSTOR, &[addr, mask, supervisor, wide]);

@@ -109,8 +109,8 @@ pub fn overwritten(op: Vec3Op, a: u8, b: u8, c: u8) -> (u8, u32) {
 }
 
 /// `dst = op(a, b, c)` in vector registers, any of which may coincide, but none of which is a scratch register.
-/// Host flags are kept.
-pub fn emit_vec3(buf: &mut Vec<u8>, op: Vec3Op, len: VecLen, dst: u8, a: u8, b: u8, c: u8) {
+/// Host flags are kept. `live` is the most that any register holds: where that is 128 bits, upper halves stay clean.
+pub fn emit_vec3(buf: &mut Vec<u8>, op: Vec3Op, (len, live): (VecLen, VecLen), dst: u8, a: u8, b: u8, c: u8) {
     match form(op) {
         Form::Four(row) => {
             encode(buf, row, len, dst, a, Operand::Reg(b));
@@ -136,7 +136,7 @@ pub fn emit_vec3(buf: &mut Vec<u8>, op: Vec3Op, len: VecLen, dst: u8, a: u8, b: 
         Form::Accumulate(row) => {
             in_place(buf, len, dst, c, [a, b], |buf, place| encode(buf, row, len, place, a, Operand::Reg(b)));
         }
-        Form::Rounds(row) => sha256_rounds(buf, row, dst, a, b, c),
+        Form::Rounds(row) => sha256_rounds(buf, row, live, dst, a, b, c),
     }
 }
 
@@ -163,16 +163,17 @@ fn in_place(
 /// Another scratch register.
 const SCRATCH2: u8 = 14;
 
-/// The instruction wants `c` in register 0, whose value is set aside meanwhile.
-fn sha256_rounds(buf: &mut Vec<u8>, row: Row, dst: u8, a: u8, b: u8, c: u8) {
+/// The instruction wants `c` in register 0, whose value is set aside meanwhile. It has no VEX form: with unclean upper halves
+/// it takes a hundred times as long, so no move may be wider than it must.
+fn sha256_rounds(buf: &mut Vec<u8>, row: Row, live: VecLen, dst: u8, a: u8, b: u8, c: u8) {
     emit_vec_move(buf, VecLen::V128, SCRATCH, a);
     if c == 0 {
         encode_legacy(buf, row, SCRATCH, b);
     } else {
-        emit_vec_move(buf, VecLen::V256, SCRATCH2, 0);
+        emit_vec_move(buf, live, SCRATCH2, 0);
         emit_vec_move(buf, VecLen::V128, 0, c);
         encode_legacy(buf, row, SCRATCH, if b == 0 { SCRATCH2 } else { b });
-        emit_vec_move(buf, VecLen::V256, 0, SCRATCH2);
+        emit_vec_move(buf, live, 0, SCRATCH2);
     }
     emit_vec_move(buf, VecLen::V128, dst, SCRATCH);
 }
