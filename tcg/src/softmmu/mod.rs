@@ -65,8 +65,8 @@ pub(crate) use table::{SECOND_WAY, SecondWayEntry};
 use watch::Watches;
 pub(crate) use watch::retry as retry_if_watched;
 pub use watch::{
-    Watch, WatchHit, WatchKind, WatchOwner, add_watch, drop_watch_hits, remove_watch, require_alone,
-    runs_alone, take_watch_hits, watches,
+    Watch, WatchHit, WatchKind, WatchOwner, add_watch, drop_watch_hits, has_watch_hits, remove_watch,
+    require_alone, runs_alone, take_watch_hits, watches,
 };
 
 /// Number of translation regimes (MMU modes) that a guest can use.

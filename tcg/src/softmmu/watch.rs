@@ -184,6 +184,14 @@ pub fn watches<G: Guest>(env: &mut G::Env) -> Vec<Watch> {
     unsafe { runtime::<G>(env) }.mmu.watches.list.clone()
 }
 
+/// Whether an owner's watches were hit since it last took the hits. Cheap.
+#[inline]
+pub fn has_watch_hits<G: Guest>(env: &mut G::Env, owner: WatchOwner) -> bool {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    let hits = unsafe { &runtime::<G>(env).mmu.watches.hits };
+    !hits.is_empty() && hits.iter().any(|(o, _)| *o == owner)
+}
+
 /// Takes the hits of an owner's watches, in the order in which they came.
 pub fn take_watch_hits<G: Guest>(env: &mut G::Env, owner: WatchOwner) -> Vec<WatchHit> {
     // SAFETY: the environment is bound; the reference is gone when this returns.
@@ -196,10 +204,12 @@ pub fn take_watch_hits<G: Guest>(env: &mut G::Env, owner: WatchOwner) -> Vec<Wat
     taken
 }
 
-/// Forgets all hits: the instruction that made them does not complete.
+/// Forgets what the guest's own watches have seen: the instruction that hit them does not complete. A debugger still wants to
+/// know, as the access was made.
 pub fn drop_watch_hits<G: Guest>(env: &mut G::Env) {
     // SAFETY: the environment is bound; the reference is gone when this returns.
-    unsafe { runtime::<G>(env) }.mmu.watches.hits.clear();
+    let hits = unsafe { &mut runtime::<G>(env).mmu.watches.hits };
+    hits.retain(|(owner, _)| *owner != WatchOwner::Guest);
 }
 
 /// Sees to it that the instruction runs alone: for a helper that, once it has begun, cannot be given up. Called before it has
@@ -216,4 +226,99 @@ pub fn require_alone<G: Guest>(env: &mut G::Env) -> Result<(), Exception> {
 pub fn runs_alone<G: Guest>(env: &mut G::Env) -> bool {
     // SAFETY: the environment is bound; the reference is gone when this returns.
     unsafe { runtime::<G>(env) }.mmu.running == Running::Once
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{host_bytes, load, load_bytes, store, store_bytes};
+    use super::*;
+    use crate::code_cache::MIN_MIB;
+    use crate::exec::Context;
+    use crate::exec::toy::{Toy, ToyEnv, ToyMemory};
+    use crate::guest::Access;
+    use WatchOwner::{Debugger, Guest as Own};
+
+    fn context() -> Context<Toy> {
+        let mut c: Context<Toy> = Context::new(ToyEnv::new(), ToyMemory::new(), MIN_MIB).unwrap();
+        c.env_mut().map(1, 0x4000, 0x4000);
+        c.env_mut().map(1, 0x5000, 0x5000);
+        c
+    }
+
+    fn watch(owner: WatchOwner, tag: u32, first: u64, last: u64, kind: WatchKind) -> Watch {
+        Watch { owner, tag, first, last, kind }
+    }
+
+    fn hits(c: &mut Context<Toy>, owner: WatchOwner) -> Vec<(u32, u64, u64, bool)> {
+        let found = has_watch_hits::<Toy>(c.env_mut(), owner);
+        let hits = take_watch_hits::<Toy>(c.env_mut(), owner);
+        assert_eq!(found, !hits.is_empty());
+        hits.into_iter().map(|h| (h.tag, h.address, h.len, h.write)).collect()
+    }
+
+    #[test]
+    fn accesses_hit_what_they_overlap() {
+        let mut c = context();
+        // The pages are in the first level when the watches come.
+        load::<Toy>(c.env_mut(), 0x4000, 8, 0).unwrap();
+        store::<Toy>(c.env_mut(), 0x5000, 8, 1, 0).unwrap();
+        add_watch::<Toy>(c.env_mut(), watch(Own, 1, 0x4ffe, 0x5001, WatchKind::Write));
+        add_watch::<Toy>(c.env_mut(), watch(Debugger, 7, 0x5001, 0x5001, WatchKind::ReadWrite));
+        assert_eq!(watches::<Toy>(c.env_mut()).len(), 2);
+        load::<Toy>(c.env_mut(), 0x4ffe, 4, 0).unwrap();
+        assert_eq!(hits(&mut c, Own), []);
+        assert_eq!(hits(&mut c, Debugger), [(7, 0x4ffe, 4, false)]);
+        for (va, own, debugger) in
+            [(0x4ffa, 0, 0), (0x4ffb, 1, 0), (0x4ffe, 1, 1), (0x5001, 1, 1), (0x5002, 0, 0)]
+        {
+            store::<Toy>(c.env_mut(), va, 4, 9, 0).unwrap();
+            assert_eq!((hits(&mut c, Own).len(), hits(&mut c, Debugger).len()), (own, debugger), "{va:x}");
+        }
+        // One hit of each watch and direction, the first one.
+        store_bytes::<Toy>(c.env_mut(), 0x4f00, &[1; 0x200], 0).unwrap();
+        store::<Toy>(c.env_mut(), 0x5000, 1, 9, 0).unwrap();
+        assert_eq!(hits(&mut c, Own), [(1, 0x4f00, 0x200, true)]);
+        // What is not done does not count.
+        hits(&mut c, Debugger);
+        assert!(store::<Toy>(c.env_mut(), 0x5ffe, 4, 0, 0).is_err());
+        assert!(load_bytes::<Toy>(c.env_mut(), 0x5000, &mut [0; 0x2000], 0).is_err());
+        assert_eq!((hits(&mut c, Own), hits(&mut c, Debugger)), (vec![], vec![]));
+    }
+
+    #[test]
+    fn watched_pages_are_not_accessed_directly_until_the_watch_is_gone() {
+        let mut c = context();
+        let direct = |c: &mut Context<Toy>, access| {
+            host_bytes::<Toy>(c.env_mut(), 0x4800, access, 0).unwrap().is_some()
+        };
+        add_watch::<Toy>(c.env_mut(), watch(Own, 0, 0x4000, 0x4000, WatchKind::Write));
+        assert!(direct(&mut c, Access::Read) && !direct(&mut c, Access::Write));
+        // Replaced: one of an owner and tag.
+        add_watch::<Toy>(c.env_mut(), watch(Own, 0, 0x4000, 0x4000, WatchKind::Read));
+        assert!(!direct(&mut c, Access::Read));
+        assert!(!remove_watch::<Toy>(c.env_mut(), Debugger, 0));
+        assert!(remove_watch::<Toy>(c.env_mut(), Own, 0));
+        assert!(direct(&mut c, Access::Read) && direct(&mut c, Access::Write));
+        store::<Toy>(c.env_mut(), 0x4000, 8, 1, 0).unwrap();
+        assert_eq!(hits(&mut c, Own), []);
+    }
+
+    #[test]
+    fn ranges_at_the_end_of_the_address_space() {
+        let w = watch(Own, 0, u64::MAX - 1, u64::MAX, WatchKind::Write);
+        assert!(w.overlaps(u64::MAX, 1) && w.overlaps(u64::MAX - 3, 3) && w.overlaps(u64::MAX - 7, 16));
+        assert!(!w.overlaps(0, 8) && !w.overlaps(u64::MAX - 3, 2));
+        let w = watch(Own, 0, 0, 0, WatchKind::Write);
+        assert!(w.overlaps(u64::MAX, 2) && !w.overlaps(u64::MAX, 1));
+    }
+
+    #[test]
+    fn a_guest_drops_only_its_own_hits() {
+        let mut c = context();
+        add_watch::<Toy>(c.env_mut(), watch(Own, 0, 0x4000, 0x4007, WatchKind::Write));
+        add_watch::<Toy>(c.env_mut(), watch(Debugger, 0, 0x4000, 0x4007, WatchKind::Write));
+        store::<Toy>(c.env_mut(), 0x4000, 1, 0, 0).unwrap();
+        drop_watch_hits::<Toy>(c.env_mut());
+        assert_eq!((hits(&mut c, Own).len(), hits(&mut c, Debugger).len()), (0, 1));
+    }
 }

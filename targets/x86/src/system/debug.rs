@@ -170,6 +170,12 @@ pub fn collect(env: &mut X86Env) {
     }
 }
 
+/// Whether a debugger outside of the guest waits for an access that was made.
+#[inline]
+pub fn seen_by_debugger(env: &mut X86Env) -> bool {
+    !env.header.runtime.is_null() && softmmu::has_watch_hits::<X86>(env, WatchOwner::Debugger)
+}
+
 /// Forgets what an instruction has hit that does not complete.
 pub fn discard(env: &mut X86Env) {
     if env.watched[4] != 0 && !env.header.runtime.is_null() {

@@ -27,6 +27,9 @@ pub mod exit {
     pub const SHUTDOWN: u32 = 2;
     /// The accelerator asked for it; nothing happened to the CPU.
     pub const STOPPED: u32 = 3;
+    /// An access hit a debugger's watch; the instruction that made it is complete. Run again when the hits are taken
+    /// ([`take_watch_hits`](tessera_tcg::softmmu::take_watch_hits)).
+    pub const WATCHED: u32 = 4;
 }
 
 /// Bootstrap processor flag of IA32_APIC_BASE.
@@ -68,6 +71,9 @@ pub fn handle_leave(env: &mut X86Env, code: u32) -> Next {
 /// Looks at what waits, in order of priority (SDM volume 3, table 6-2), and delivers at most one.
 pub fn poll_events(env: &mut X86Env) -> Next {
     debug::collect(env);
+    if debug::seen_by_debugger(env) {
+        return Next::Exit(exit::WATCHED);
+    }
     // An NMI that is blocked waits.
     if let Some(event) = env.in_flight.take_if(|event| *event != InFlight::Nmi || !env.nmi_blocked) {
         return deliver_in_flight(env, event);

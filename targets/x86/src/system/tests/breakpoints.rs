@@ -5,7 +5,7 @@ use iced_x86::code_asm::*;
 
 use super::engine::{CODE, Engine, PAGES};
 use super::*;
-use crate::system::debug;
+use crate::system::{debug, exit};
 
 const DB: u64 = 1;
 const RF: u64 = 1 << 16;
@@ -356,4 +356,31 @@ fn icebp_and_general_detect() {
     assert_eq!(m.env().gpr[reg::RAX], debug::DR6_ONES | 4);
     m.env().cr4 |= Cr4::DE;
     assert_eq!(m.run(32, |a| a.mov(eax, dr5)).expect("#UD").at(), (6, CODE));
+}
+
+#[test]
+fn a_debugger_watches_without_the_guest_noticing() {
+    use tessera_tcg::softmmu::{self, Watch, WatchKind, WatchOwner};
+    let mut m = Machine::<Engine>::ready_long();
+    let kind = WatchKind::Read;
+    let watch = Watch { owner: WatchOwner::Debugger, tag: 5, first: PAGES, last: PAGES + 99, kind };
+    softmmu::add_watch::<X86>(m.env(), watch);
+    m.env().gpr[reg::RCX] = PAGES + 96;
+    let ends = m.assemble(64, |a| {
+        a.mov(qword_ptr(rcx), rax)?;
+        a.inc(rbx)?;
+        a.add(qword_ptr(rcx), rax)?;
+        a.inc(rbx)
+    });
+    m.env().gpr[reg::RBX] = 0;
+    assert_eq!(m.processor.run(), exit::WATCHED);
+    assert_eq!((m.env().rip, m.env().gpr[reg::RBX]), (ends[2], 1));
+    assert_eq!(m.processor.run(), exit::WATCHED, "until it is taken");
+    let hits = softmmu::take_watch_hits::<X86>(m.env(), WatchOwner::Debugger);
+    assert_eq!(
+        hits.iter().map(|h| (h.tag, h.address, h.write)).collect::<Vec<_>>(),
+        [(5, PAGES + 96, false)]
+    );
+    assert_eq!(m.go(), None);
+    assert_eq!((m.env().gpr[reg::RBX], m.env().dr[6]), (2, debug::DR6_ONES));
 }
