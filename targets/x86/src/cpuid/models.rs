@@ -192,7 +192,10 @@ const MAX: FeatureSet = FeatureSet::of(set![
 
 /// Implemented, but not in `max`: to be asked for by name. Five-level paging makes every TLB miss longer and guests turn it
 /// on when they see it; the others are there for guests that insist, and for the models that have them.
-const ON_REQUEST: FeatureSet = FeatureSet::of(set![LA57 MD_CLEAR STIBP SSBD MMXEXT]);
+const ON_REQUEST: FeatureSet = FeatureSet::of(set![
+    LA57 MD_CLEAR STIBP SSBD MMXEXT
+    IBPB IBRS AMD_STIBP STIBP_ALWAYS_ON AMD_SSBD AMD_NO_SSB XSAVEERPTR LFENCE_ALWAYS_SERIALIZING
+]);
 
 /// **The switch**: everything the CPU really does. A feature that is not in here cannot be had.
 pub const IMPLEMENTED: FeatureSet = BASE.union(V2).union(SYSTEM).union(NO_FLAWS).union(MAX).union(ON_REQUEST);

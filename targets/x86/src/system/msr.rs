@@ -58,6 +58,7 @@ pub mod index {
     pub const AMD_SYSCFG: u32 = 0xc001_0010;
     pub const AMD_HWCR: u32 = 0xc001_0015;
     pub const AMD_NB_CFG: u32 = 0xc001_001f;
+    pub const AMD_INT_PENDING: u32 = 0xc001_0055;
     pub const AMD_DE_CFG: u32 = 0xc001_1029;
 }
 use index::*;
@@ -99,7 +100,8 @@ const SPECULATION: [Feature; 6] =
 
 /// AMD's configuration registers: TSC runs at the P0 frequency (bit 24 of HWCR), LFENCE serialises (bit 1 of DE_CFG).
 /// What is written to them has no effect.
-const AMD: [(u32, u64); 4] = [(AMD_SYSCFG, 0), (AMD_HWCR, 1 << 24), (AMD_NB_CFG, 0), (AMD_DE_CFG, 1 << 1)];
+const AMD: [(u32, u64); 5] =
+    [(AMD_SYSCFG, 0), (AMD_HWCR, 1 << 24), (AMD_NB_CFG, 0), (AMD_INT_PENDING, 0), (AMD_DE_CFG, 1 << 1)];
 
 /// Whether the register exists on this CPU model. What a feature of one's own brings is checked where it is accessed.
 fn exists(env: &X86Env, msr: u32) -> Result<()> {
@@ -126,7 +128,7 @@ fn exists(env: &X86Env, msr: u32) -> Result<()> {
         STAR => env.need(Feature::SYSCALL),
         LSTAR | CSTAR | FMASK | FS_BASE | GS_BASE | KERNEL_GS_BASE => env.need(Feature::LM),
         TSC_AUX => env.need_any(&[Feature::RDTSCP, Feature::RDPID]),
-        AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG | AMD_DE_CFG => unless(!amd),
+        AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG | AMD_INT_PENDING | AMD_DE_CFG => unless(!amd),
         _ => Ok(()),
     }
 }
@@ -194,7 +196,7 @@ pub fn read(env: &mut X86Env, msr: u32) -> Result<u64> {
         GS_BASE => env.seg[seg::GS].base,
         KERNEL_GS_BASE => m.kernel_gs_base,
         TSC_AUX => m.tsc_aux,
-        AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG | AMD_DE_CFG => {
+        AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG | AMD_INT_PENDING | AMD_DE_CFG => {
             AMD.iter().find(|(index, _)| *index == msr).map_or(0, |&(_, value)| value)
         }
         _ if WALL_CLOCK.contains(&msr) || SYSTEM_TIME.contains(&msr) => kvm_clock::read(env, msr)?,
@@ -318,7 +320,7 @@ pub fn write(env: &mut X86Env, msr: u32, value: u64) -> Result<()> {
             unless(!canonical_base(env, value))?;
             env.msr.kernel_gs_base = value;
         }
-        AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG | AMD_DE_CFG => {}
+        AMD_SYSCFG | AMD_HWCR | AMD_NB_CFG | AMD_INT_PENDING | AMD_DE_CFG => {}
         TSC_AUX => {
             unless(value >> 32 != 0)?;
             env.msr.tsc_aux = value;
