@@ -26,7 +26,7 @@ pub fn engine(board: &PcMachine, config: &Config) -> Result<Box<dyn Engine>, Usa
     while let Some(choice) = choices.next() {
         let why = match choice {
             Accel::Tcg { code_cache } => return tcg_engine(board, config, *code_cache),
-            Accel::Kvm => match kvm_engine(board, config)? {
+            Accel::Kvm(chip) => match kvm_engine(board, config, *chip)? {
                 Ok(engine) => return Ok(engine),
                 Err(why) => why,
             },
@@ -55,8 +55,12 @@ fn tcg_engine(
 
 /// KVM's engine, or the rest of a sentence that begins with "KVM" and says why it cannot be had.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-fn kvm_engine(board: &PcMachine, config: &Config) -> Result<Result<Box<dyn Engine>, String>, UsageError> {
-    match kvm::KvmEngine::new(board, config) {
+fn kvm_engine(
+    board: &PcMachine,
+    config: &Config,
+    chip: crate::cli::IrqChip,
+) -> Result<Result<Box<dyn Engine>, String>, UsageError> {
+    match kvm::KvmEngine::new(board, config, chip) {
         Ok((engine, warnings)) => {
             warn(&warnings);
             Ok(Ok(Box::new(engine)))
@@ -67,7 +71,11 @@ fn kvm_engine(board: &PcMachine, config: &Config) -> Result<Result<Box<dyn Engin
 }
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-fn kvm_engine(_: &PcMachine, _: &Config) -> Result<Result<Box<dyn Engine>, String>, UsageError> {
+fn kvm_engine(
+    _: &PcMachine,
+    _: &Config,
+    _: crate::cli::IrqChip,
+) -> Result<Result<Box<dyn Engine>, String>, UsageError> {
     Ok(Err("executes x86-64 guests on x86-64 Linux only".into()))
 }
 

@@ -21,6 +21,7 @@ use tessera_x86::cpuid;
 
 use crate::backends::chardev::{CharSpec, DEFAULT_ESCAPE};
 use crate::debug::log;
+pub use values::IrqChip;
 pub use values::{Accel, DebugExit};
 
 /// The most serial ports a PC has.

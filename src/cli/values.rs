@@ -37,7 +37,17 @@ pub enum Accel {
         code_cache: Option<u64>,
     },
     /// The host's processor, by Linux's KVM.
-    Kvm,
+    Kvm(IrqChip),
+}
+
+/// Who has the interrupt controllers under KVM: `kernel-irqchip=`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IrqChip {
+    /// The board, as under the translator.
+    #[default]
+    Off,
+    /// KVM.
+    On,
 }
 
 impl Default for Accel {
@@ -51,7 +61,7 @@ impl Accel {
     pub fn name(&self) -> &'static str {
         match self {
             Accel::Tcg { .. } => "tcg",
-            Accel::Kvm => "kvm",
+            Accel::Kvm(_) => "kvm",
         }
     }
 }
@@ -145,7 +155,7 @@ pub fn machine(value: &str) -> Result<Machine, UsageError> {
 fn accel_named(option: &str, value: &str, name: &str) -> Result<Accel, UsageError> {
     match name {
         "tcg" => Ok(Accel::default()),
-        "kvm" => Ok(Accel::Kvm),
+        "kvm" => Ok(Accel::Kvm(IrqChip::Off)),
         "xen" | "hvf" | "nvmm" | "whpx" | "qtest" | "mshv" => bad(
             option,
             value,
@@ -177,6 +187,8 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
             },
             // With one processor both are the same; the cache is always mapped twice.
             ("thread", "single" | "multi", Accel::Tcg { .. }) | ("split-wx", "on", Accel::Tcg { .. }) => {}
+            ("kernel-irqchip", "on", Accel::Kvm(chip)) => *chip = IrqChip::On,
+            ("kernel-irqchip", "off", Accel::Kvm(chip)) => *chip = IrqChip::Off,
             ("split-wx", "off", Accel::Tcg { .. }) => {
                 return bad(
                     OPTION,
@@ -351,7 +363,10 @@ mod tests {
         assert_eq!(machine("pc").unwrap().kind, MachineKind::Pc);
         assert_eq!(machine("type=q35").unwrap().kind, MachineKind::Q35);
         assert_eq!(machine("q35,accel=tcg").unwrap().accels, [Accel::default()]);
-        assert_eq!(machine("q35,accel=kvm:tcg").unwrap().accels, [Accel::Kvm, Accel::default()]);
+        assert_eq!(
+            machine("q35,accel=kvm:tcg").unwrap().accels,
+            [Accel::Kvm(IrqChip::Off), Accel::default()]
+        );
         assert_eq!(machine("accel=tcg").unwrap().kind, MachineKind::Pc);
         for wrong in [
             "isapc",
@@ -366,7 +381,9 @@ mod tests {
         }
         let bounded = Accel::Tcg { code_cache: Some(64 << 20) };
         assert_eq!(accel("tcg,tb-size=64,thread=multi"), Ok(bounded));
-        assert_eq!(accel("kvm"), Ok(Accel::Kvm));
+        assert_eq!(accel("kvm"), Ok(Accel::Kvm(IrqChip::Off)));
+        assert_eq!(accel("kvm,kernel-irqchip=on"), Ok(Accel::Kvm(IrqChip::On)));
+        assert!(accel("kvm,kernel-irqchip=split").unwrap_err().to_string().contains("kernel-irqchip=split"));
         for wrong in [
             "xen",
             "turbo",

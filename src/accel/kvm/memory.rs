@@ -140,9 +140,9 @@ fn set(vm: &VmFd, slot: u32, at: u64, stretch: &Stretch) -> Result<(), String> {
         memory_size: stretch.len,
         userspace_addr: stretch.host,
     };
-    // SAFETY: the stretch comes from `Region::Ram` of an address space that keeps its memory mapped as long as it lives;
-    // `Slots` holds the address space and lives as long as the VM (see the order of `KvmEngine`'s fields). Guest memory
-    // has no Rust references to it, so the guest may write it at any time.
+    // SAFETY: the stretch comes from `Region::Ram` of an address space that keeps its memory mapped as long as it lives.
+    // `Slots` holds the address space and is dropped after the vCPU (see the order of `KvmEngine`'s fields), without which
+    // nothing of the VM reaches memory. Guest memory has no Rust references to it, so the guest may write it at any time.
     unsafe { vm.set_user_memory_region(region) }
         .map_err(|error| format!("KVM refuses {:#x} bytes of memory at {at:#x} ({error})", stretch.len))
 }

@@ -3,7 +3,8 @@
 //! Problem: the same machine, with the same devices, is to run on the host's processor. Strategy: the board stays what it
 //! is; KVM gets its memory as slots ([`memory`]), and everything that is not memory comes back as an exit that goes to
 //! the buses of the board, on the vCPU's thread. Interrupt controllers and timers are the board's: before each entry the
-//! vCPU is given what waits for it, or KVM is asked to return as soon as it can take an interrupt.
+//! vCPU is given what waits for it, or KVM is asked to return as soon as it can take an interrupt. On demand KVM's own
+//! interrupt controllers take their place ([`irqchip`]), and none of this is needed.
 //!
 //! Invariants:
 //! - Between two calls of [`Engine::run`] the last KVM_RUN is complete: an access that was left to us has been finished,
@@ -20,6 +21,7 @@
 //! | `open` | whether KVM can be had |
 //! | `memory` | memory slots |
 //! | `cpuid` | CPU models |
+//! | `irqchip` | KVM's own interrupt controllers |
 //! | `state` | the processor's state, there and back |
 //! | `detached` | what the translator knows about states |
 //! | `assist` | the translator executes what KVM does not |
@@ -28,6 +30,7 @@
 mod assist;
 mod cpuid;
 mod detached;
+mod irqchip;
 mod memory;
 mod open;
 mod raw;
@@ -58,12 +61,13 @@ use tessera_x86::guest::X86;
 use tessera_x86::state::{Segment, mode, seg};
 
 use self::assist::Assist;
+use self::irqchip::KernelChips;
 use self::memory::Slots;
 use self::raw::Kick;
 use self::state::Conversion;
 use super::tcg::PcPlatform;
 use super::{Control, Engine, Stop};
-use crate::cli::Config;
+use crate::cli::{Config, IrqChip};
 
 /// IA32_TSC_DEADLINE.
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -174,7 +178,9 @@ struct Bus {
 /// KVM as the engine of one vCPU. The order of the fields is that in which they are dropped: first what uses memory.
 pub struct KvmEngine {
     vcpu: VcpuFd,
-    vm: VmFd,
+    vm: Arc<VmFd>,
+    /// KVM's interrupt controllers, if they are used. The board's are otherwise.
+    chips: Option<KernelChips>,
     slots: Slots,
     conversion: Conversion,
     bus: Bus,
@@ -204,7 +210,11 @@ pub struct KvmEngine {
 impl KvmEngine {
     /// The engine of the board's first vCPU. Nothing of the board has changed if this fails. The second value is what to
     /// warn the user of, a sentence each.
-    pub fn new(board: &PcMachine, config: &Config) -> Result<(KvmEngine, Vec<String>), Unavailable> {
+    pub fn new(
+        board: &PcMachine,
+        config: &Config,
+        chip: IrqChip,
+    ) -> Result<(KvmEngine, Vec<String>), Unavailable> {
         let kvm = open::open().map_err(Unavailable::Kvm)?;
         let supported = cpuid::Supported::of(&kvm).map_err(Unavailable::Kvm)?;
         let text = config.cpu.as_deref().unwrap_or("max");
@@ -218,12 +228,15 @@ impl KvmEngine {
                 Unavailable::Kvm(format!("does not work: it cannot {what} ({error})"))
             }
         };
-        let vm = kvm.create_vm().map_err(refused("make a virtual machine"))?;
+        let vm = Arc::new(kvm.create_vm().map_err(refused("make a virtual machine"))?);
         vm.set_tss_address(TSS).map_err(refused("place its TSS"))?;
         if vm.check_extension(Cap::SetIdentityMapAddr) {
             vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("place its page table"))?;
         }
-        let user_msrs = user_msrs(&vm);
+        if chip == IrqChip::On {
+            irqchip::create(&vm).map_err(Unavailable::Kvm)?;
+        }
+        let own_msrs = chip == IrqChip::On || user_msrs(&vm);
         let mut all_failures =
             kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
         all_failures.args[0] = 1;
@@ -231,7 +244,7 @@ impl KvmEngine {
         let _ = vm.enable_cap(&all_failures);
         let mut vcpu = vm.create_vcpu(0).map_err(refused("make a vCPU"))?;
         let mut entries = model.entries;
-        if !user_msrs {
+        if !own_msrs {
             // These are the interrupt controller's, which is ours.
             for e in entries.as_mut_slice().iter_mut().filter(|e| e.function == 1) {
                 e.ecx &= !(1 << 21 | 1 << 24);
@@ -244,6 +257,10 @@ impl KvmEngine {
             tracing::debug!(target: "unimp", "KVM refuses MSR {index:#x}");
         }
         let kick = Kick::new(&mut vcpu).map_err(plain)?;
+        let chips = match chip {
+            IrqChip::On => Some(KernelChips::new(&vm, &vcpu).map_err(Unavailable::Kvm)?),
+            IrqChip::Off => None,
+        };
 
         let irq = board.cpus().next().ok_or_else(|| Unavailable::Kvm("has no CPU to run".into()))?;
         let space = board.address_space.clone();
@@ -262,6 +279,9 @@ impl KvmEngine {
         let run_size = vm.run_size();
 
         // From here on nothing fails.
+        if let Some(chips) = &chips {
+            chips.connect(board);
+        }
         let kicked = kick.clone();
         let control = Control::new(Box::new(move || kicked.kick()));
         let waiting = control.clone();
@@ -277,6 +297,7 @@ impl KvmEngine {
         let engine = KvmEngine {
             vcpu,
             vm,
+            chips,
             slots,
             conversion,
             bus: Bus {
@@ -377,8 +398,10 @@ impl KvmEngine {
     fn step(&mut self) -> Result<Option<Stop>, String> {
         self.counters.runs += 1;
         self.incomplete = false;
-        let run = self.vcpu.get_kvm_run();
-        (run.cr8, run.apic_base) = (self.bus.irq.cr8().into(), self.bus.irq.apic_base());
+        if self.chips.is_none() {
+            let run = self.vcpu.get_kvm_run();
+            (run.cr8, run.apic_base) = (self.bus.irq.cr8().into(), self.bus.irq.apic_base());
+        }
         let left = match self.vcpu.run() {
             Ok(exit) => Left::of(exit)?,
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
@@ -388,8 +411,10 @@ impl KvmEngine {
             Err(error) => return Err(format!("KVM fails to execute the guest ({error})")),
         };
         self.fresh = true;
-        // Before the exit is looked at, which may change them again.
-        self.take_registers();
+        if self.chips.is_none() {
+            // Before the exit is looked at, which may change them again.
+            self.take_registers();
+        }
         match left {
             Left::Nothing => {}
             Left::Window => self.counters.windows += 1,
@@ -565,13 +590,16 @@ impl KvmEngine {
                 self.slots.sync(&self.vm, self.bus.a20.enabled())?;
             }
             // An access is complete before an event comes, as on the processor.
-            if self.incomplete
+            if self.chips.is_none()
+                && self.incomplete
                 && self.bus.irq.signals().load(Ordering::Acquire) & (signal::INIT | signal::SIPI) != 0
             {
                 self.complete()?;
                 continue;
             }
-            if let Some(stop) = self.take_events()? {
+            if self.chips.is_none()
+                && let Some(stop) = self.take_events()?
+            {
                 return Ok(stop);
             }
             if let Some(stop) = self.step()? {
@@ -582,11 +610,17 @@ impl KvmEngine {
 
     fn get(&mut self) -> Result<CpuState, String> {
         let mut state = self.conversion.get(&self.vcpu)?;
-        let irq = &self.bus.irq;
-        (state.cr8, state.apic_base, state.tsc_deadline) = (irq.cr8(), irq.apic_base(), irq.tsc_deadline());
         let events = &mut state.events;
         (events.halted, events.wait_for_sipi, events.shutdown) =
             (self.halted, self.wait_for_sipi, self.shutdown);
+        if self.chips.is_some() {
+            irqchip::get_activity(&self.vcpu, events)?;
+            state.tsc_deadline = self.conversion.deadline(&self.vcpu);
+        } else {
+            let irq = &self.bus.irq;
+            (state.cr8, state.apic_base, state.tsc_deadline) =
+                (irq.cr8(), irq.apic_base(), irq.tsc_deadline());
+        }
         Ok(state)
     }
 
@@ -594,14 +628,19 @@ impl KvmEngine {
         self.incomplete = false;
         self.fresh = false;
         self.conversion.set(&self.vcpu, state)?;
-        let irq = &self.bus.irq;
-        // A base that the interrupt controller refuses cannot have come from a processor with the same one.
-        let _ = irq.set_apic_base(state.apic_base);
-        irq.set_cr8(state.cr8);
-        irq.set_tsc_deadline(state.tsc_deadline);
         let events = &state.events;
-        (self.halted, self.wait_for_sipi, self.shutdown) =
-            (events.halted, events.wait_for_sipi, events.shutdown);
+        self.shutdown = events.shutdown;
+        if self.chips.is_some() {
+            irqchip::set_activity(&self.vcpu, events)?;
+            self.conversion.set_deadline(&self.vcpu, state.tsc_deadline);
+        } else {
+            let irq = &self.bus.irq;
+            // A base that the interrupt controller refuses cannot have come from a processor with the same one.
+            let _ = irq.set_apic_base(state.apic_base);
+            irq.set_cr8(state.cr8);
+            irq.set_tsc_deadline(state.tsc_deadline);
+            (self.halted, self.wait_for_sipi) = (events.halted, events.wait_for_sipi);
+        }
         Ok(())
     }
 }
@@ -674,7 +713,8 @@ impl Engine for KvmEngine {
         let mut state = detached::power_up(&self.cpuid, self.signature);
         (state.cr8, state.apic_base) = (self.bus.irq.cr8(), self.bus.irq.apic_base());
         self.remapped.store(true, Ordering::Release);
-        self.failed = self.set(&state).err();
+        let chips = self.chips.as_ref().map_or(Ok(()), |chips| chips.reset(&self.vcpu));
+        self.failed = chips.and_then(|()| self.set(&state)).err();
     }
 
     fn state(&mut self) -> Result<CpuState, String> {
@@ -692,7 +732,10 @@ impl Engine for KvmEngine {
 
     fn awake(&self) -> bool {
         let waiting = self.bus.irq.signals().load(Ordering::Acquire);
-        waiting & !signal::INTR != 0 || waiting != 0 && self.interruptible() || self.bus.events.pending()
+        self.chips.is_some()
+            || waiting & !signal::INTR != 0
+            || waiting != 0 && self.interruptible()
+            || self.bus.events.pending()
     }
 
     fn dump(&self) -> String {

@@ -25,6 +25,8 @@ use super::raw;
 const SHADOW_STI: u8 = 2;
 /// IA32_TIME_STAMP_COUNTER.
 const MSR_TSC: u32 = 0x10;
+/// IA32_TSC_DEADLINE.
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// The fixed-range MTRRs in address order.
 const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 /// Offset of XSTATE_BV.
@@ -344,6 +346,25 @@ impl Conversion {
             && raw::set_tsc_offset(vcpu, self.base.wrapping_add(offset));
         if !exact {
             set_msrs(vcpu, &[(MSR_TSC, self.clock.tsc().wrapping_add(offset))]);
+        }
+    }
+
+    /// IA32_TSC_DEADLINE of KVM's local APIC, in the machine's time.
+    pub fn deadline(&self, vcpu: &VcpuFd) -> u64 {
+        match get_msr(vcpu, MSR_TSC_DEADLINE) {
+            None | Some(0) => 0,
+            Some(value) => value.wrapping_sub(self.guest_tsc_offset(vcpu)).max(1),
+        }
+    }
+
+    /// Sets IA32_TSC_DEADLINE of KVM's local APIC, in the machine's time.
+    pub fn set_deadline(&self, vcpu: &VcpuFd, deadline: u64) {
+        let value = match deadline {
+            0 => 0,
+            _ => deadline.wrapping_add(self.guest_tsc_offset(vcpu)).max(1),
+        };
+        for index in set_msrs(vcpu, &[(MSR_TSC_DEADLINE, value)]) {
+            tracing::debug!(target: "unimp", "KVM refuses MSR {index:#x}");
         }
     }
 

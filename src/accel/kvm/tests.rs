@@ -25,8 +25,12 @@ fn board(cpu: &str) -> (PcMachine, Config) {
 
 /// KVM's engine; `None`, with the reason told, where there is none.
 fn kvm(cpu: &str) -> Option<(PcMachine, KvmEngine)> {
+    kvm_with(cpu, IrqChip::Off)
+}
+
+fn kvm_with(cpu: &str, chip: IrqChip) -> Option<(PcMachine, KvmEngine)> {
     let (board, config) = board(cpu);
-    match KvmEngine::new(&board, &config) {
+    match KvmEngine::new(&board, &config, chip) {
         Ok((engine, _)) => Some((board, engine)),
         Err(Unavailable::Kvm(why)) => {
             eprintln!("skipped: KVM {why}");
@@ -138,7 +142,16 @@ fn shifts_tsc(engine: &mut KvmEngine, power_up: &CpuState) -> bool {
 
 #[test]
 fn a_state_goes_through_kvm_unchanged() {
-    let Some((_board, mut engine)) = kvm("max") else { return };
+    goes_through(IrqChip::Off);
+}
+
+#[test]
+fn a_state_goes_through_kvm_with_its_own_interrupt_controllers() {
+    goes_through(IrqChip::On);
+}
+
+fn goes_through(chip: IrqChip) {
+    let Some((_board, mut engine)) = kvm_with("max", chip) else { return };
     engine.reset();
     let mut power_up = engine.state().unwrap();
     let shifts = shifts_tsc(&mut engine, &power_up);
@@ -200,10 +213,13 @@ fn events_in_flight_are_kept() {
         engine.set_state(&wanted).unwrap();
         assert_eq!(engine.state().unwrap().events.in_flight, Some(in_flight));
     }
-    let mut wanted = state(&power_up, "protected");
-    (wanted.events.nmi_blocked, wanted.events.halted) = (true, true);
-    engine.set_state(&wanted).unwrap();
-    assert_eq!(engine.state().unwrap().events, wanted.events);
+    for chip in [IrqChip::Off, IrqChip::On] {
+        let Some((_board, mut engine)) = kvm_with("max", chip) else { return };
+        let mut wanted = state(&power_up, "protected");
+        (wanted.events.nmi_blocked, wanted.events.halted) = (true, true);
+        engine.set_state(&wanted).unwrap();
+        assert_eq!(engine.state().unwrap().events, wanted.events);
+    }
 }
 
 /// Runs code in real mode on an engine until it halts with interrupts off; returns the state and the first 64 KiB.
@@ -339,12 +355,24 @@ fn a_triple_fault_stops_with_the_state() {
 
 #[test]
 fn a_kick_ends_an_endless_loop_at_once() {
-    let Some((board, mut engine)) = kvm("max") else { return };
+    // jmp $
+    a_kick_ends(IrqChip::Off, &[0xeb, 0xfe], CODE);
+}
+
+#[test]
+fn a_kick_ends_a_halt_at_once() {
+    // hlt; jmp to it. KVM itself waits for the end of the halt if it has the interrupt controllers.
+    a_kick_ends(IrqChip::Off, &[0xf4, 0xeb, 0xfd], CODE + 1);
+    a_kick_ends(IrqChip::On, &[0xf4, 0xeb, 0xfd], CODE + 1);
+}
+
+fn a_kick_ends(chip: IrqChip, code: &[u8], at: u64) {
+    let Some((board, mut engine)) = kvm_with("max", chip) else { return };
     engine.reset();
     let mut state = engine.state().unwrap();
     state.segments[seg::CS] = segment(0, 0xffff, 0x9b, 0);
     state.rip = CODE;
-    board.address_space.write_bytes(CODE, &[0xeb, 0xfe]);
+    board.address_space.write_bytes(CODE, code);
     engine.set_state(&state).unwrap();
     let control = engine.control();
     let stopped = std::thread::spawn(move || {
@@ -355,7 +383,7 @@ fn a_kick_ends_an_endless_loop_at_once() {
     assert_eq!(drive(&mut engine), Stop::Requested);
     let late = stopped.join().unwrap().elapsed();
     assert!(late < std::time::Duration::from_millis(500), "{late:?}");
-    assert_eq!(engine.state().unwrap().rip, CODE);
+    assert_eq!(engine.state().unwrap().rip, at);
 }
 
 #[test]
@@ -365,5 +393,7 @@ fn models_are_what_the_host_supports() {
     let Some((_, engine)) = kvm("max,-sse2") else { return };
     assert!(!engine.cpuid.has(tessera_x86::cpuid::Feature::SSE2));
     let (board, config) = board("z80");
-    assert!(matches!(KvmEngine::new(&board, &config), Err(Unavailable::Request(why)) if why.contains("z80")));
+    assert!(
+        matches!(KvmEngine::new(&board, &config, IrqChip::Off), Err(Unavailable::Request(why)) if why.contains("z80"))
+    );
 }

@@ -34,7 +34,7 @@ use crate::acpi::reset::ResetControl;
 use crate::char::debugcon::DebugConsole;
 use crate::char::serial16550::Serial16550;
 use crate::input::i8042::{I8042, I8042Port, I8042Ports};
-use crate::intc::apic_bus::{ApicBus, ApicWindow};
+use crate::intc::apic_bus::{ApicBus, ApicWindow, MsiSink};
 use crate::intc::i8259::{I8259, PicPort, PicPorts};
 use crate::intc::ioapic::{self, IoApic};
 use crate::intc::lapic::LocalApic;
@@ -185,6 +185,8 @@ pub struct PcMachine {
     pub pm: Arc<AcpiPm>,
     /// Keyboard.
     pub keyboard: Arc<I8042>,
+    pic: Arc<I8259>,
+    io_apic: Arc<IoApic>,
     config_ports: Arc<ConfigPorts>,
     /// In the order in which they are reset: those that drive interrupts before those that receive them.
     devices: Vec<Arc<dyn Device>>,
@@ -237,8 +239,8 @@ impl PcMachine {
         let serial = b.characters(&config, &isa_irqs)?;
         let (pci, config_ports) = b.pci(config.kind)?;
         // Interrupt controllers last: their inputs have been driven by then.
-        b.devices.push(pic);
-        b.devices.push(io_apic);
+        b.devices.push(pic.clone());
+        b.devices.push(io_apic.clone());
         b.devices.extend(apic_bus.cpus().iter().map(|c| c.clone() as Arc<dyn Device>));
 
         let kicked = Arc::downgrade(&apic_bus);
@@ -264,6 +266,8 @@ impl PcMachine {
             pci,
             pm,
             keyboard,
+            pic,
+            io_apic,
             config_ports,
             devices: b.devices,
             rom: config.rom,
@@ -281,6 +285,14 @@ impl PcMachine {
     /// The interrupt controllers of the vCPUs, the boot CPU's first.
     pub fn cpus(&self) -> impl Iterator<Item = Arc<dyn CpuIrq>> {
         self.apic_bus.cpus().iter().map(|c| c.clone() as Arc<dyn CpuIrq>)
+    }
+
+    /// Hands on what comes to the interrupt controllers, for an accelerator that has controllers of its own: the inputs of
+    /// the 8259s and of the I/O APIC, and message-signalled interrupts. Once, before the machine runs.
+    pub fn replace_controllers(&self, pic: Arc<dyn IrqSink>, io_apic: Arc<dyn IrqSink>, msi: MsiSink) {
+        self.pic.replace(pic);
+        self.io_apic.replace(io_apic);
+        self.apic_bus.replace(msi);
     }
 
     /// Resets every device, while no vCPU runs. RAM keeps what it has, but for the firmware's copy below 1 MiB; a request

@@ -9,7 +9,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 pub use state::PicPair;
 use tessera_hw_core::device::Wired;
@@ -21,12 +21,18 @@ use tessera_hw_core::ports::PortDevice;
 pub struct I8259 {
     pair: Mutex<PicPair>,
     intr: IrqLine,
+    instead: OnceLock<Arc<dyn IrqSink>>,
 }
 
 impl I8259 {
     /// Controllers that drive `intr`.
     pub fn new(intr: IrqLine) -> Arc<Self> {
-        Arc::new(Self { pair: Mutex::new(PicPair::default()), intr })
+        Arc::new(Self { pair: Mutex::new(PicPair::default()), intr, instead: OnceLock::new() })
+    }
+
+    /// From now on `other` gets the inputs: controllers elsewhere that are there instead of these.
+    pub fn replace(&self, other: Arc<dyn IrqSink>) {
+        let _first_call_wins = self.instead.set(other);
     }
 
     /// The vCPU's interrupt acknowledge cycle: the vector.
@@ -53,6 +59,9 @@ impl Wired for I8259 {
 
 impl IrqSink for I8259 {
     fn set_irq(&self, pin: u32, level: bool) {
+        if let Some(other) = self.instead.get() {
+            return other.set_irq(pin, level);
+        }
         let mut pair = lock(&self.pair);
         pair.set_input(pin as u8, level);
         self.drive(&mut pair);

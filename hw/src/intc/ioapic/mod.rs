@@ -8,7 +8,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::{Deserialize, Serialize};
 use tessera_hw_core::device::{StateMachine, Wired};
@@ -173,12 +173,18 @@ impl StateMachine for Redirection {
 pub struct IoApic {
     state: Mutex<Redirection>,
     bus: Arc<ApicBus>,
+    instead: OnceLock<Arc<dyn IrqSink>>,
 }
 
 impl IoApic {
     /// An I/O APIC that sends to `bus`.
     pub fn new(bus: Arc<ApicBus>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), bus })
+        Arc::new(Self { state: Mutex::default(), bus, instead: OnceLock::new() })
+    }
+
+    /// From now on `other` gets the inputs: a controller elsewhere that is there instead of this one.
+    pub fn replace(&self, other: Arc<dyn IrqSink>) {
+        let _first_call_wins = self.instead.set(other);
     }
 
     /// A local APIC ended the interrupt with `vector`.
@@ -200,6 +206,9 @@ impl Wired for IoApic {
 
 impl IrqSink for IoApic {
     fn set_irq(&self, pin: u32, level: bool) {
+        if let Some(other) = self.instead.get() {
+            return other.set_irq(pin, level);
+        }
         let mut state = lock(&self.state);
         if let Some(m) = state.set_input(pin as usize, level) {
             self.bus.deliver(&m);

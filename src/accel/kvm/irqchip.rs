@@ -1,0 +1,128 @@
+//! KVM's own interrupt controllers in place of the board's (`kernel-irqchip=on`).
+//!
+//! Problem: with the board's controllers each access to one is an exit, and each interrupt a conversation with KVM.
+//! Strategy: KVM has an 8259 pair, an I/O APIC and local APICs of its own. They take the accesses before these become
+//! exits; the board's controllers hand on their inputs ([`PcMachine::replace_controllers`]) and do nothing else. The i8254
+//! and all other timers stay the board's.
+//!
+//! The controllers are reset by putting back the state in which KVM made them.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
+    KvmIrqRouting, kvm_irq_routing_entry, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msi,
+};
+use kvm_ioctls::{Error, VcpuFd, VmFd};
+use tessera_hw::boards::pc::PcMachine;
+use tessera_hw_core::irq::IrqSink;
+use tessera_x86::cpu_state::PendingEvents;
+
+/// Inputs of the I/O APIC: the first interrupt numbers of the VM.
+const IOAPIC_PINS: u32 = 24;
+/// Inputs of the 8259s: the numbers behind those.
+const PIC_PINS: u32 = 16;
+
+/// Inputs of one of KVM's controllers.
+struct Inputs {
+    vm: Arc<VmFd>,
+    /// Number of input 0.
+    first: u32,
+}
+
+impl IrqSink for Inputs {
+    fn set_irq(&self, pin: u32, level: bool) {
+        // It fails for numbers that have no route only; all of ours have one.
+        let _ = self.vm.set_irq_line(self.first + pin, level);
+    }
+}
+
+/// KVM's controllers of a machine with one vCPU.
+pub struct KernelChips {
+    vm: Arc<VmFd>,
+    chips: Vec<kvm_irqchip>,
+    lapic: kvm_lapic_state,
+}
+
+fn refused(what: &'static str) -> impl Fn(Error) -> String {
+    move |error| format!("cannot {what} ({error}); leave out kernel-irqchip")
+}
+
+/// Makes the controllers of a VM that has no vCPU yet. An error is the rest of a sentence that begins with "KVM".
+pub fn create(vm: &VmFd) -> Result<(), String> {
+    vm.create_irq_chip().map_err(refused("make interrupt controllers"))?;
+    let route = |gsi: u32, chip: u32, pin: u32| {
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip.irqchip = chip;
+        entry.u.irqchip.pin = pin;
+        entry
+    };
+    let ioapic = (0..IOAPIC_PINS).map(|pin| route(pin, KVM_IRQCHIP_IOAPIC, pin));
+    let pic = (0..PIC_PINS).map(|pin| {
+        let chip = if pin < 8 { KVM_IRQCHIP_PIC_MASTER } else { KVM_IRQCHIP_PIC_SLAVE };
+        route(IOAPIC_PINS + pin, chip, pin % 8)
+    });
+    let routes: Vec<_> = ioapic.chain(pic).collect();
+    let routes = KvmIrqRouting::from_entries(&routes)
+        .map_err(|_| "cannot hold the machine's interrupts".to_owned())?;
+    vm.set_gsi_routing(&routes).map_err(refused("wire interrupt controllers"))
+}
+
+impl KernelChips {
+    /// The controllers that [`create`] made, as they are now: with a vCPU, before it runs.
+    pub fn new(vm: &Arc<VmFd>, vcpu: &VcpuFd) -> Result<KernelChips, String> {
+        let mut chips = Vec::new();
+        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
+            let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+            vm.get_irqchip(&mut chip).map_err(refused("tell of its interrupt controllers"))?;
+            chips.push(chip);
+        }
+        let lapic = vcpu.get_lapic().map_err(refused("tell of its local APIC"))?;
+        Ok(KernelChips { vm: vm.clone(), chips, lapic })
+    }
+
+    /// Puts them in place of the board's.
+    pub fn connect(&self, board: &PcMachine) {
+        let inputs = |first| Arc::new(Inputs { vm: self.vm.clone(), first });
+        let vm = self.vm.clone();
+        board.replace_controllers(
+            inputs(IOAPIC_PINS),
+            inputs(0),
+            Box::new(move |address, data| {
+                let (low, high) = (address as u32, (address >> 32) as u32);
+                let message = kvm_msi { address_lo: low, address_hi: high, data, ..Default::default() };
+                // A message that nobody takes is lost, as on hardware.
+                let _ = vm.signal_msi(message);
+            }),
+        );
+    }
+
+    /// Puts them into their state after power-on.
+    pub fn reset(&self, vcpu: &VcpuFd) -> Result<(), String> {
+        let failed = |error| format!("KVM does not reset its interrupt controllers ({error})");
+        for chip in &self.chips {
+            self.vm.set_irqchip(chip).map_err(failed)?;
+        }
+        vcpu.set_lapic(&self.lapic).map_err(failed)
+    }
+}
+
+/// Takes over what KVM knows of a vCPU that does not execute.
+pub fn get_activity(vcpu: &VcpuFd, events: &mut PendingEvents) -> Result<(), String> {
+    let state = vcpu.get_mp_state().map_err(|error| format!("KVM does not tell its activity ({error})"))?;
+    events.halted = state.mp_state == KVM_MP_STATE_HALTED;
+    events.wait_for_sipi = matches!(state.mp_state, KVM_MP_STATE_INIT_RECEIVED | KVM_MP_STATE_UNINITIALIZED);
+    Ok(())
+}
+
+/// Tells KVM whether the vCPU executes.
+pub fn set_activity(vcpu: &VcpuFd, events: &PendingEvents) -> Result<(), String> {
+    let mp_state = match events {
+        PendingEvents { wait_for_sipi: true, .. } => KVM_MP_STATE_INIT_RECEIVED,
+        PendingEvents { halted: true, .. } => KVM_MP_STATE_HALTED,
+        _ => KVM_MP_STATE_RUNNABLE,
+    };
+    vcpu.set_mp_state(kvm_mp_state { mp_state })
+        .map_err(|error| format!("KVM does not take an activity ({error})"))
+}
