@@ -6,7 +6,7 @@ use std::ptr;
 use std::sync::atomic::AtomicU64;
 
 use super::X86_64;
-use crate::backend::{AccessKind, Compiled, HostBackend, Loc, Outcome, RuntimeFns, StatePoint};
+use crate::backend::{AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, RuntimeFns, StatePoint};
 use crate::env::{JumpEntry, Runtime};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
@@ -226,6 +226,9 @@ fn access(m: &mut TestMachine, c: &Compiled, point: StatePoint) -> Result<(), Ex
     match access.kind {
         AccessKind::Load { width, ext, dst, for_write } => {
             let v = int(load(m, width.bytes() as usize, for_write)?, width);
+            if dst == DISCARD {
+                return Ok(());
+            }
             rt.saved_int[dst as usize] = match ext {
                 Ext::Zero => v,
                 Ext::Sign32 => width.sign_extend(v) & 0xffff_ffff,
