@@ -497,3 +497,46 @@ fn blocks_with_many_values_worth_remembering() {
         None
     );
 }
+
+#[test]
+fn conversions_to_half_store_all_or_nothing() {
+    let mut g = guest();
+    // One third, which is inexact in half precision, under a control word; to the address in RBX.
+    let convert = |a: &mut CodeAssembler, control: u32, to: u64| {
+        a.mov(dword_ptr(rsi + 0x40), control)?;
+        a.ldmxcsr(dword_ptr(rsi + 0x40))?;
+        a.mov(dword_ptr(rsi + 0x44), 0x3eaa_aaabu32)?;
+        a.vbroadcastss(ymm0, dword_ptr(rsi + 0x44))?;
+        a.mov(rbx, to)?;
+        a.vcvtps2ph(xmmword_ptr(rbx), ymm0, 0)
+    };
+    let mut stored = [0; 16];
+    assert_eq!(run(&mut g, |a| convert(a, 0x1f80, DATA + 0x50)), None);
+    assert_eq!(g.vcpu.env().mxcsr, 0x1fa0);
+    g.ram.read(DATA + 0x50, &mut stored);
+    assert_eq!(stored, [0x55, 0x35].repeat(8)[..]);
+    // A page that is not there: silicon leaves the flag.
+    assert_eq!(run(&mut g, |a| convert(a, 0x1f80, 0x4000_0000)).expect("a page fault").0, 14);
+    assert_eq!(g.vcpu.env().mxcsr, 0x1fa0);
+    // Inexact results unmasked: nothing is stored.
+    assert_eq!(run(&mut g, |a| convert(a, 0x0f80, DATA + 0x50)).expect("an exception").0, 19);
+    assert_eq!(g.vcpu.env().mxcsr, 0x0fa0);
+    g.ram.read(DATA + 0x50, &mut stored);
+    assert_eq!(stored, [0; 16]);
+}
+
+#[test]
+fn unmasked_exceptions_of_fma() {
+    let mut g = guest();
+    let multiply = |a: &mut CodeAssembler| {
+        a.mov(dword_ptr(rsi + 0x40), 0x0f80)?;
+        a.ldmxcsr(dword_ptr(rsi + 0x40))?;
+        a.mov(dword_ptr(rsi + 0x44), 0x3eaa_aaabu32)?;
+        a.vbroadcastss(ymm0, dword_ptr(rsi + 0x44))?;
+        a.vmovaps(ymm1, ymm0)?;
+        a.vfmadd231ps(ymm1, ymm0, ymm0)
+    };
+    assert_eq!(run(&mut g, multiply).expect("an exception").0, 19);
+    let env = g.vcpu.env();
+    assert_eq!((env.mxcsr, env.vec[1]), (0x0fa0, env.vec[0]));
+}
