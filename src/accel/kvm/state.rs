@@ -454,8 +454,12 @@ impl Conversion {
         Ok(state)
     }
 
-    /// Sets the vCPU's state; `halted` and what follows from it are the caller's.
+    /// Sets the vCPU's state; `halted` and what follows from it are the caller's. This machine has no system-management mode
+    /// under KVM.
     pub fn set(&mut self, vcpu: &VcpuFd, state: &CpuState) -> Result<(), String> {
+        if state.events.smm {
+            return Err("KVM does not take a processor that is in system-management mode; use -accel tcg".into());
+        }
         let mut state = state.clone();
         state.dr6 |= state.events.pending_debug;
         let sregs = to_sregs(&state);

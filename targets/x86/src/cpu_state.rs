@@ -150,6 +150,8 @@ pub struct PendingEvents {
     pub wait_for_sipi: bool,
     /// In system-management mode.
     pub smm: bool,
+    /// In system-management mode: NMIs were blocked when it was entered.
+    pub smm_nmi_blocked: bool,
     /// Reasons (bits of DR6) of a #DB that is due before the next instruction.
     pub pending_debug: u64,
     /// What an INS has read from its port and could not store yet.
@@ -299,6 +301,7 @@ impl X86Env {
                 shutdown: self.shutdown,
                 wait_for_sipi: self.wait_for_sipi,
                 smm: self.smm,
+                smm_nmi_blocked: self.smm_nmi_blocked,
                 pending_debug: self.pending_debug,
                 held_input: self.held_input,
                 in_flight: self.in_flight,
@@ -348,7 +351,11 @@ impl X86Env {
         self.halted = events.halted;
         self.shutdown = events.shutdown;
         self.wait_for_sipi = events.wait_for_sipi;
-        self.smm = events.smm;
+        if self.smm != events.smm {
+            self.smm = events.smm;
+            self.platform.smm_changed(events.smm);
+        }
+        self.smm_nmi_blocked = events.smm_nmi_blocked;
         self.pending_debug = events.pending_debug;
         self.held_input = events.held_input;
         self.in_flight = events.in_flight;
@@ -445,6 +452,8 @@ mod tests {
         (e.fpu.opcode, e.fpu.ip, e.fpu.dp) = (0x355, number() >> 16, number() >> 16);
         e.halted = true;
         e.nmi_blocked = true;
+        e.smm = true;
+        e.smm_nmi_blocked = true;
         e.interrupt_shadow = true;
         e.pending_debug = 1 << 14;
         e.held_input = Some(number() as u32);
