@@ -17,7 +17,7 @@ use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid;
 use tessera_x86::state::{Cr0, RFlags, Segment, TableRegister, reg, seg};
 
-use crate::cli::{Accel, Config, UsageError};
+use crate::cli::{Accel, Config, Tcg, UsageError};
 
 /// Makes the engine of the machine's first vCPU: the first that can be had of those that the command line prefers. Why
 /// one cannot be had is told in a line.
@@ -25,7 +25,7 @@ pub fn engine(board: &PcMachine, config: &Config) -> Result<Box<dyn Engine>, Usa
     let mut choices = config.accels.iter().peekable();
     while let Some(choice) = choices.next() {
         let why = match choice {
-            Accel::Tcg { code_cache } => return tcg_engine(board, config, *code_cache),
+            Accel::Tcg(settings) => return tcg_engine(board, config, settings),
             Accel::Kvm(chip) => match kvm_engine(board, config, *chip)? {
                 Ok(engine) => return Ok(engine),
                 Err(why) => why,
@@ -39,18 +39,14 @@ pub fn engine(board: &PcMachine, config: &Config) -> Result<Box<dyn Engine>, Usa
     Err(UsageError("-accel: none is named; give tcg or kvm".into()))
 }
 
-fn tcg_engine(
-    board: &PcMachine,
-    config: &Config,
-    code_cache: Option<u64>,
-) -> Result<Box<dyn Engine>, UsageError> {
+fn tcg_engine(board: &PcMachine, config: &Config, settings: &Tcg) -> Result<Box<dyn Engine>, UsageError> {
     let failed =
         |why| UsageError(format!("-accel tcg: the host does not allow it ({why}); see the host's limits"));
     let text = config.cpu.as_deref().unwrap_or("max");
     let (cpu, warnings) = cpuid::parse_for(text, &cpuid::models::IMPLEMENTED)
         .map_err(|error| UsageError(format!("-cpu {text}: {error}")))?;
     warn(&warnings);
-    Ok(Box::new(tcg::TcgEngine::new(board, config, cpu, code_cache).map_err(failed)?))
+    Ok(Box::new(tcg::TcgEngine::new(board, config, cpu, settings).map_err(failed)?))
 }
 
 /// KVM's engine, or the rest of a sentence that begins with "KVM" and says why it cannot be had.

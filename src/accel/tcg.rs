@@ -24,7 +24,7 @@ use tessera_x86::state::X86Env;
 use tessera_x86::system::{self, exit};
 
 use super::{Control, Engine, Stop};
-use crate::cli::Config;
+use crate::cli::{Config, Tcg};
 
 /// MSR IA32_TSC_DEADLINE.
 const TSC_DEADLINE: u32 = 0x6e0;
@@ -205,7 +205,7 @@ impl TcgEngine {
         board: &PcMachine,
         config: &Config,
         mut cpuid: CpuidTable,
-        code_cache: Option<u64>,
+        settings: &Tcg,
     ) -> Result<TcgEngine, String> {
         let remote: Arc<OnceLock<Arc<Remote>>> = Arc::default();
         let kicked = remote.clone();
@@ -221,9 +221,13 @@ impl TcgEngine {
         cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
         let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();
-        if let Some(bytes) = code_cache {
+        if let Some(bytes) = settings.code_cache {
             options.cache_mib = (bytes >> 20) as u32;
         }
+        if settings.one_insn {
+            options.max_insns = 1;
+        }
+        options.passes = settings.passes.unwrap_or(options.passes);
         options.chain = !config.log.items.iter().any(|item| item.name == "nochain");
         options.log_filter =
             config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();

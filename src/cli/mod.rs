@@ -22,7 +22,7 @@ use tessera_x86::cpuid;
 use crate::backends::chardev::{CharSpec, DEFAULT_ESCAPE};
 use crate::debug::log;
 pub use values::IrqChip;
-pub use values::{Accel, DebugExit};
+pub use values::{Accel, DebugExit, Tcg};
 
 /// The most serial ports a PC has.
 const MAX_SERIAL: usize = 4;

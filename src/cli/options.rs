@@ -95,7 +95,7 @@ pub struct Options {
     pub echr: Option<String>,
 
     /// What executes the guest: kvm, the host's processor, or tcg, the translator, whose code cache tb-size=N bounds to N
-    /// MiB. Of several the first that can be had [default: tcg]
+    /// MiB, and which with one-insn-per-tb=on takes instructions one by one. Of several the first that can be had [default: tcg]
     #[arg(long, value_name = "tcg|kvm[,...]", help_heading = RUNNING)]
     pub accel: Vec<String>,
     /// End when the guest resets the machine

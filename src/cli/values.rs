@@ -6,6 +6,7 @@
 use std::ops::RangeInclusive;
 
 use tessera_firmware::MachineKind;
+use tessera_tcg::opt::OptFlags;
 
 use super::UsageError;
 
@@ -32,10 +33,7 @@ pub struct Machine {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
     /// The translator.
-    Tcg {
-        /// The bound on the code cache in bytes, if the user set one.
-        code_cache: Option<u64>,
-    },
+    Tcg(Tcg),
     /// The host's processor, by Linux's KVM.
     Kvm(IrqChip),
 }
@@ -50,9 +48,20 @@ pub enum IrqChip {
     On,
 }
 
+/// What the user set of the translator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tcg {
+    /// The bound on the code cache in bytes.
+    pub code_cache: Option<u64>,
+    /// One guest instruction a block.
+    pub one_insn: bool,
+    /// Which optimisation passes to run; all by default.
+    pub passes: Option<OptFlags>,
+}
+
 impl Default for Accel {
     fn default() -> Self {
-        Accel::Tcg { code_cache: None }
+        Accel::Tcg(Tcg::default())
     }
 }
 
@@ -60,7 +69,7 @@ impl Accel {
     /// Its name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
-            Accel::Tcg { .. } => "tcg",
+            Accel::Tcg(_) => "tcg",
             Accel::Kvm(_) => "kvm",
         }
     }
@@ -172,8 +181,8 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
     let mut accel = accel_named(OPTION, value, name.strip_prefix("accel=").unwrap_or(name))?;
     for (key, setting) in properties(rest) {
         match (key, setting, &mut accel) {
-            ("tb-size", mib, Accel::Tcg { code_cache }) => match mib.parse::<u64>() {
-                Ok(mib) if CODE_CACHE_MIB.contains(&mib) => *code_cache = Some(mib << 20),
+            ("tb-size", mib, Accel::Tcg(tcg)) => match mib.parse::<u64>() {
+                Ok(mib) if CODE_CACHE_MIB.contains(&mib) => tcg.code_cache = Some(mib << 20),
                 _ => {
                     let (least, most) = (CODE_CACHE_MIB.start(), CODE_CACHE_MIB.end());
                     return bad(
@@ -186,10 +195,12 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
                 }
             },
             // With one processor both are the same; the cache is always mapped twice.
-            ("thread", "single" | "multi", Accel::Tcg { .. }) | ("split-wx", "on", Accel::Tcg { .. }) => {}
+            ("thread", "single" | "multi", Accel::Tcg(_)) | ("split-wx", "on", Accel::Tcg(_)) => {}
             ("kernel-irqchip", "on", Accel::Kvm(chip)) => *chip = IrqChip::On,
             ("kernel-irqchip", "off", Accel::Kvm(chip)) => *chip = IrqChip::Off,
-            ("split-wx", "off", Accel::Tcg { .. }) => {
+            ("one-insn-per-tb", "on" | "off", Accel::Tcg(tcg)) => tcg.one_insn = setting == "on",
+            ("x-passes", list, Accel::Tcg(tcg)) => tcg.passes = Some(passes(OPTION, value, list)?),
+            ("split-wx", "off", Accel::Tcg(_)) => {
                 return bad(
                     OPTION,
                     value,
@@ -206,6 +217,30 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
         }
     }
     Ok(accel)
+}
+
+/// Optimisation passes by name, joined by `+`; `none` and `all` are names, too. To find out which pass a fault hides in.
+fn passes(option: &str, value: &str, list: &str) -> Result<OptFlags, UsageError> {
+    let mut passes = OptFlags::empty();
+    for name in list.split('+') {
+        passes |= match name {
+            "none" => OptFlags::empty(),
+            "all" => OptFlags::all(),
+            _ => match OptFlags::from_name(&name.to_ascii_uppercase().replace('-', "_")) {
+                Some(pass) => pass,
+                None => {
+                    let known: Vec<_> = OptFlags::all().iter_names().map(|(name, _)| name).collect();
+                    let known = known.join(", ").to_ascii_lowercase().replace('_', "-");
+                    return bad(
+                        option,
+                        value,
+                        format!("there is no pass {name}; join names with + from {known}, or give none"),
+                    );
+                }
+            },
+        };
+    }
+    Ok(passes)
 }
 
 /// `-smp`: everything in it must be 1.
@@ -379,11 +414,14 @@ mod tests {
         ] {
             assert!(machine(wrong).is_err(), "{wrong}");
         }
-        let bounded = Accel::Tcg { code_cache: Some(64 << 20) };
+        let bounded = Accel::Tcg(Tcg { code_cache: Some(64 << 20), ..Tcg::default() });
         assert_eq!(accel("tcg,tb-size=64,thread=multi"), Ok(bounded));
         assert_eq!(accel("kvm"), Ok(Accel::Kvm(IrqChip::Off)));
         assert_eq!(accel("kvm,kernel-irqchip=on"), Ok(Accel::Kvm(IrqChip::On)));
         assert!(accel("kvm,kernel-irqchip=split").unwrap_err().to_string().contains("kernel-irqchip=split"));
+        let passes = OptFlags::FORWARD | OptFlags::DEAD_CODE;
+        let slow = Accel::Tcg(Tcg { one_insn: true, passes: Some(passes), ..Tcg::default() });
+        assert_eq!(accel("tcg,one-insn-per-tb=on,x-passes=forward+dead-code"), Ok(slow));
         for wrong in [
             "xen",
             "turbo",
@@ -391,7 +429,9 @@ mod tests {
             "tcg,tb-size=0",
             "tcg,tb-size=99999",
             "tcg,tb-size=x",
-            "tcg,one-insn-per-tb=on",
+            "tcg,one-insn-per-tb=x",
+            "tcg,x-passes=fish",
+            "kvm,one-insn-per-tb=on",
         ] {
             assert!(accel(wrong).is_err(), "{wrong}");
         }

@@ -10,7 +10,7 @@ use tessera_x86::state::{Cr0, Cr4, Efer, RFlags, TableRegister, reg};
 
 use super::*;
 use crate::accel::{Engine, drive, tcg::TcgEngine};
-use crate::cli::{self, Invocation};
+use crate::cli::{self, Invocation, Tcg};
 
 const RAM: u64 = 4 << 20;
 /// Where the programs are.
@@ -42,7 +42,8 @@ fn kvm_with(cpu: &str, chip: IrqChip) -> Option<(PcMachine, KvmEngine)> {
 
 fn tcg(cpu: &str) -> (PcMachine, TcgEngine) {
     let (board, config) = board(cpu);
-    let engine = TcgEngine::new(&board, &config, tessera_x86::cpuid::parse(cpu).unwrap(), None).unwrap();
+    let engine =
+        TcgEngine::new(&board, &config, tessera_x86::cpuid::parse(cpu).unwrap(), &Tcg::default()).unwrap();
     (board, engine)
 }
 
