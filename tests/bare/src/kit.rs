@@ -14,6 +14,7 @@ use std::rc::Rc;
 use iced_x86::code_asm::*;
 use tessera_asm::{Code, R, Symbols};
 
+use crate::kvm;
 use crate::layout::*;
 
 /// Emits instructions: `code!(k; mov(eax, 1); mov(cr3, eax))`. Arguments may ask the kit for addresses.
@@ -42,12 +43,14 @@ pub struct Check {
 pub enum Variant {
     /// A complete processor.
     Full,
-    /// KVM on a host that emulates some instructions: without the checks that cannot work there.
+    /// KVM: without the checks that `kvm.rs` lists.
     Kvm,
 }
 
 /// Shared by all sections of a program in one pass.
 pub struct Plan {
+    /// The program's name.
+    pub program: &'static str,
     pub variant: Variant,
     /// Bitness of the home mode.
     pub home: u32,
@@ -188,30 +191,10 @@ impl Kit<'_> {
 
     /// A check. `source` is volume and section of the Intel SDM.
     pub fn check(&mut self, name: &str, source: &'static str, body: impl FnOnce(&mut Kit) -> R) -> R {
-        self.listed(name, source, None, body)
-    }
-
-    /// A check that KVM on an emulating host cannot pass, for this reason.
-    pub fn check_except_kvm(
-        &mut self,
-        reason: &'static str,
-        name: &str,
-        source: &'static str,
-        body: impl FnOnce(&mut Kit) -> R,
-    ) -> R {
-        self.listed(name, source, Some(reason), body)
-    }
-
-    fn listed(
-        &mut self,
-        name: &str,
-        source: &'static str,
-        kvm: Option<&'static str>,
-        body: impl FnOnce(&mut Kit) -> R,
-    ) -> R {
-        let left_out = kvm.filter(|_| self.plan.variant == Variant::Kvm);
-        self.plan.checks.borrow_mut().push(Check { name: name.into(), source, left_out });
-        if left_out.is_some() {
+        let listed =
+            if self.plan.variant == Variant::Kvm { kvm::left_out(self.plan.program, name) } else { None };
+        self.plan.checks.borrow_mut().push(Check { name: name.into(), source, left_out: listed });
+        if listed.is_some() {
             return Ok(());
         }
         let end = self.fresh();

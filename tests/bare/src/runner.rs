@@ -76,6 +76,9 @@ pub fn run(program: &Program, setup: &Setup, folder: &Path) -> Result<Report> {
     let assembled = program
         .assemble(setup.variant)
         .map_err(|error| anyhow::anyhow!("{} cannot be assembled: {error}", program.name))?;
+    if assembled.checks.iter().all(|check| check.left_out.is_some()) {
+        return Ok(judge(&assembled.checks, ""));
+    }
     let stem = format!("{}-{}-{}", program.name, std::process::id(), setup.name.replace(['/', ' '], "_"));
     let kernel = folder.join(format!("{stem}.elf"));
     let console = folder.join(format!("{stem}.log"));

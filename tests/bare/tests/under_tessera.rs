@@ -79,6 +79,18 @@ fn translator_one_instruction_a_block() {
     all_pass(&Setup::accelerator(&emulator(), "tcg,one-insn-per-tb=on"));
 }
 
+/// Without any optimisation, and without one pass after the other.
+#[test]
+fn translator_with_fewer_passes() {
+    let emulator = emulator();
+    let all = ["forward", "fold", "number", "dead-code", "dead-sets"];
+    all_pass(&Setup::accelerator(&emulator, "tcg,x-passes=none"));
+    for omitted in all {
+        let passes: Vec<_> = all.into_iter().filter(|pass| *pass != omitted).collect();
+        all_pass(&Setup::accelerator(&emulator, &format!("tcg,x-passes={}", passes.join("+"))));
+    }
+}
+
 /// Blocks are not linked, and every one is looked up.
 #[test]
 fn translator_without_links() {

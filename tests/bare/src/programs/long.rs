@@ -448,6 +448,11 @@ fn iret(k: &mut Kit) -> R {
 }
 
 fn far(k: &mut Kit) -> R {
+    k.aside("gate64", |k| {
+        code!(k; mov(qword_ptr(V[0]), rsp); mov(eax, ss); mov(dword_ptr(V[1]), eax); mov(rax, qword_ptr(rsp + 16)); mov(qword_ptr(V[2]), rax);
+            mov(rax, qword_ptr(rsp + 24)); mov(qword_ptr(V[3]), rax); raw(&[0x48, 0xCB]));
+        Ok(())
+    })?;
     k.check("far jumps and calls by memory", "2A, JMP, CALL", |k| {
         let next = k.fresh();
         code!(k; mov(dword_ptr(SCRATCH), k.imm(&next)); mov(dword_ptr(SCRATCH + 4), CODE64); jmp(fword_ptr(SCRATCH)); ud2(); label(&next));
@@ -477,11 +482,6 @@ fn far(k: &mut Kit) -> R {
         Ok(())
     })?;
     k.check("64-bit call gate", "3A, 5.8.3.1 and 5.8.5.1", |k| {
-        k.aside("gate64", |k| {
-            code!(k; mov(qword_ptr(V[0]), rsp); mov(eax, ss); mov(dword_ptr(V[1]), eax); mov(rax, qword_ptr(rsp + 16)); mov(qword_ptr(V[2]), rax);
-                mov(rax, qword_ptr(rsp + 24)); mov(qword_ptr(V[3]), rax); raw(&[0x48, 0xCB]));
-            Ok(())
-        })?;
         let target = k.imm("gate64");
         k.descriptor(FREE, gate(CODE64, target, CALL32 | RING3, 0))?;
         k.poke(GDT + FREE + 8, 0)?;

@@ -32,6 +32,11 @@ pub fn emit(k: &mut Kit) -> R {
 }
 
 fn syscall(k: &mut Kit) -> R {
+    k.aside("syscall.entry", |k| {
+        code!(k; mov(qword_ptr(V[0]), rcx); mov(qword_ptr(V[1]), r11); pushfq(); pop(qword_ptr(V[2])); mov(eax, cs); mov(dword_ptr(V[3]), eax); mov(eax, ss);
+            mov(dword_ptr(V[4]), eax); mov(qword_ptr(V[5]), rsp); sysretq());
+        Ok(())
+    })?;
     let set_up = |k: &mut Kit, target: &str| {
         let (at, sysret_base) = (k.imm(target), u64::from(USER32 & !3));
         k.msr(EFER, 0xD01)?;
@@ -40,11 +45,6 @@ fn syscall(k: &mut Kit) -> R {
         k.msr(FMASK, 0x4D5)
     };
     k.check("SYSCALL and SYSRET", "2B, SYSCALL, SYSRET; 3A, 5.8.8", move |k| {
-        k.aside("syscall.entry", |k| {
-            code!(k; mov(qword_ptr(V[0]), rcx); mov(qword_ptr(V[1]), r11); pushfq(); pop(qword_ptr(V[2])); mov(eax, cs); mov(dword_ptr(V[3]), eax); mov(eax, ss);
-                mov(dword_ptr(V[4]), eax); mov(qword_ptr(V[5]), rsp); sysretq());
-            Ok(())
-        })?;
         set_up(k, "syscall.entry")?;
         let (at, end) = (k.fresh(), k.fresh());
         k.user("after SYSRET", UD.anywhere(), |k| {
@@ -109,6 +109,15 @@ fn syscall(k: &mut Kit) -> R {
 }
 
 fn sysenter(k: &mut Kit) -> R {
+    k.aside("sysenter.entry32", |k| {
+        code!(k; mov(qword_ptr(V[3]), rsp); raw(&[0x0F, 0x35]));
+        Ok(())
+    })?;
+    k.aside("sysenter.entry", |k| {
+        code!(k; pushfq(); pop(qword_ptr(V[0])); mov(eax, cs); mov(dword_ptr(V[1]), eax); mov(eax, ss); mov(dword_ptr(V[2]), eax); mov(qword_ptr(V[3]), rsp);
+            sysexitq());
+        Ok(())
+    })?;
     let set_up = |k: &mut Kit, target: &str| {
         let at = k.imm(target);
         // From the base: ring 0 code (64-bit) and stack, ring 3 code 32 and stack, then code 64 and stack.
@@ -127,11 +136,6 @@ fn sysenter(k: &mut Kit) -> R {
         k.msr(SYSENTER_EIP, at.into())
     };
     k.check("SYSENTER and SYSEXIT", "2B, SYSENTER, SYSEXIT; 3A, 5.8.7", move |k| {
-        k.aside("sysenter.entry", |k| {
-            code!(k; pushfq(); pop(qword_ptr(V[0])); mov(eax, cs); mov(dword_ptr(V[1]), eax); mov(eax, ss); mov(dword_ptr(V[2]), eax); mov(qword_ptr(V[3]), rsp);
-                sysexitq());
-            Ok(())
-        })?;
         set_up(k, "sysenter.entry")?;
         let next = k.fresh();
         k.user("after SYSEXIT", UD.anywhere(), |k| {
@@ -147,10 +151,6 @@ fn sysenter(k: &mut Kit) -> R {
         k.var("SS afterwards", EXC_SI, FREE + 40 + 3)
     })?;
     k.check("SYSENTER from and SYSEXIT to compatibility mode", "2B, SYSENTER, SYSEXIT", move |k| {
-        k.aside("sysenter.entry32", |k| {
-            code!(k; mov(qword_ptr(V[3]), rsp); raw(&[0x0F, 0x35]));
-            Ok(())
-        })?;
         set_up(k, "sysenter.entry32")?;
         k.elsewhere(32, "compat.sysenter", |k| {
             code!(k; mov(edx, k.imm("compat.sysenter.next") + USER_ALIAS); mov(ecx, STACK3 + USER_ALIAS - 32); sysenter();
@@ -226,4 +226,3 @@ fn bases(k: &mut Kit) -> R {
         k.eq("written beyond the limit", ebx, 0x99)
     })
 }
-
