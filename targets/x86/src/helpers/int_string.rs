@@ -280,6 +280,10 @@ impl Run {
         mut element: impl FnMut(&mut Run, &mut X86Env) -> Result<Element, Exception>,
     ) -> u64 {
         let mut finished = self.count == 0;
+        if finished && self.op.address == Width::W32 {
+            // Written all the same.
+            env.gpr[reg::RCX] &= self.mask;
+        }
         while !finished {
             match element(&mut self, env) {
                 Ok(Element::Next) => finished = self.count == 0,
