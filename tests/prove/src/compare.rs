@@ -16,9 +16,9 @@
 //! - the address within the page when an access of FXSAVE, XSAVE, VMASKMOV or their like faults, and whether XRSTOR finds a
 //!   missing page or a wrong header first: silicon looks at the parts in its own order;
 //! - #GP and #PF for an access that goes over the end of the lower half of the address space;
-//! - all but the vector when ENTER faults: silicon has pushed what the translator, which pushes all or nothing, has not;
-//! - #AC of an x87 store that stores nothing, because its result raises an unmasked exception;
-//! - ARPL on a read-only page that would change nothing, which silicon completes;
+//! - all when ENTER faults: silicon has pushed what the translator, which pushes all or nothing, has not;
+//! - #AC and #GP of an x87 store that stores nothing, because its result raises an unmasked exception;
+//! - ARPL on read-only memory that would change nothing, which silicon completes;
 //! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults in 64-bit code: silicon has
 //!   or has not written the register back by then.
 
@@ -73,7 +73,7 @@ impl Stop {
             && self.insn.is_some_and(|i| {
                 matches!(
                     i.mnemonic(),
-                    Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
+                    Vmaskmovdqu | Maskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
                         | Xsavec64 | Xrstor | Xrstor64
                 )
             })
@@ -87,14 +87,15 @@ impl Stop {
     /// Both sides are right in their own way, and what they left differs.
     fn may_differ(&self, native: &Frame, guest: &Frame) -> bool {
         let at_end = native.vector == 13 && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
-        // Present, and a write.
-        let unchanged = guest.vector == 14 && guest.error & 3 == 3;
+        // A write that is not allowed.
+        let unchanged = guest.vector == 13 || guest.vector == 14 && guest.error & 3 == 3;
+        let not_stored = matches!(guest.vector, 13 | 17) && native.get(at::STATUS) & ES != 0;
         scales(native)
             || scales(guest)
             || at_end
             || unchanged && self.has_arpl
-            || guest.vector == 17 && self.has_x87_store
-            || self.in_enter(native) && native.vector == guest.vector
+            || not_stored && self.has_x87_store
+            || self.in_enter(native) && guest.vector != NONE
             || self.in_area(guest) && native.vector == 13
             || self.in_area(native) && guest.vector == 13
     }
@@ -156,6 +157,8 @@ fn stacks_agree(a: &Frame, b: &Frame, mmx: bool) -> bool {
     status(a) == status(b) && (0..8).all(|n| a.xsave[register(a, n)] == b.xsave[register(b, n)])
 }
 
+/// Error summary in the status word.
+const ES: u64 = 1 << 7;
 /// Bits of TOP in the status word.
 const TOP: u64 = 7 << 11;
 

@@ -389,7 +389,8 @@ impl Generator {
         match i.mnemonic() {
             Div | Idiv if r.percent(60) => before.push(mov(2, 0)),
             Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xsaves | Xsaves64 => {
-                before.extend([mov(0, r.below(8) as u32), mov(2, 0)]);
+                // Of no component at all silicon touches the header only.
+                before.extend([mov(0, 1 + r.below(7) as u32), mov(2, 0)]);
             }
             Xrstor | Xrstor64 | Xrstors | Xrstors64 => {
                 before.extend([mov(0, r.below(8) as u32), mov(2, 0)]);
@@ -430,12 +431,14 @@ impl Generator {
                 store.set_immediate32(if r.one_in(2) { 0x1f80 } else { r.word() as u32 & 0xffff });
                 before.push(store);
             }
-            Popf | Popfd | Popfq if r.percent(80) => {
+            // A trap behind the next instruction only at the end: what overwrites a random number must come first.
+            Popf | Popfd | Popfq if at + 1 < count || r.percent(50) => {
                 let mut push = Instruction::default();
                 push.set_code(if roles.wide { Code::Pushq_imm32 } else { Code::Pushd_imm32 });
                 let kind = if roles.wide { OpKind::Immediate32to64 } else { OpKind::Immediate32 };
                 push.set_op_kind(0, kind);
-                let flags = (r.word() as u32 & if r.one_in(8) { 0x24_0fd5 } else { 0x20_0ed5 }) | 0x200;
+                let traps = at + 1 == count && r.one_in(3);
+                let flags = (r.word() as u32 & if traps { 0x24_0fd5 } else { 0x24_0ed5 }) | 0x200;
                 if roles.wide {
                     push.set_immediate32to64(flags as i32 as i64);
                 } else {

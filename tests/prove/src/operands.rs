@@ -303,7 +303,7 @@ pub fn operand(i: &mut Instruction, n: u32, kind: Op, roles: &Roles, r: &mut Rng
             i.set_op_kind(n, OpKind::Immediate16);
             let v = values::int(r) as u16;
             // Sizes of frames and of arguments: mostly such that the stack stays in the window.
-            let stack = matches!(i.mnemonic(), iced_x86::Mnemonic::Enter | iced_x86::Mnemonic::Ret);
+            let stack = matches!(i.mnemonic(), Mnemonic::Enter | Mnemonic::Ret);
             i.set_immediate16(if stack && !r.one_in(8) { v & 0x7f } else { v });
             Done
         }

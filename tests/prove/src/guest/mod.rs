@@ -97,6 +97,9 @@ impl Guest for User {
     fn address_space(env: &X86Env) -> u64 {
         X86::address_space(env)
     }
+    fn left(env: &mut X86Env) {
+        X86::left(env);
+    }
     fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
         if exception.vector == UD && env.rip == DONE {
             return Next::Exit(COMPLETE);
