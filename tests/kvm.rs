@@ -74,6 +74,75 @@ fn the_self_test_passes() {
     }
 }
 
+/// A kernel of the Linux boot protocol 2.15 that counts its starts in memory: the first ends in a reset by port CF9h, the
+/// second in a triple fault, the third in a debug exit with status 67.
+fn counting_kernel() -> Vec<u8> {
+    let mut file = vec![0; 1024 + 4096];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup_sects
+    put(0x1f4, &256u32.to_le_bytes()); // syssize, in paragraphs
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x66]);
+    put(0x202, b"HdrS");
+    put(0x206, &0x020fu16.to_le_bytes());
+    put(0x211, &[1]); // loaded high
+    put(0x22c, &0x7fff_ffffu32.to_le_bytes()); // initrd_addr_max
+    put(0x230, &0x20_0000u32.to_le_bytes()); // kernel_alignment
+    put(0x234, &[1]); // relocatable
+    put(0x238, &2047u32.to_le_bytes()); // cmdline_size
+    put(0x258, &0x100_0000u64.to_le_bytes()); // pref_address
+    put(0x260, &0x10_0000u32.to_le_bytes()); // init_size
+    let code: [&[u8]; 13] = [
+        &[0xa1, 0x00, 0x90, 0x00, 0x00],             // mov eax, [0x9000]
+        &[0x40],                                     // inc eax
+        &[0xa3, 0x00, 0x90, 0x00, 0x00],             // mov [0x9000], eax
+        &[0x83, 0xf8, 0x01, 0x74, 0x0f],             // cmp eax, 1; je first
+        &[0x83, 0xf8, 0x02, 0x74, 0x14],             // cmp eax, 2; je second
+        &[0x66, 0xba, 0xf4, 0x00],                   // mov dx, 0xf4
+        &[0xb0, 0x21, 0xee],                         // mov al, 0x21; out dx, al
+        &[0xf4, 0xeb, 0xfd],                         // hlt, and again
+        &[0x66, 0xba, 0xf9, 0x0c],                   // first: mov dx, 0xcf9
+        &[0xb0, 0x06, 0xee],                         // mov al, 6; out dx, al
+        &[0xf4, 0xeb, 0xfd],                         // hlt, and again
+        &[0x0f, 0x01, 0x1d, 0x10, 0x90, 0x00, 0x00], // second: lidt [0x9010], which is zero
+        &[0x0f, 0x0b],                               // ud2
+    ];
+    put(1024, &code.concat());
+    file
+}
+
+#[test]
+fn a_kernel_is_started_again_after_a_reset_and_after_a_triple_fault() {
+    let path = std::env::temp_dir().join(format!("tessera-counting-{}", std::process::id()));
+    std::fs::write(&path, counting_kernel()).unwrap();
+    let kernel = path.to_str().unwrap();
+    let device = "isa-debug-exit,iobase=0xf4,iosize=1";
+    let accelerators: &[&str] = match missing() {
+        Some(why) => {
+            eprintln!("skipped under KVM: {}", why.trim());
+            &["tcg"]
+        }
+        None => &["tcg", "kvm", "kvm,kernel-irqchip=on"],
+    };
+    for accel in accelerators {
+        let output = tessera(&["-accel", accel, "-display", "none", "-device", device, "-kernel", kernel]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2 * 0x21 + 1), "{accel}: {told}");
+        let output = tessera(&[
+            "-accel",
+            accel,
+            "-display",
+            "none",
+            "-device",
+            device,
+            "-kernel",
+            kernel,
+            "-no-reboot",
+        ]);
+        assert_eq!(output.status.code(), Some(0), "{accel}: the first reset ends it");
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
 #[test]
 fn without_kvm_the_next_accelerator_is_taken_and_a_line_says_why() {
     for line in [&["-accel", "kvm", "-accel", "tcg"][..], &["-machine", "q35,accel=kvm:tcg"]] {

@@ -458,7 +458,9 @@ impl Conversion {
     /// under KVM.
     pub fn set(&mut self, vcpu: &VcpuFd, state: &CpuState) -> Result<(), String> {
         if state.events.smm {
-            return Err("KVM does not take a processor that is in system-management mode; use -accel tcg".into());
+            return Err(
+                "KVM does not take a processor that is in system-management mode; use -accel tcg".into()
+            );
         }
         let mut state = state.clone();
         state.dr6 |= state.events.pending_debug;
