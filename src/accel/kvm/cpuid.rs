@@ -10,6 +10,8 @@ use tessera_x86::system::kvm_clock;
 
 use super::state::XsaveLayout;
 
+/// CPUID.1:ECX of the x2APIC and of its timer's deadline mode.
+pub const APIC_FEATURES: u32 = 1 << 21 | 1 << 24;
 /// IA32_ARCH_CAPABILITIES.
 const ARCH_CAPABILITIES: u32 = 0x10a;
 /// First leaf of the hypervisor.
@@ -109,6 +111,9 @@ impl Supported {
         // Whether a guest sees that it is one, and its share of threads, is for the model to say.
         set.set(Feature::HYPERVISOR, true);
         set.set(Feature::HT, true);
+        // These are the interrupt controller's, whose it may be: KVM does not speak for the board's.
+        set.set(Feature::X2APIC, true);
+        set.set(Feature::TSC_DEADLINE, true);
         set
     }
 
@@ -237,8 +242,12 @@ fn host_entries(supported: &Supported, table: &CpuidTable) -> Result<Vec<kvm_cpu
             }
         }
         match e.function {
-            // Logical processors and APIC ID; caches; topology.
-            1 => values[1] = values[1] & 0xffff | table.query(1, 0, &NOW)[1] & 0xffff_0000,
+            // Logical processors and APIC ID, and what the interrupt controller has; caches; topology.
+            1 => {
+                let own = table.query(1, 0, &NOW);
+                values[1] = values[1] & 0xffff | own[1] & 0xffff_0000;
+                values[2] |= own[2] & APIC_FEATURES;
+            }
             4 => values[0] = values[0] & 0x3fff | table.query(4, e.index, &NOW)[0] & 0xffff_c000,
             0xb | 0x1f => values = table.query(0xb, e.index, &NOW),
             // KVM has no crystal to tell of, but the clock is known.
@@ -264,5 +273,89 @@ fn hypervisor(list: &mut Vec<kvm_cpuid_entry2>, supported: &Supported, shown: bo
         let features = supported.leaf(HYPERVISOR + 1, 0)[0] & kvm_clock::FEATURES;
         list.push(entry(HYPERVISOR, None, [HYPERVISOR + 1, b, c, d]));
         list.push(entry(HYPERVISOR + 1, None, [features, 0, 0, 0]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What KVM says on a host with AVX, PKU and a layout of the XSAVE area of its own.
+    fn supported() -> Supported {
+        let entries = vec![
+            entry(0, None, [0xd, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+            entry(1, None, [0x0009_06ea, 0x0310_0800, 0x7ed8_2203, 0x0f8b_fbff]),
+            entry(4, Some(0), [0x1c00_4121, 0x01c0_003f, 0x3f, 0]),
+            entry(6, None, [4, 0, 0, 0]),
+            entry(7, Some(0), [0, 0x0000_0128, 0x8, 0]),
+            entry(0xd, Some(0), [0x207, 0x240, 0xa88, 0]),
+            entry(0xd, Some(1), [1, 0, 0, 0]),
+            entry(0xd, Some(2), [0x100, 0x240, 0, 0]),
+            entry(0xd, Some(9), [8, 0xa80, 0, 0]),
+            entry(HYPERVISOR, None, [HYPERVISOR + 1, 0x4b4d_564b, 0x564b_4d56, 0x4d]),
+            entry(HYPERVISOR + 1, None, [0x0100_7efb, 0, 0, 0]),
+            entry(0x8000_0000, None, [0x8000_0008, 0, 0, 0]),
+            entry(0x8000_0001, None, [0, 0, 0x21, 0x2810_0800]),
+            entry(0x8000_0008, None, [0x3027, 0, 0, 0]),
+        ];
+        Supported { entries, capabilities: 0x2b }
+    }
+
+    fn get(model: &Model, leaf: u32, sub: u32) -> [u32; 4] {
+        let found = model.entries.as_slice().iter().find(|e| e.function == leaf && e.index == sub);
+        found.map_or([0; 4], registers)
+    }
+
+    fn of(text: &str) -> Model {
+        model(text, &supported(), |_| ()).unwrap()
+    }
+
+    #[test]
+    fn a_model_is_filtered_and_says_so() {
+        let model = of("Haswell");
+        assert_eq!(model.warnings.len(), 1, "{:?}", model.warnings);
+        assert!(model.warnings[0].contains("invpcid"), "{:?}", model.warnings);
+        assert!(model.table.has(Feature::AVX) && !model.table.has(Feature::INVPCID));
+        assert_eq!(get(&model, 7, 0)[1] & !0x128, 0, "no more than the host has");
+        assert_eq!(model.signature, get(&model, 1, 0)[0]);
+    }
+
+    #[test]
+    fn max_is_what_there_is() {
+        let model = of("max");
+        assert_eq!(model.warnings, [""; 0]);
+        assert!(model.table.has(Feature::AVX2) && !model.table.has(Feature::SMAP));
+        assert!(of("max,-avx2").warnings.is_empty());
+        assert!(super::model("max,+smap", &supported(), |_| ()).is_err());
+        assert!(super::model("z80", &supported(), |_| ()).is_err());
+    }
+
+    #[test]
+    fn the_xsave_area_is_the_hosts() {
+        let model = of("max");
+        assert_eq!(get(&model, 0xd, 0)[2], 0xa88);
+        assert_eq!(get(&model, 0xd, 9), [8, 0xa80, 0, 0]);
+        assert_eq!(supported().xsave_layout(), XsaveLayout { components: 0x207, pkru: 0xa80 });
+        assert_eq!(get(&of("max,-pku"), 0xd, 0)[2], 0x340, "what ends with AVX");
+    }
+
+    #[test]
+    fn host_is_the_hosts_less_what_is_taken_away() {
+        let model = of("host");
+        assert_eq!((model.signature, model.capabilities), (0x0009_06ea, 0x2b));
+        assert_eq!(get(&model, 1, 0)[2] & APIC_FEATURES, APIC_FEATURES, "the board has these");
+        assert_eq!(get(&model, 1, 0)[1] >> 16, 1, "one processor, number 0");
+        assert_eq!(get(&model, 7, 0)[1], 0x128);
+        assert_eq!(get(&of("host,-avx2"), 7, 0)[1], 0x108);
+    }
+
+    #[test]
+    fn kvms_leaves_tell_of_the_clock_only() {
+        let model = of("max");
+        assert_eq!(get(&model, HYPERVISOR, 0)[..2], [HYPERVISOR + 1, 0x4b4d_564b]);
+        assert_eq!(get(&model, HYPERVISOR + 1, 0)[0], 1 << 24 | 0xb);
+        for hidden in ["max,kvm=off", "host,kvm=off", "max,-hypervisor"] {
+            assert_eq!(get(&of(hidden), HYPERVISOR, 0), [0; 4], "{hidden}");
+        }
     }
 }

@@ -247,7 +247,7 @@ impl KvmEngine {
         if !own_msrs {
             // These are the interrupt controller's, which is ours.
             for e in entries.as_mut_slice().iter_mut().filter(|e| e.function == 1) {
-                e.ecx &= !(1 << 21 | 1 << 24);
+                e.ecx &= !cpuid::APIC_FEATURES;
             }
         }
         vcpu.set_cpuid2(&entries).map_err(refused("take the CPU model"))?;
