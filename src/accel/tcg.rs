@@ -13,6 +13,7 @@ use tessera_hw_core::cpu::CpuIrq;
 use tessera_hw_core::event::Events;
 use tessera_hw_core::mem::{AddressSpace, MemoryObserver, Region};
 use tessera_hw_core::ports::PortBus;
+use tessera_hw_core::timers::Timers;
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::exec::{Options, Remote, Vcpu};
 use tessera_tcg::memory::{PAGE_MASK, PhysMemory, RamPage};
@@ -66,6 +67,7 @@ impl MemoryObserver for Observer {
 pub(super) struct PcPlatform {
     ports: Arc<PortBus>,
     clock: Arc<Clock>,
+    timers: Arc<Timers>,
     space: Arc<AddressSpace>,
     irq: Arc<dyn CpuIrq>,
     a20: Arc<A20>,
@@ -81,6 +83,7 @@ impl PcPlatform {
         PcPlatform {
             ports: board.ports.clone(),
             clock: board.clock.clone(),
+            timers: board.timers.clone(),
             space: board.address_space.clone(),
             irq,
             a20: board.a20.clone(),
@@ -101,6 +104,8 @@ impl Platform for PcPlatform {
     }
 
     fn tsc(&mut self) -> u64 {
+        // A guest that waits by its clock does not see ticks missing because the host has no time for the timer thread.
+        self.timers.run_overdue(self.clock.now_ns());
         self.clock.tsc()
     }
 
