@@ -472,6 +472,10 @@ impl Emitter<'_> {
         self.asm().mov_ri(r::RAX, func() as u64);
         let thunk = self.thunks.call_saved;
         self.call_thunk(thunk);
+        if !self.upper {
+            // The registers were loaded in full.
+            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+        }
         let at = self.asm().jmp();
         self.fix(at, back);
         self.in_cold = false;
