@@ -266,8 +266,39 @@ fn segments(k: &mut Kit) -> R {
         k.var64("base", SCRATCH + 2, GDT.into())?;
         k.masked("what is behind", SCRATCH + 8, 0xFFFF_0000, 0xFFFF_0000)
     })?;
+    k.check("64-bit forms of instructions about selectors", "2A, LAR, LSS; 2B, MOV, SLDT, STR; 2D, VERR", |k| {
+        code!(k; mov(rbx, -1i64); raw(&[0x48, 0x0F, 0x00, 0xCB]); mov(rcx, -1i64); raw(&[0x48, 0x0F, 0x00, 0xC1]));
+        k.eq64("STR", rbx, TSS_SEL.into())?;
+        k.eq64("SLDT", rcx, 0)?;
+        code!(k; mov(rcx, 0xFFFF_FFFF_FFFF_0000u64 | u64::from(USER_DATA)); raw(&[0x48, 0x8E, 0xC1]); mov(ebx, es); nop());
+        k.eq("MOV ES, RCX", ebx, USER_DATA)?;
+        code!(k; raw(&[0x48, 0x0F, 0x00, 0xE1]));
+        k.holds("VERR", |c, to| c.je(to))?;
+        code!(k; mov(ecx, CODE64); raw(&[0x48, 0x0F, 0x00, 0xE9]));
+        k.holds("VERW", |c, to| c.jne(to))?;
+        code!(k; mov(rbx, -1i64); raw(&[0x48, 0x0F, 0x02, 0xD9]));
+        code!(k; and(rbx, 0xF0_FF00));
+        k.eq64("LAR", rbx, 0xA0_9B00)?;
+        // Pointers of 16:64 bits: LSS, LFS, LGS by RBX.
+        code!(k; mov(rax, 0x1122_3344_5566_7788u64); mov(qword_ptr(SCRATCH), rax); mov(dword_ptr(SCRATCH + 8), DATA); mov(ebx, SCRATCH);
+            raw(&[0x48, 0x0F, 0xB2, 0x0B]); raw(&[0x48, 0x0F, 0xB4, 0x33]); raw(&[0x48, 0x0F, 0xB5, 0x3B]); mov(eax, fs); mov(edx, gs));
+        for (what, register) in [("LSS", rcx), ("LFS", rsi), ("LGS", rdi)] {
+            k.eq64(what, register, 0x1122_3344_5566_7788)?;
+        }
+        k.eq("FS", eax, DATA)?;
+        k.eq("GS", edx, DATA)
+    })?;
+    k.check("64-bit far jump and return with a count", "2A, JMP; 2B, RET", |k| {
+        let (next, back) = (k.fresh(), k.fresh());
+        code!(k; mov(eax, k.imm(&next)); mov(qword_ptr(SCRATCH), rax); mov(dword_ptr(SCRATCH + 8), CODE64); mov(ecx, 1); mov(ebx, SCRATCH);
+            raw(&[0x48, 0xFF, 0x2B]); mov(ecx, 0); label(&next));
+        k.eq("jumped", ecx, 1)?;
+        code!(k; mov(rbx, rsp); push(0x11); push(0x22); push(CODE64 as i32); mov(eax, k.imm(&back)); push(rax); raw(&[0x48, 0xCA, 16, 0]); ud2();
+            label(&back); sub(rbx, rsp));
+        k.eq64("RSP", rbx, 0)
+    })?;
     k.check("PUSH and POP of FS and GS", "2B, PUSH, POP", |k| {
-        code!(k; mov(eax, USER_DATA); mov(fs, eax); mov(rbx, rsp); push(fs); pop(gs); sub(rbx, rsp); mov(ecx, gs));
+        code!(k; mov(eax, USER_DATA); mov(fs, eax); mov(rbx, rsp); push(fs); pop(gs); push(gs); pop(fs); sub(rbx, rsp); mov(ecx, gs));
         k.eq64("RSP", rbx, 0)?;
         k.eq("GS", ecx, USER_DATA)
     })

@@ -15,6 +15,7 @@ pub fn emit(k: &mut Kit) -> R {
     exceptions(k)?;
     interrupts(k)?;
     limits(k)?;
+    far_pointers(k)?;
     protected_only(k)?;
     stepping(k)?;
     switches(k)
@@ -164,6 +165,51 @@ fn limits(k: &mut Kit) -> R {
         code!(k; mov(word_ptr(V[0]), k.off(&there)); mov(word_ptr(V[0] + 2), IMAGE_SEGMENT); raw(&[0xFF, 0x2E, V[0] as u8, (V[0] >> 8) as u8]));
         k.ud2()?;
         k.label(&there)
+    })
+}
+
+fn far_pointers(k: &mut Kit) -> R {
+    k.check("far pointers and pops of segments", "2A, LDS; 2B, POP; 3B, 21.1.1", |k| {
+        code!(k; mov(dword_ptr(SCRATCH), 0x1234_5678));
+        code!(k; les(bx, dword_ptr(SCRATCH)); mov(ax, es); movzx(ebx, bx); movzx(eax, ax));
+        k.eq("LES: BX", ebx, 0x5678)?;
+        k.eq("LES: ES", eax, 0x1234)?;
+        code!(k; lfs(cx, dword_ptr(SCRATCH)); mov(ax, fs); lgs(dx, dword_ptr(SCRATCH)); mov(bx, gs); movzx(ecx, cx); movzx(edx, dx);
+            movzx(eax, ax); movzx(ebx, bx));
+        k.eq("LFS: CX", ecx, 0x5678)?;
+        k.eq("LFS: FS", eax, 0x1234)?;
+        k.eq("LGS: DX", edx, 0x5678)?;
+        k.eq("LGS: GS", ebx, 0x1234)?;
+        // SS with its pointer: the stack is where it was, by another segment.
+        code!(k; mov(word_ptr(SCRATCH), STACK - 0x100); mov(word_ptr(SCRATCH + 2), 0x10); lss(sp, dword_ptr(SCRATCH)); mov(ax, ss); movzx(esi, sp);
+            movzx(eax, ax); xor(bx, bx); raw(&[0x8E, 0xD3]); mov(sp, STACK));
+        k.eq("LSS: SS", eax, 0x10)?;
+        k.eq("LSS: SP", esi, STACK - 0x100)?;
+        code!(k; push(0x111); push(0x222); push(0x333); pop(es); pop(ds); pop(gs); mov(ax, ds); xor(bx, bx); raw(&[0x8E, 0xDB]); mov(cx, es); mov(dx, gs);
+            movzx(eax, ax); movzx(ecx, cx); movzx(edx, dx));
+        k.eq("POP ES", ecx, 0x333)?;
+        k.eq("POP DS", eax, 0x222)?;
+        k.eq("POP GS", edx, 0x111)?;
+        code!(k; mov(bx, sp); push(0); pop(ss); sub(bx, sp); movzx(ebx, bx));
+        k.eq("SP after POP SS", ebx, 0)
+    })?;
+    k.check("far call by memory, SGDT and SIDT with 16 bits", "2A, CALL; 2B, RET, SGDT, SIDT", |k| {
+        k.aside("far.plain", |k| {
+            code!(k; mov(cx, 0x77); retf());
+            Ok(())
+        })?;
+        code!(k; mov(word_ptr(SCRATCH), k.off("far.plain")); mov(word_ptr(SCRATCH + 2), IMAGE_SEGMENT); xor(ecx, ecx); mov(bx, sp));
+        k.raw(&[0xFF, 0x1E, SCRATCH as u8, (SCRATCH >> 8) as u8])?;
+        code!(k; sub(bx, sp); movzx(ebx, bx));
+        k.eq("called", ecx, 0x77)?;
+        k.eq("SP", ebx, 0)?;
+        code!(k; mov(word_ptr(SCRATCH), 0x123); mov(dword_ptr(SCRATCH + 2), 0x0045_6789); lgdt(fword_ptr(SCRATCH)));
+        // SGDT, SIDT [disp16]
+        k.raw(&[0x0F, 0x01, 0x06, (SCRATCH + 8) as u8, (SCRATCH >> 8) as u8])?;
+        k.raw(&[0x0F, 0x01, 0x0E, (SCRATCH + 16) as u8, (SCRATCH >> 8) as u8])?;
+        k.masked("GDT limit", SCRATCH + 8, 0xFFFF, 0x123)?;
+        k.masked("GDT base", SCRATCH + 10, 0xFF_FFFF, 0x45_6789)?;
+        k.masked("IDT limit", SCRATCH + 16, 0xFFFF, 0x3FF)
     })
 }
 

@@ -198,6 +198,33 @@ fn loads(k: &mut Kit) -> R {
         k.raises("LES", np(FREE), |k| k.les(ebx, fword_ptr(SCRATCH)))?;
         k.eq("EBX", ebx, 0x2222)
     })?;
+    k.check("far pointers and pops of segments", "2A, LDS; 2B, POP", |k| {
+        code!(k; mov(dword_ptr(SCRATCH), 0x1234_5678); mov(dword_ptr(SCRATCH + 4), USER_DATA));
+        code!(k; les(ebx, fword_ptr(SCRATCH)); lfs(ecx, fword_ptr(SCRATCH)); lgs(edx, fword_ptr(SCRATCH)); mov(eax, es); mov(esi, fs); mov(edi, gs));
+        k.eq("LES: EBX", ebx, 0x1234_5678)?;
+        k.eq("LFS: ECX", ecx, 0x1234_5678)?;
+        k.eq("LGS: EDX", edx, 0x1234_5678)?;
+        for register in [eax, esi, edi] {
+            k.eq("segment", register, USER_DATA)?;
+        }
+        code!(k; lds(ebx, fword_ptr(SCRATCH)); mov(eax, ds); mov(ecx, DATA); mov(ds, ecx));
+        k.eq("LDS: DS", eax, USER_DATA)?;
+        code!(k; mov(dword_ptr(SCRATCH), STACK - 0x40); mov(dword_ptr(SCRATCH + 4), DATA); lss(esp, fword_ptr(SCRATCH)); mov(ebx, esp); mov(esp, STACK));
+        k.eq("LSS: ESP", ebx, STACK - 0x40)?;
+        // 32-bit pops take four bytes, of which two count.
+        code!(k; push(0x1234_0000 | USER_DATA); push(0xABCD_0000 | DATA); push(USER_DATA); push(DATA); push(USER_DATA); pop(es); pop(ss); pop(fs); pop(ds); pop(gs);
+            mov(eax, esp); mov(ebx, es); mov(ecx, fs); mov(edx, gs));
+        k.eq("ESP", eax, STACK)?;
+        for (what, register) in [("ES", ebx), ("FS", ecx), ("GS", edx)] {
+            k.eq(what, register, USER_DATA)?;
+        }
+        // With a 16-bit operand.
+        code!(k; mov(eax, DATA); raw(&[0x66, 0x8E, 0xC0]); mov(ebx, es); mov(ecx, USER_DATA); raw(&[0x0F, 0x00, 0xE1]));
+        k.eq("MOV ES, AX", ebx, DATA)?;
+        k.holds("VERR of a 32-bit register", |c, to| c.je(to))?;
+        code!(k; mov(ecx, CODE32); raw(&[0x0F, 0x00, 0xE9]));
+        k.holds("VERW of a 32-bit register", |c, to| c.jne(to))
+    })?;
     k.check("the accessed bit", "3A, 3.4.5.1", move |k| {
         es_with(k, data(0x92))?;
         k.masked("access byte after the load", GDT + FREE + 4, 0xFF00, 0x9300)?;
