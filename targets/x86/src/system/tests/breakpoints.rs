@@ -384,3 +384,26 @@ fn a_debugger_watches_without_the_guest_noticing() {
     assert_eq!(m.go(), None);
     assert_eq!((m.env().gpr[reg::RBX], m.env().dr[6]), (2, debug::DR6_ONES));
 }
+
+#[test]
+fn a_task_with_the_trap_bit_traps_before_its_first_instruction() {
+    let mut m = Machine::<Engine>::ready_protected();
+    let next = CODE + 0x100;
+    m.put(next, 1, 0xf4);
+    for (at, value) in [(0x1c, 0), (0x20, next), (0x24, 2), (0x38, KERNEL_STACK), (0x48, 0x10), (0x4c, 8)] {
+        m.put(TSS2 + at, 4, value);
+    }
+    for (at, value) in [(0x50, 0x10u64), (0x54, 0x10), (0x58, 0x10), (0x5c, 0x10), (0x60, 0), (0x64, 1)] {
+        m.put(TSS2 + at, 4, value);
+    }
+    // Locally enabled breakpoints are the old task's, a globally enabled one stays.
+    arm(&mut m, &[next, next], 1 | 2 << 2);
+    m.code(&[0xea, 0, 0, 0, 0, TASK2 as u8, 0]);
+    let trap = m.go().expect("the T bit");
+    assert_eq!(trap.at(), (DB, next));
+    assert_eq!(reasons(&mut m), debug::BT);
+    assert_eq!(m.env().dr[7] & 0xff, 2 << 2);
+    let trap = m.resume().expect("the global breakpoint");
+    assert_eq!(trap.at(), (DB, next));
+    assert_eq!(m.env().dr[6] & 3, 3, "also that of the one that is not enabled");
+}
