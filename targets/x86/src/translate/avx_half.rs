@@ -26,9 +26,9 @@ fn to_half(t: &mut Translator<'_>, i: &Instruction) {
         return t.set_result(i, form, r);
     }
     let size = if form.len == VecLen::V256 { VecSize::B16 } else { VecSize::B8 };
-    let addr = t.vec_address(i, size, true);
-    // Silicon leaves sticky flags also if the store faults.
+    // Silicon converts before it looks at the address: sticky flags are left also if that raises an exception.
     let r = convert(t);
+    let addr = t.vec_address(i, size, true);
     let mem = t.mem();
     t.b.store_vec(size, addr, r, mem);
 }
