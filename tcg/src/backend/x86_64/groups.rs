@@ -108,9 +108,8 @@ impl Groups {
         match *inst {
             Inst::Bin { op: op @ (BinOp::Add | BinOp::Sub), w: Width::W64, a, b } => {
                 let (a, b) = (live.resolve(a), live.resolve(b));
-                let (Some(from), Some(Inst::Const(c))) = (self.addresses.get(a), block.insts.get(b)) else {
-                    return this;
-                };
+                let Some(Inst::Const(c)) = block.insts.get(b) else { return this };
+                let from = self.known(a);
                 let c = *c as i64;
                 let offset =
                     if op == BinOp::Add { from.offset.checked_add(c) } else { from.offset.checked_sub(c) };
@@ -127,10 +126,13 @@ impl Groups {
         }
     }
 
+    /// What is known of a value, which may also be one that the block began with.
+    fn known(&self, v: usize) -> Address {
+        self.addresses.get(v).copied().unwrap_or(Address { root: v as u64, offset: 0 })
+    }
+
     fn access(&mut self, at: usize, address: usize, bytes: u32, mmu: u8, write: bool) {
-        // An address may also be a value that the block began with.
-        let Address { root, offset } =
-            self.addresses.get(address).copied().unwrap_or(Address { root: address as u64, offset: 0 });
+        let Address { root, offset } = self.known(address);
         let end = offset.saturating_add(i64::from(bytes));
         let same = |o: &Open| o.root == root && o.mmu == mmu;
         let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
@@ -170,5 +172,64 @@ impl Groups {
             self.members[open.leader as usize] =
                 Member::Leader { slot: slot as u8, low: low as i16, high: high as i16 };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::X86_64;
+    use super::*;
+    use crate::backend::HostBackend;
+    use crate::ir::text::parse;
+    use crate::testing::guest;
+
+    /// What the accesses of a block are, in order.
+    fn members(text: &str) -> Vec<Member> {
+        let block = parse(text, &guest()).expect("valid text");
+        let backend = X86_64::new(guest()).expect("the host runs the backend");
+        let mut live = Liveness::default();
+        live.run(&block, &guest(), &backend.pin_reg[..]);
+        let mut groups = Groups::default();
+        groups.run(&block, &live, guest().helpers);
+        let access = |i: &usize| matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. });
+        (0..block.insts.len()).filter(access).map(|i| groups.member(i)).collect()
+    }
+
+    #[test]
+    fn pushes_and_pops_are_groups() {
+        let pushes = "insn 0x1000\nv0 = get r0\nv1 = const 0xfffffffffffffff8\nv2 = add.64 v0, v1\n\
+                      store.64 [v2] mmu0, v0\nv3 = add.64 v2, v1\nstore.32 [v3] mmu0, v0\nset r0, v3\nleave 0\n";
+        assert_eq!(
+            members(pushes),
+            [Member::Leader { slot: 0, low: -8, high: 8 }, Member::Follower { slot: 0 }]
+        );
+        let pops = "insn 0x1000\nv0 = get r0\nv1 = const 8\nv2 = load.64 [v0] mmu0\nv3 = add.64 v0, v1\n\
+                    v4 = load.16 [v3] mmu0\nset r1, v2\nset r2, v4\nleave 0\n";
+        assert_eq!(
+            members(pops),
+            [Member::Leader { slot: 0, low: 0, high: 10 }, Member::Follower { slot: 0 }]
+        );
+    }
+
+    #[test]
+    fn a_store_does_not_follow_a_load_nor_a_far_access() {
+        let text = |distance: u32, second: &str| {
+            format!(
+                "insn 0x1000\nv0 = get r0\nv1 = load.64 [v0] mmu0\nv2 = const {distance}\nv3 = add.64 v0, v2\n\
+                 {second}\nset r1, v1\nleave 0\n"
+            )
+        };
+        let alone = [Member::Alone, Member::Alone];
+        assert_eq!(members(&text(8, "store.64 [v3] mmu0, v1")), alone);
+        assert_eq!(members(&text(300, "v4 = load.64 [v3] mmu0")), alone);
+        assert_eq!(members(&text(8, "v4 = load.64 [v3] mmu1")), alone);
+        assert_ne!(members(&text(8, "v4 = load.64 [v3] mmu0")), alone);
+    }
+
+    #[test]
+    fn a_helper_ends_groups() {
+        let text = "insn 0x1000\nv0 = get r0\nv1 = load.64 [v0] mmu0\nv2 = call may_fault(v1)\n\
+                    v3 = load.64 [v0] mmu0\nset r1, v3\nleave 0\n";
+        assert_eq!(members(text), [Member::Alone, Member::Alone]);
     }
 }
