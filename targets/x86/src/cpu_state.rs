@@ -154,8 +154,6 @@ pub struct PendingEvents {
     pub smm_nmi_blocked: bool,
     /// Reasons (bits of DR6) of a #DB that is due before the next instruction.
     pub pending_debug: u64,
-    /// What an INS has read from its port and could not store yet.
-    pub held_input: Option<u32>,
     /// Accepted, not delivered.
     pub in_flight: Option<InFlight>,
 }
@@ -303,7 +301,6 @@ impl X86Env {
                 smm: self.smm,
                 smm_nmi_blocked: self.smm_nmi_blocked,
                 pending_debug: self.pending_debug,
-                held_input: self.held_input,
                 in_flight: self.in_flight,
             },
         };
@@ -357,7 +354,6 @@ impl X86Env {
         }
         self.smm_nmi_blocked = events.smm_nmi_blocked;
         self.pending_debug = events.pending_debug;
-        self.held_input = events.held_input;
         self.in_flight = events.in_flight;
         self.a20_mask = self.platform.a20_mask();
         self.update_mode();
@@ -456,7 +452,6 @@ mod tests {
         e.smm_nmi_blocked = true;
         e.interrupt_shadow = true;
         e.pending_debug = 1 << 14;
-        e.held_input = Some(number() as u32);
         e.in_flight = Some(InFlight::Exception { vector: 13, error: Some(8) });
         e.update_mode();
         e

@@ -343,8 +343,6 @@ pub struct X86Env {
     pub(crate) resumed_at: u64,
     /// Paging entries that walks have changed since the translator last asked: addresses, and how many.
     pub(crate) changed_entries: std::cell::Cell<([u64; 5], u8)>,
-    /// What an INS has read from its port and could not store yet, see [`crate::system::io`].
-    pub held_input: Option<u32>,
     /// Version of the paravirtual clock's structures, see [`crate::system::kvm_clock`].
     pub(crate) kvm_clock_version: u32,
     /// An event taken over with a [`CpuState`](crate::cpu_state::CpuState), to be delivered before anything else.

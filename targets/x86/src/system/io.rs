@@ -1,7 +1,7 @@
 //! Port I/O: permission, IN, OUT, INS, OUTS (SDM volume 1, chapter 19).
 
 use tessera_tcg::guest::Access;
-use tessera_tcg::softmmu::{self, RETRY_VECTOR};
+use tessera_tcg::softmmu;
 
 use super::exception::gp;
 use super::segment::check_segment;
@@ -153,18 +153,15 @@ fn iterate(env: &mut X86Env, op: StringIo, port: u16, mask: u64) -> Result<()> {
     let mmu = super::data_mmu(env, env.cpl);
     if op.input {
         softmmu::probe::<X86>(env, va, op.size as u64, Access::Write, mmu)?;
-        // A value that could not be stored because this very block would have been overwritten: the instruction runs again
-        // alone, and the port must not be read twice.
-        let value = match env.held_input.take() {
-            Some(value) => value,
-            None => port_in(env, port, op.size) as u32,
-        };
-        if let Err(e) = softmmu::store::<X86>(env, va, op.size, value as u64, mmu) {
-            if e.vector == RETRY_VECTOR {
-                env.held_input = Some(value);
+        // The port must not be read twice: if the store may have to be tried again, because of code or a watch in its page, the
+        // instruction first sees to running alone.
+        for at in [va, va.wrapping_add(op.size as u64 - 1)] {
+            if softmmu::host_bytes::<X86>(env, at, Access::Write, mmu)?.is_none() {
+                softmmu::require_alone::<X86>(env)?;
             }
-            return Err(e);
         }
+        let value = port_in(env, port, op.size);
+        softmmu::store::<X86>(env, va, op.size, value, mmu)?;
     } else {
         let value = softmmu::load::<X86>(env, va, op.size, mmu)?;
         port_out(env, port, op.size, value);

@@ -59,7 +59,6 @@ impl X86Env {
             watched: [0; 5],
             resumed_at: u64::MAX,
             changed_entries: Default::default(),
-            held_input: None,
             x87_operand: Default::default(),
             kvm_clock_version: 0,
             x87_resident: 0,
@@ -142,7 +141,6 @@ impl X86Env {
         self.wait_for_sipi = false;
         self.pending_debug = 0;
         self.resumed_at = u64::MAX;
-        self.held_input = None;
         self.in_flight = None;
         self.a20_mask = self.platform.a20_mask();
         self.set_ip(0xfff0);

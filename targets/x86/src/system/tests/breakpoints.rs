@@ -407,3 +407,21 @@ fn a_task_with_the_trap_bit_traps_before_its_first_instruction() {
     assert_eq!(trap.at(), (DB, next));
     assert_eq!(m.env().dr[6] & 3, 3, "also that of the one that is not enabled");
 }
+
+#[test]
+fn a_port_is_read_once_even_if_the_store_is_watched_or_changes_running_code() {
+    let mut m = Machine::<Engine>::ready_long();
+    arm(&mut m, &[PAGES + 4], dr7(0, WRITE, 1));
+    let ends = m.assemble(64, |a| a.rep().insb());
+    let e = m.env();
+    (e.gpr[reg::RCX], e.gpr[reg::RDI]) = (8, PAGES);
+    assert_eq!(m.go().expect("a hit").at(), (DB, CODE));
+    assert_eq!(m.env().gpr[reg::RCX], 3);
+    assert_eq!(m.resume(), None);
+    assert_eq!((m.get(PAGES, 8), m.board().next_input), (0x0807_0605_0403_0201, 8));
+    // Over the HLT of the running block: a byte that is HLT, too.
+    m.board().next_input = 0xf3;
+    m.env().gpr[reg::RDI] = ends[0];
+    assert_eq!(m.run(64, |a| a.insd()), None);
+    assert_eq!(m.board().next_input, 0xf4);
+}
