@@ -59,7 +59,9 @@ fn the_self_test_passes() {
     }
     let silicon =
         ["kvm_intel", "kvm_amd"].iter().any(|module| Path::new("/sys/module").join(module).exists());
-    for (board, accel) in [("pc", "kvm"), ("q35", "kvm"), ("pc", "kvm,kernel-irqchip=on")] {
+    for (board, accel) in
+        [("pc", "kvm"), ("q35", "kvm"), ("pc", "kvm,kernel-irqchip=on"), ("q35", "kvm,kernel-irqchip=split")]
+    {
         let output = tessera(&["-accel", accel, "-machine", board, "-display", "none", "-serial", "stdio"]);
         let text = String::from_utf8_lossy(&output.stdout);
         let checks = |prefix: &'static str| text.lines().filter_map(move |line| line.strip_prefix(prefix));
@@ -121,7 +123,7 @@ fn a_kernel_is_started_again_after_a_reset_and_after_a_triple_fault() {
             eprintln!("skipped under KVM: {}", why.trim());
             &["tcg"]
         }
-        None => &["tcg", "kvm", "kvm,kernel-irqchip=on"],
+        None => &["tcg", "kvm", "kvm,kernel-irqchip=on", "kvm,kernel-irqchip=split"],
     };
     for accel in accelerators {
         let output = tessera(&["-accel", accel, "-display", "none", "-device", device, "-kernel", kernel]);

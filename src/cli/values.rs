@@ -46,6 +46,8 @@ pub enum IrqChip {
     Off,
     /// KVM.
     On,
+    /// KVM the local APIC, the board the others.
+    Split,
 }
 
 /// What the user set of the translator.
@@ -198,6 +200,7 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
             ("thread", "single" | "multi", Accel::Tcg(_)) | ("split-wx", "on", Accel::Tcg(_)) => {}
             ("kernel-irqchip", "on", Accel::Kvm(chip)) => *chip = IrqChip::On,
             ("kernel-irqchip", "off", Accel::Kvm(chip)) => *chip = IrqChip::Off,
+            ("kernel-irqchip", "split", Accel::Kvm(chip)) => *chip = IrqChip::Split,
             ("one-insn-per-tb", "on" | "off", Accel::Tcg(tcg)) => tcg.one_insn = setting == "on",
             ("x-passes", list, Accel::Tcg(tcg)) => tcg.passes = Some(passes(OPTION, value, list)?),
             ("split-wx", "off", Accel::Tcg(_)) => {
@@ -418,7 +421,8 @@ mod tests {
         assert_eq!(accel("tcg,tb-size=64,thread=multi"), Ok(bounded));
         assert_eq!(accel("kvm"), Ok(Accel::Kvm(IrqChip::Off)));
         assert_eq!(accel("kvm,kernel-irqchip=on"), Ok(Accel::Kvm(IrqChip::On)));
-        assert!(accel("kvm,kernel-irqchip=split").unwrap_err().to_string().contains("kernel-irqchip=split"));
+        assert_eq!(accel("kvm,kernel-irqchip=split"), Ok(Accel::Kvm(IrqChip::Split)));
+        assert!(accel("kvm,kernel-irqchip=half").unwrap_err().to_string().contains("kernel-irqchip=half"));
         let passes = OptFlags::FORWARD | OptFlags::DEAD_CODE;
         let slow = Accel::Tcg(Tcg { one_insn: true, passes: Some(passes), ..Tcg::default() });
         assert_eq!(accel("tcg,one-insn-per-tb=on,x-passes=forward+dead-code"), Ok(slow));

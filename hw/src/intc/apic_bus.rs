@@ -57,6 +57,21 @@ impl Message {
         Self { destination, delivery, vector, level_triggered: level }
     }
 
+    /// The message in the form of a message-signalled interrupt, see [`Message::from_msi`].
+    pub fn to_msi(&self) -> (u64, u32) {
+        let (destination, logical) = match self.destination {
+            Destination::All | Destination::AllBut(_) => (0xff, false),
+            Destination::Physical(id) | Destination::OnlyApic(id) => (id & 0xff, false),
+            Destination::Logical(id) => (id & 0xff, true),
+        };
+        let mode = if logical { 1 << 3 | 1 << 2 } else { 0 };
+        let trigger = if self.level_triggered { 1 << 15 | 1 << 14 } else { 0 };
+        (
+            0xfee0_0000 | u64::from(destination) << 12 | mode,
+            u32::from(self.vector) | self.delivery.bits() << 8 | trigger,
+        )
+    }
+
     /// Decodes a message-signalled interrupt (SDM volume 3, "Message Signalled Interrupts"): address bits 19:12 are the
     /// destination, 3 the redirection hint, 2 the destination mode; data bits 7:0 the vector, 10:8 the delivery mode, 15 the
     /// trigger mode. `None` when the address is not in the interrupt window.
@@ -76,7 +91,7 @@ impl Message {
     }
 }
 
-/// Takes message-signalled interrupts: address and data.
+/// Takes messages in the form of message-signalled interrupts: address and data.
 pub type MsiSink = Box<dyn Fn(u64, u32) + Send + Sync>;
 
 /// Where messages go.
@@ -99,7 +114,7 @@ impl ApicBus {
         let _first_call_wins = self.ioapic.set(Arc::downgrade(ioapic));
     }
 
-    /// From now on `other` gets message-signalled interrupts: local APICs elsewhere that are there instead of these.
+    /// From now on `other` gets all messages: local APICs elsewhere that are there instead of these.
     pub fn replace(&self, other: MsiSink) {
         let _first_call_wins = self.instead.set(other);
     }
@@ -111,6 +126,10 @@ impl ApicBus {
 
     /// Delivers a message; one for nobody is lost.
     pub fn deliver(&self, message: &Message) {
+        if let Some(other) = self.instead.get() {
+            let (address, data) = message.to_msi();
+            return other(address, data);
+        }
         let cpus = self.cpus();
         // The usual case: an ID that is the APIC's number.
         if let Destination::Physical(id) = message.destination
@@ -133,10 +152,6 @@ impl ApicBus {
     /// Delivers a message-signalled interrupt: a device's 32-bit write of `data` to `address`. False when the address is not
     /// in the interrupt window.
     pub fn deliver_msi(&self, address: u64, data: u32) -> bool {
-        if let Some(other) = self.instead.get() {
-            other(address, data);
-            return address >> 20 == 0xfee;
-        }
         Message::from_msi(address, data).map(|m| self.deliver(&m)).is_some()
     }
 

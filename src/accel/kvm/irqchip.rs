@@ -1,5 +1,8 @@
 //! KVM's own interrupt controllers in place of the board's (`kernel-irqchip=on`).
 //!
+//! With `kernel-irqchip=split` KVM has the local APICs alone: the I/O APIC's messages go to them, they report the end of
+//! level-triggered interrupts, and the vCPU is given the 8259s' interrupts as with the board's controllers.
+//!
 //! Problem: with the board's controllers each access to one is an exit, and each interrupt a conversation with KVM.
 //! Strategy: KVM has an 8259 pair, an I/O APIC and local APICs of its own. They take the accesses before these become
 //! exits; the board's controllers hand on their inputs ([`PcMachine::replace_controllers`]) and do nothing else. The i8254
@@ -8,16 +11,23 @@
 //! The controllers are reset by putting back the state in which KVM made them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
-    KvmIrqRouting, kvm_irq_routing_entry, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msi,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msi,
 };
 use kvm_ioctls::{Error, VcpuFd, VmFd};
 use tessera_hw::boards::pc::PcMachine;
+use tessera_hw::intc::apic_bus::{Message, MsiSink};
+use tessera_hw::intc::i8259::I8259;
+use tessera_hw::intc::ioapic::IoApic;
 use tessera_hw_core::irq::IrqSink;
 use tessera_x86::cpu_state::PendingEvents;
+
+use crate::accel::Control;
 
 /// Inputs of the I/O APIC: the first interrupt numbers of the VM.
 const IOAPIC_PINS: u32 = 24;
@@ -41,8 +51,19 @@ impl IrqSink for Inputs {
 /// KVM's controllers of a machine with one vCPU.
 pub struct KernelChips {
     vm: Arc<VmFd>,
+    /// As they were made; none if KVM has the local APIC only.
     chips: Vec<kvm_irqchip>,
     lapic: kvm_lapic_state,
+    /// The board's part, if KVM has the local APIC only.
+    split: Option<Split>,
+}
+
+/// The board's controllers beside KVM's local APIC.
+struct Split {
+    pic: Arc<I8259>,
+    /// Level of the 8259s' INTR.
+    intr: Arc<AtomicBool>,
+    io_apic: Arc<IoApic>,
 }
 
 fn refused(what: &'static str) -> impl Fn(Error) -> String {
@@ -69,33 +90,97 @@ pub fn create(vm: &VmFd) -> Result<(), String> {
     vm.set_gsi_routing(&routes).map_err(refused("wire interrupt controllers"))
 }
 
+/// Has KVM make local APICs for a VM that has no vCPU yet. An error is the rest of a sentence that begins with "KVM".
+pub fn create_split(vm: &VmFd) -> Result<(), String> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    cap.args[0] = IOAPIC_PINS.into();
+    vm.enable_cap(&cap).map_err(refused("make local APICs alone"))
+}
+
+fn message(address: u64, data: u32) -> kvm_msi {
+    kvm_msi { address_lo: address as u32, address_hi: (address >> 32) as u32, data, ..Default::default() }
+}
+
+/// Tells KVM whose end it is to report.
+fn route_levels(vm: &VmFd, messages: &[Message]) {
+    let entry = |(gsi, message): (usize, &Message)| {
+        let (address, data) = message.to_msi();
+        let mut entry =
+            kvm_irq_routing_entry { gsi: gsi as u32, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+        entry.u.msi.address_lo = address as u32;
+        entry.u.msi.address_hi = (address >> 32) as u32;
+        entry.u.msi.data = data;
+        entry
+    };
+    let routes: Vec<_> = messages.iter().enumerate().map(entry).collect();
+    if let Ok(routes) = KvmIrqRouting::from_entries(&routes)
+        && let Err(error) = vm.set_gsi_routing(&routes)
+    {
+        tracing::warn!(target: "unimp", "KVM does not take the routes of level-triggered interrupts ({error})");
+    }
+}
+
 impl KernelChips {
-    /// The controllers that [`create`] made, as they are now: with a vCPU, before it runs.
-    pub fn new(vm: &Arc<VmFd>, vcpu: &VcpuFd) -> Result<KernelChips, String> {
+    /// The controllers that [`create`] or [`create_split`] (then with the board's others) made, as they are now: with a
+    /// vCPU, before it runs.
+    pub fn new(vm: &Arc<VmFd>, vcpu: &VcpuFd, others: Option<&PcMachine>) -> Result<KernelChips, String> {
         let mut chips = Vec::new();
-        for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC] {
+        let kernels: &[u32] = match others {
+            Some(_) => &[],
+            None => &[KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC],
+        };
+        for &chip_id in kernels {
             let mut chip = kvm_irqchip { chip_id, ..Default::default() };
             vm.get_irqchip(&mut chip).map_err(refused("tell of its interrupt controllers"))?;
             chips.push(chip);
         }
         let lapic = vcpu.get_lapic().map_err(refused("tell of its local APIC"))?;
-        Ok(KernelChips { vm: vm.clone(), chips, lapic })
+        let split = others.map(|board| Split {
+            pic: board.pic.clone(),
+            intr: Arc::default(),
+            io_apic: board.io_apic.clone(),
+        });
+        Ok(KernelChips { vm: vm.clone(), chips, lapic, split })
     }
 
-    /// Puts them in place of the board's.
-    pub fn connect(&self, board: &PcMachine) {
-        let inputs = |first| Arc::new(Inputs { vm: self.vm.clone(), first });
+    /// Puts them in place of the board's. `control` is the vCPU's.
+    pub fn connect(&self, board: &PcMachine, control: &Arc<Control>) {
         let vm = self.vm.clone();
-        board.replace_controllers(
-            inputs(IOAPIC_PINS),
-            inputs(0),
-            Box::new(move |address, data| {
-                let (low, high) = (address as u32, (address >> 32) as u32);
-                let message = kvm_msi { address_lo: low, address_hi: high, data, ..Default::default() };
-                // A message that nobody takes is lost, as on hardware.
-                let _ = vm.signal_msi(message);
-            }),
-        );
+        let send: MsiSink = Box::new(move |address, data| {
+            // A message that nobody takes is lost, as on hardware.
+            let _ = vm.signal_msi(message(address, data));
+        });
+        if let Some(split) = &self.split {
+            board.apic_bus.replace(send);
+            let (intr, control) = (split.intr.clone(), control.clone());
+            board.pic.on_output(Box::new(move |level| {
+                if intr.swap(level, Ordering::AcqRel) != level && level {
+                    control.kick();
+                }
+            }));
+            let vm = self.vm.clone();
+            board.io_apic.on_level_messages(Box::new(move |messages| route_levels(&vm, messages)));
+            return;
+        }
+        let inputs = |first| Arc::new(Inputs { vm: self.vm.clone(), first });
+        board.replace_controllers(inputs(IOAPIC_PINS), inputs(0), send);
+    }
+
+    /// Whether the board's 8259s have an interrupt.
+    pub fn pic_waits(&self) -> bool {
+        self.split.as_ref().is_some_and(|split| split.intr.load(Ordering::Acquire))
+    }
+
+    /// The vector of the board's 8259s.
+    pub fn acknowledge_pic(&self) -> Option<u8> {
+        self.split.as_ref().map(|split| split.pic.acknowledge())
+    }
+
+    /// KVM's local APIC ended a level-triggered interrupt.
+    pub fn end_of_interrupt(&self, vector: u8) {
+        if let Some(split) = &self.split {
+            split.io_apic.end_of_interrupt(vector);
+        }
     }
 
     /// Puts them into their state after power-on.

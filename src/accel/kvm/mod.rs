@@ -130,10 +130,19 @@ enum Left {
     Nothing,
     Window,
     Port,
-    Read { address: u64, len: usize },
-    Write { address: u64, data: [u8; 8], len: usize },
+    Read {
+        address: u64,
+        len: usize,
+    },
+    Write {
+        address: u64,
+        data: [u8; 8],
+        len: usize,
+    },
     ReadMsr(u32),
     WriteMsr(u32, u64),
+    /// Of a level-triggered one with this vector.
+    EndOfInterrupt(u8),
     Halt,
     Shutdown,
     FailedEntry(u64),
@@ -152,6 +161,7 @@ impl Left {
             }
             VcpuExit::X86Rdmsr(access) => Left::ReadMsr(access.index),
             VcpuExit::X86Wrmsr(access) => Left::WriteMsr(access.index, access.data),
+            VcpuExit::IoapicEoi(vector) => Left::EndOfInterrupt(vector),
             VcpuExit::Hlt => Left::Halt,
             VcpuExit::IrqWindowOpen => Left::Window,
             VcpuExit::SetTpr | VcpuExit::Intr | VcpuExit::Nmi => Left::Nothing,
@@ -233,10 +243,12 @@ impl KvmEngine {
         if vm.check_extension(Cap::SetIdentityMapAddr) {
             vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("place its page table"))?;
         }
-        if chip == IrqChip::On {
-            irqchip::create(&vm).map_err(Unavailable::Kvm)?;
+        match chip {
+            IrqChip::Off => {}
+            IrqChip::On => irqchip::create(&vm).map_err(Unavailable::Kvm)?,
+            IrqChip::Split => irqchip::create_split(&vm).map_err(Unavailable::Kvm)?,
         }
-        let own_msrs = chip == IrqChip::On || user_msrs(&vm);
+        let own_msrs = chip != IrqChip::Off || user_msrs(&vm);
         let mut all_failures =
             kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
         all_failures.args[0] = 1;
@@ -258,8 +270,9 @@ impl KvmEngine {
         }
         let kick = Kick::new(&mut vcpu).map_err(plain)?;
         let chips = match chip {
-            IrqChip::On => Some(KernelChips::new(&vm, &vcpu).map_err(Unavailable::Kvm)?),
             IrqChip::Off => None,
+            IrqChip::On => Some(KernelChips::new(&vm, &vcpu, None).map_err(Unavailable::Kvm)?),
+            IrqChip::Split => Some(KernelChips::new(&vm, &vcpu, Some(board)).map_err(Unavailable::Kvm)?),
         };
 
         let irq = board.cpus().next().ok_or_else(|| Unavailable::Kvm("has no CPU to run".into()))?;
@@ -279,13 +292,13 @@ impl KvmEngine {
         let run_size = vm.run_size();
 
         // From here on nothing fails.
-        if let Some(chips) = &chips {
-            chips.connect(board);
-        }
         let kicked = kick.clone();
         let control = Control::new(Box::new(move || kicked.kick()));
         let waiting = control.clone();
         irq.set_kick(Arc::new(move || waiting.kick()));
+        if let Some(chips) = &chips {
+            chips.connect(board, &control);
+        }
         let platform = Box::new(PcPlatform::new(board, irq.clone(), control.clone()));
         let remapped = Arc::new(AtomicBool::new(false));
         space.set_observer(Arc::new(Observer { changed: remapped.clone(), control: control.clone() }));
@@ -381,6 +394,23 @@ impl KvmEngine {
         Ok(None)
     }
 
+    /// Gives the vCPU the interrupt of the board's 8259s, which KVM's local APIC may let through.
+    fn take_pic_interrupt(&mut self) -> Result<(), String> {
+        let Some(chips) = self.chips.as_ref().filter(|chips| chips.pic_waits()) else {
+            self.vcpu.get_kvm_run().request_interrupt_window = 0;
+            return Ok(());
+        };
+        let run = self.vcpu.get_kvm_run();
+        let ready = self.fresh && run.if_flag != 0 && run.ready_for_interrupt_injection != 0;
+        run.request_interrupt_window = u8::from(!ready);
+        if ready && let Some(vector) = chips.acknowledge_pic() {
+            raw::interrupt(&self.vcpu, vector)
+                .map_err(|error| format!("KVM does not take an interrupt ({error})"))?;
+            self.counters.interrupts += 1;
+        }
+        Ok(())
+    }
+
     /// Takes over what the guest did to the registers of the interrupt controller that the processor itself has.
     fn take_registers(&mut self) {
         let run = self.vcpu.get_kvm_run();
@@ -418,6 +448,11 @@ impl KvmEngine {
         match left {
             Left::Nothing => {}
             Left::Window => self.counters.windows += 1,
+            Left::EndOfInterrupt(vector) => {
+                if let Some(chips) = &self.chips {
+                    chips.end_of_interrupt(vector);
+                }
+            }
             Left::Port => {
                 self.counters.ports += 1;
                 self.incomplete = true;
@@ -597,9 +632,9 @@ impl KvmEngine {
                 self.complete()?;
                 continue;
             }
-            if self.chips.is_none()
-                && let Some(stop) = self.take_events()?
-            {
+            if self.chips.is_some() {
+                self.take_pic_interrupt()?;
+            } else if let Some(stop) = self.take_events()? {
                 return Ok(stop);
             }
             if let Some(stop) = self.step()? {

@@ -149,6 +149,7 @@ fn a_state_goes_through_kvm_unchanged() {
 #[test]
 fn a_state_goes_through_kvm_with_its_own_interrupt_controllers() {
     goes_through(IrqChip::On);
+    goes_through(IrqChip::Split);
 }
 
 fn goes_through(chip: IrqChip) {
@@ -214,7 +215,7 @@ fn events_in_flight_are_kept() {
         engine.set_state(&wanted).unwrap();
         assert_eq!(engine.state().unwrap().events.in_flight, Some(in_flight));
     }
-    for chip in [IrqChip::Off, IrqChip::On] {
+    for chip in [IrqChip::Off, IrqChip::On, IrqChip::Split] {
         let Some((_board, mut engine)) = kvm_with("max", chip) else { return };
         let mut wanted = state(&power_up, "protected");
         (wanted.events.nmi_blocked, wanted.events.halted) = (true, true);
@@ -365,6 +366,7 @@ fn a_kick_ends_a_halt_at_once() {
     // hlt; jmp to it. KVM itself waits for the end of the halt if it has the interrupt controllers.
     a_kick_ends(IrqChip::Off, &[0xf4, 0xeb, 0xfd], CODE + 1);
     a_kick_ends(IrqChip::On, &[0xf4, 0xeb, 0xfd], CODE + 1);
+    a_kick_ends(IrqChip::Split, &[0xf4, 0xeb, 0xfd], CODE + 1);
 }
 
 fn a_kick_ends(chip: IrqChip, code: &[u8], at: u64) {

@@ -185,8 +185,10 @@ pub struct PcMachine {
     pub pm: Arc<AcpiPm>,
     /// Keyboard.
     pub keyboard: Arc<I8042>,
-    pic: Arc<I8259>,
-    io_apic: Arc<IoApic>,
+    /// The 8259s.
+    pub pic: Arc<I8259>,
+    /// The I/O APIC.
+    pub io_apic: Arc<IoApic>,
     config_ports: Arc<ConfigPorts>,
     /// In the order in which they are reset: those that drive interrupts before those that receive them.
     devices: Vec<Arc<dyn Device>>,

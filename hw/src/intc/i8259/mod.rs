@@ -22,12 +22,26 @@ pub struct I8259 {
     pair: Mutex<PicPair>,
     intr: IrqLine,
     instead: OnceLock<Arc<dyn IrqSink>>,
+    output: OnceLock<OutputListener>,
 }
+
+/// Told of the level of INTR; called under the controllers' lock.
+pub type OutputListener = Box<dyn Fn(bool) + Send + Sync>;
 
 impl I8259 {
     /// Controllers that drive `intr`.
     pub fn new(intr: IrqLine) -> Arc<Self> {
-        Arc::new(Self { pair: Mutex::new(PicPair::default()), intr, instead: OnceLock::new() })
+        Arc::new(Self {
+            pair: Mutex::new(PicPair::default()),
+            intr,
+            instead: OnceLock::new(),
+            output: OnceLock::new(),
+        })
+    }
+
+    /// Registers who is told of the level of INTR, beside the local APIC that it is wired to.
+    pub fn on_output(&self, listener: OutputListener) {
+        let _first_call_wins = self.output.set(listener);
     }
 
     /// From now on `other` gets the inputs: controllers elsewhere that are there instead of these.
@@ -54,6 +68,9 @@ impl Wired for I8259 {
     }
     fn drive(&self, pair: &mut PicPair) {
         self.intr.set(pair.output());
+        if let Some(listener) = self.output.get() {
+            listener(pair.output());
+        }
     }
 }
 

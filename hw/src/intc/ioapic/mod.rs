@@ -63,6 +63,13 @@ impl Redirection {
         Message::with_8bit_destination((e >> 56) as u8, e & entry::LOGICAL != 0, delivery, e as u8, level)
     }
 
+    /// The messages of level-triggered inputs that are not masked: those whose end matters.
+    fn level_messages(&self) -> Vec<Message> {
+        let wanted = |e: u64| e & (entry::LEVEL | entry::MASKED) == entry::LEVEL;
+        let mut copy = self.clone();
+        (0..PINS).filter(|&pin| wanted(self.table[pin])).map(|pin| copy.message(pin)).collect()
+    }
+
     /// The message of a level-triggered input that is up and was not answered yet.
     fn level_message(&mut self, pin: usize) -> Option<Message> {
         let e = self.table[pin];
@@ -174,12 +181,22 @@ pub struct IoApic {
     state: Mutex<Redirection>,
     bus: Arc<ApicBus>,
     instead: OnceLock<Arc<dyn IrqSink>>,
+    listener: OnceLock<LevelListener>,
 }
+
+/// Told of the messages of level-triggered inputs whenever the guest changes an entry; called under the I/O APIC's lock.
+pub type LevelListener = Box<dyn Fn(&[Message]) + Send + Sync>;
 
 impl IoApic {
     /// An I/O APIC that sends to `bus`.
     pub fn new(bus: Arc<ApicBus>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), bus, instead: OnceLock::new() })
+        Arc::new(Self { state: Mutex::default(), bus, instead: OnceLock::new(), listener: OnceLock::new() })
+    }
+
+    /// Registers who is told of the messages that level-triggered inputs send, for local APICs that report the end of
+    /// these only.
+    pub fn on_level_messages(&self, listener: LevelListener) {
+        let _first_call_wins = self.listener.set(listener);
     }
 
     /// From now on `other` gets the inputs: a controller elsewhere that is there instead of this one.
@@ -228,6 +245,13 @@ impl MmioDevice for IoApic {
             tracing::debug!(target: GUEST_ERRORS, "I/O APIC: write of {size} bytes at {offset:#x}");
             return;
         }
-        lock(&self.state).write(offset, value as u32, |m| self.bus.deliver(&m));
+        let mut state = lock(&self.state);
+        // Before a message that the new entry sends.
+        let mut sent = Vec::new();
+        state.write(offset, value as u32, |m| sent.push(m));
+        if let Some(listener) = self.listener.get() {
+            listener(&state.level_messages());
+        }
+        sent.iter().for_each(|m| self.bus.deliver(m));
     }
 }

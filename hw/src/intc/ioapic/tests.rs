@@ -78,3 +78,33 @@ fn turning_to_edge_clears_remote_irr() {
     assert!(set_entry(&mut r, 9, 0x1_0052).is_empty());
     assert_eq!(set_entry(&mut r, 9, 0x8052).len(), 1);
 }
+
+#[test]
+fn local_apics_elsewhere_get_the_messages_and_tell_the_ends() {
+    let (bus, sent) = (ApicBus::new(), Arc::new(Mutex::new(Vec::new())));
+    let taken = sent.clone();
+    bus.replace(Box::new(move |address, data| lock(&taken).push(Message::from_msi(address, data).unwrap())));
+    let io = IoApic::new(bus);
+    let levels = Arc::new(Mutex::new(Vec::new()));
+    let told = levels.clone();
+    io.on_level_messages(Box::new(move |messages| *lock(&told) = messages.to_vec()));
+    let register = |n: u64, value: u64| {
+        io.write(0, 4, n);
+        io.write(0x10, 4, value);
+    };
+    // Pin 3: edge, vector 41h, to APIC 0. Pin 9: level, vector 52h, lowest priority, to the logical APICs 3.
+    register(0x16, 0x41);
+    register(0x23, 3 << 24);
+    register(0x22, 0x52 | 1 << 8 | 1 << 11 | 1 << 15);
+    let edge = Message::with_8bit_destination(0, false, Delivery::Fixed, 0x41, false);
+    let level = Message::with_8bit_destination(3, true, Delivery::LowestPriority, 0x52, true);
+    assert_eq!(*lock(&levels), [level]);
+    io.set_irq(3, true);
+    io.set_irq(9, true);
+    assert_eq!(*lock(&sent), [edge, level]);
+    // Still up at its end: again. Masked: nobody waits for its end any more.
+    io.end_of_interrupt(0x52);
+    assert_eq!(lock(&sent).len(), 3);
+    register(0x22, 0x52 | 1 << 15 | 1 << 16);
+    assert!(lock(&levels).is_empty());
+}

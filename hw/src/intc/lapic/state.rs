@@ -45,6 +45,20 @@ impl Delivery {
             _ => Self::Reserved,
         }
     }
+
+    /// The three bits.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Fixed => 0,
+            Self::LowestPriority => 1,
+            Self::Smi => 2,
+            Self::Reserved => 3,
+            Self::Nmi => 4,
+            Self::Init => 5,
+            Self::Startup => 6,
+            Self::ExtInt => 7,
+        }
+    }
 }
 
 /// An interprocessor interrupt that the guest asked for.
