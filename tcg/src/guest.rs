@@ -232,7 +232,8 @@ pub trait Guest: Sized + Send + 'static {
     fn left(_env: &mut Self::Env) {}
     /// Delivers an exception that an instruction raised (state is that before the instruction).
     fn deliver_exception(env: &mut Self::Env, exception: Exception) -> Next;
-    /// Handles [`Inst::Leave`](crate::ir::Inst::Leave) with its code.
+    /// Handles [`Inst::Leave`](crate::ir::Inst::Leave) with its code, which is any but
+    /// [`BREAKPOINT`](crate::exec::BREAKPOINT).
     fn handle_leave(env: &mut Self::Env, code: u32) -> Next;
     /// Looks at pending events (interrupts, …) between blocks, after `exit_request` was set or a block left.
     fn poll_events(env: &mut Self::Env) -> Next;

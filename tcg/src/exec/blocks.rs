@@ -587,6 +587,19 @@ impl Blocks {
         }
     }
 
+    /// Invalidates the blocks with bytes at any of these guest-virtual addresses, in any address space. Looks at every
+    /// block, so it is for what a person does. Nothing may be running.
+    pub(super) fn invalidate_virtual(&mut self, addresses: &[u64], jumps: &mut JumpCache) {
+        for id in 0..self.tbs.len() as u32 {
+            let t = self.get(id);
+            let has = |address: &u64| address.wrapping_sub(t.pc) < u64::from(t.bytes);
+            if t.state == State::Live && !t.bridge && addresses.iter().any(has) {
+                self.kill(id, jumps);
+                self.stats.invalidated += 1;
+            }
+        }
+    }
+
     /// Empties the next segment and goes there. Nothing may be running.
     pub(super) fn evict(&mut self, jumps: &mut JumpCache) {
         let segment = self.cache.advance();

@@ -31,6 +31,12 @@
 //! Stores to pages with code take the slow path (`softmmu`), which invalidates the blocks that were made from the bytes
 //! stored to. A store that would change the block that is running raises `RETRY_VECTOR` instead: the state is restored to
 //! the start of the instruction, which then runs alone, as a block of its own outside of all tables.
+//!
+//! # Breakpoints
+//!
+//! A debugger's breakpoints are looked at by the translator alone: at the address of one it makes a block that leaves at
+//! once, and blocks that would run across one end before it. A change drops just the blocks with bytes at addresses that
+//! changed, so nothing else is slower, and guest memory stays as it is. Blocks that run once do not look.
 
 mod blocks;
 mod context;
@@ -45,6 +51,7 @@ mod vcpu;
 pub use blocks::{BlockStats, Blocks};
 pub use context::Context;
 pub use remote::Remote;
+pub use translate::Listing;
 pub use vcpu::Vcpu;
 
 use std::ops::Range;
@@ -56,6 +63,9 @@ use crate::softmmu::MmuStats;
 
 /// Guest instructions in a block, at most.
 pub const MAX_INSNS: u32 = 64;
+/// What [`Vcpu::run`] returns when the guest is at a breakpoint ([`Vcpu::set_breakpoints`]), and the code of the
+/// [`Inst::Leave`](crate::ir::Inst::Leave) that is in its place. No guest uses it.
+pub const BREAKPOINT: u32 = u32::MAX;
 
 /// How to translate.
 #[derive(Clone, Debug)]

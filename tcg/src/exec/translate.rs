@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::blocks::{NO_PAGE, Origin, SCRATCH};
-use super::{Options, Stats};
+use super::{BREAKPOINT, Options, Stats};
 use crate::backend::{Compiled, GuestInfo, HostBackend};
 use crate::env::Runtime;
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
@@ -26,6 +26,25 @@ pub(super) struct Translator {
     pages: [FetchedPage; 2],
     /// What is in the scratch area: its key and guest bytes.
     once: Option<(BlockKey, Vec<u8>)>,
+    /// Guest-virtual addresses at which a debugger wants to stop, in ascending order.
+    breakpoints: Vec<u64>,
+}
+
+/// A block for people: what the translator makes of the code at an address.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// Guest-virtual address and mode.
+    pub key: BlockKey,
+    /// The guest's code.
+    pub guest: Vec<u8>,
+    /// The IR as the front end made it.
+    pub ir: String,
+    /// The IR after the optimisation passes.
+    pub optimized: String,
+    /// Address that the host code was made for.
+    pub host_address: u64,
+    /// The host code.
+    pub host: Vec<u8>,
 }
 
 /// What translation came to.
@@ -120,7 +139,29 @@ impl Translator {
             guest,
             pages: [FetchedPage::new(), FetchedPage::new()],
             once: None,
+            breakpoints: Vec::new(),
         }
+    }
+
+    /// Replaces the breakpoints: the addresses that are in either the old or the new set, but not in both, whose blocks
+    /// must go.
+    pub fn set_breakpoints(&mut self, addresses: &[u64]) -> Vec<u64> {
+        let mut new = addresses.to_vec();
+        new.sort_unstable();
+        new.dedup();
+        let old = std::mem::replace(&mut self.breakpoints, new);
+        let new = &self.breakpoints;
+        let gone = old.iter().filter(|address| new.binary_search(address).is_err());
+        gone.chain(new.iter().filter(|address| old.binary_search(address).is_err())).copied().collect()
+    }
+
+    fn stops_at(&self, pc: u64) -> bool {
+        !self.breakpoints.is_empty() && self.breakpoints.binary_search(&pc).is_ok()
+    }
+
+    /// Whether a breakpoint is inside of these bytes, behind their first.
+    fn crosses_breakpoint(&self, pc: u64, bytes: u32) -> bool {
+        self.breakpoints.iter().any(|address| (1..u64::from(bytes)).contains(&address.wrapping_sub(pc)))
     }
 
     /// Translates at `key`; if `single`, one instruction to be run once.
@@ -142,10 +183,17 @@ impl Translator {
             limits.max_insns = 1;
         }
         let mut front = self.front_end::<G>(env, rt, key, limits)?;
+        while !single && front.translated.insns > 1 && self.crosses_breakpoint(key.pc, front.translated.bytes) {
+            // Where instructions begin, only the front end knows.
+            limits.max_insns = front.translated.insns - 1;
+            front = self.front_end::<G>(env, rt, key, limits)?;
+        }
         if front.volatile && !single {
             // What is not memory may read differently each time, and reading may have effects: one instruction.
             limits = TranslateLimits { max_insns: 1, single_step: true };
-            front = self.front_end::<G>(env, rt, key, limits)?;
+            if !self.stops_at(key.pc) {
+                front = self.front_end::<G>(env, rt, key, limits)?;
+            }
         }
         let log = Log::new(options, key);
         if log.guest_code() {
@@ -220,6 +268,30 @@ impl Translator {
         bytes
     }
 
+    /// What a translation at `key` would be, breakpoints apart; nothing is placed anywhere.
+    pub fn list<G: Guest, B: HostBackend>(
+        &mut self,
+        env: &G::Env,
+        rt: &mut Runtime,
+        backend: &mut B,
+        key: BlockKey,
+        options: &Options,
+    ) -> Result<Listing, Exception> {
+        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false };
+        let breakpoints = std::mem::take(&mut self.breakpoints);
+        let front = self.front_end::<G>(env, rt, key, limits);
+        self.breakpoints = breakpoints;
+        let guest = self.guest_bytes(key.pc, front?.translated.bytes);
+        let ir = text::print(&self.block, &self.guest).to_string();
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.run(&mut self.block);
+        }
+        let optimized = text::print(&self.block, &self.guest).to_string();
+        let host_address = rt.blocks.cache.address(rt.blocks.cache.free().start);
+        compile(backend, &self.block, host_address, rt.blocks.next_number(), &mut self.compiled);
+        Ok(Listing { key, guest, ir, optimized, host_address, host: self.compiled.code.clone() })
+    }
+
     /// Makes code that goes on at `pc` by way of the jump cache; `None` if the segment is full.
     pub fn bridge<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B, pc: u64) -> Option<u32> {
         let exit = Exit { pc, poll: false, chain: false, dead: GlobalSet::NONE };
@@ -240,9 +312,20 @@ impl Translator {
         key: BlockKey,
         limits: TranslateLimits,
     ) -> Result<Front, Exception> {
+        let stops = !limits.single_step && self.stops_at(key.pc);
         let mut ir = Builder::new(std::mem::take(&mut self.block));
         let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, volatile: false };
-        let translated = G::translate(env, key, limits, &mut fetcher, &mut ir);
+        let translated = if stops {
+            fetcher.fetch(key.pc).map(|_| {
+                ir.push(Inst::InsnStart { pc: key.pc });
+                let pc = ir.iconst(key.pc);
+                ir.set(G::pc_global(), pc);
+                ir.push(Inst::Leave { code: BREAKPOINT });
+                Translated { bytes: 1, insns: 1 }
+            })
+        } else {
+            G::translate(env, key, limits, &mut fetcher, &mut ir)
+        };
         let volatile = fetcher.volatile;
         let translated = translated?;
         self.block = ir.finish();

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::blocks::{Found, SCRATCH};
 use super::translate::{Made, Translator, guest_info, logged};
-use super::{Context, Error, Options, Remote, Stats, slow};
+use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, slow};
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
 use crate::env::{Header, JUMP_TAG_NONE, JumpEntry, Runtime};
@@ -34,6 +34,8 @@ enum Stop {
     Exception(Exception),
     /// A block was left with this code for the guest.
     Leave(u32),
+    /// The program counter is at a breakpoint, whose instruction was not executed.
+    Breakpoint,
 }
 
 impl<G: Guest, B: HostBackend> Vcpu<G, B> {
@@ -112,7 +114,36 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         }
     }
 
-    /// Runs until the guest's event or leave handler returns [`Next::Exit`], and returns its code.
+    /// Replaces the guest-virtual addresses at which [`Vcpu::run`] stops before it executes the instruction there,
+    /// returning [`BREAKPOINT`]. Costs next to nothing if they are the same as before.
+    pub fn set_breakpoints(&mut self, addresses: &[u64]) {
+        let changed = self.translator.set_breakpoints(addresses);
+        if !changed.is_empty() {
+            let rt = self.context.runtime_mut();
+            rt.blocks.invalidate_virtual(&changed, &mut rt.jump_cache);
+        }
+    }
+
+    /// What the translator makes of the code at `pc` in the current mode, for people. The page is fetched as the guest
+    /// would fetch it; the exception that this raises is not delivered.
+    pub fn list(&mut self, pc: u64) -> Result<Listing, Exception> {
+        let mut env = self.context.env_ptr();
+        // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
+        let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
+        let key = BlockKey { pc, ..G::block_key(env) };
+        self.translator.list::<G, B>(env, rt, &mut self.backend, key, &self.options)
+    }
+
+    /// Does what other threads have asked for, and lets the guest look at its events once, as before a block. The code
+    /// of [`Next::Exit`], if it came to that.
+    pub fn look_at_events(&mut self) -> Option<u32> {
+        match self.poll() {
+            Next::Exit(code) => Some(code),
+            Next::Continue | Next::ContinueOne => None,
+        }
+    }
+
+    /// Runs until the guest's event or leave handler returns [`Next::Exit`], and returns its code, or [`BREAKPOINT`].
     pub fn run(&mut self) -> u32 {
         let mut next = self.poll();
         loop {
@@ -138,6 +169,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     /// Runs one instruction, or one round of a repeated one, and delivers what it raises; the guest does not look at its
     /// events before or after. The code of [`Next::Exit`], if it came to that.
     pub fn run_one(&mut self) -> Option<u32> {
+        self.take_requests();
         let stop = match self.step() {
             Stop::Exception(e) if e.vector == RETRY_VECTOR => self.step(),
             stop => stop,
@@ -147,6 +179,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             Stop::Poll => Next::Continue,
             Stop::Exception(e) => G::deliver_exception(env, e),
             Stop::Leave(code) => G::handle_leave(env, code),
+            Stop::Breakpoint => Next::Exit(BREAKPOINT),
         };
         match next {
             Next::Exit(code) => Some(code),
@@ -165,6 +198,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 Next::Continue => self.poll(),
                 next => next,
             },
+            Stop::Breakpoint => Next::Exit(BREAKPOINT),
         }
     }
 
@@ -174,6 +208,12 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
 
     /// Does what other threads have asked for, and lets the guest look at its events.
     fn poll(&mut self) -> Next {
+        self.take_requests();
+        G::poll_events(self.context.env_mut())
+    }
+
+    /// Does what other threads have asked for. The guest has still to look at its events.
+    fn take_requests(&mut self) {
         // The request is taken before what it announces is looked at, so that one that comes meanwhile is not lost.
         G::header(self.context.env_mut()).exit_request.swap(0, Ordering::AcqRel);
         if let Some(queue) = self.context.remote().take() {
@@ -188,7 +228,6 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 softmmu::flush_all::<G>(self.context.env_mut());
             }
         }
-        G::poll_events(self.context.env_mut())
     }
 
     /// Runs blocks until something else is to be done.
@@ -240,6 +279,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
 
     fn stopped(&mut self, outcome: Outcome) -> Stop {
         match outcome {
+            Outcome::Leave(BREAKPOINT) => Stop::Breakpoint,
             Outcome::Leave(code) => Stop::Leave(code),
             _ => {
                 let exception = self.context.runtime_mut().exception.take();

@@ -530,3 +530,50 @@ fn an_instruction_that_is_run_alone_again_is_translated_once() {
     let stats = m.cpu.stats();
     assert_eq!((stats.translated_once, stats.blocks.invalidated), (1, 10));
 }
+
+#[test]
+fn breakpoints_stop_before_their_instruction_and_cost_other_blocks_nothing() {
+    let mut m = machine(&counting_loop(1000));
+    // Translated and linked before anybody asks for a breakpoint.
+    m.cpu.set_breakpoints(&[]);
+    assert_eq!(m.cpu.run(), 0);
+    let (add, end) = (CODE + 2 * LEN, CODE + 4 * LEN);
+    let restart = |m: &mut Machine| m.cpu.env_mut().pc = CODE;
+
+    restart(&mut m);
+    m.cpu.env_mut().r = Default::default();
+    m.cpu.set_breakpoints(&[add, end, add]);
+    for round in 1..=3u64 {
+        assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+        assert_eq!((m.cpu.env().pc, m.cpu.env().r[1]), (add, 3 * round as _), "before the addition");
+        // As long as nobody steps over it, it stays there.
+        assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+        assert_eq!(m.cpu.run_one(), None);
+        assert_eq!(m.cpu.env().pc, add + LEN);
+    }
+    // The same set again changes nothing.
+    let translated = m.cpu.stats().translated;
+    m.cpu.set_breakpoints(&[end, add]);
+    assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+    assert!(m.cpu.stats().translated <= translated + 1);
+
+    m.cpu.set_breakpoints(&[end]);
+    assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+    assert_eq!((m.cpu.env().pc, m.cpu.env().r[0], m.cpu.env().r[1]), (end, 0, 3000));
+    m.cpu.set_breakpoints(&[]);
+    assert_eq!(m.cpu.run(), 0);
+    // No trace is left: the whole program again.
+    restart(&mut m);
+    assert_eq!(m.cpu.run(), 0);
+}
+
+#[test]
+fn a_listing_shows_code_and_changes_nothing() {
+    let mut m = machine(&counting_loop(10));
+    m.cpu.set_breakpoints(&[CODE]);
+    let listing = m.cpu.list(CODE).unwrap();
+    assert!(listing.guest.len() as u64 >= LEN && !listing.host.is_empty());
+    assert!(!listing.ir.contains("leave 4294967295"), "{}", listing.ir);
+    assert_eq!(m.cpu.stats().live_blocks, 0);
+    assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+}

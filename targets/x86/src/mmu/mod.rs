@@ -9,6 +9,7 @@
 //! the table's address does, because a MOV to CR3 then flushes what it arrives at. The paging mode is part of the name
 //! (a change of mode flushes everything anyway).
 
+pub mod inspect;
 mod walk;
 
 use std::sync::Arc;
