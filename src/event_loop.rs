@@ -6,6 +6,7 @@
 //! never leaves a loop does not keep the user from ending it.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,10 +101,11 @@ impl EventLoop {
     }
 
     /// Sleeps until something happens, serves the character devices, and returns what is the caller's to do.
-    /// May return with nothing: the caller then looks at what it shares with other threads.
-    pub fn wait(&mut self) -> io::Result<Vec<Happening>> {
+    /// May return with nothing: the caller then looks at what it shares with other threads, and at the
+    /// descriptors `others`, for which this wakes, too.
+    pub fn wait(&mut self, others: &[(BorrowedFd<'_>, PollFlags)]) -> io::Result<Vec<Happening>> {
         let mut commands = Vec::new();
-        poll_once(&mut self.endpoints, &self.waker, None, &mut commands)?;
+        poll_once(&mut self.endpoints, &self.waker, others, None, &mut commands)?;
         let mut happenings = Vec::new();
         if commands.contains(&Command::Quit) {
             happenings.push(Happening::Quit);
@@ -128,10 +130,11 @@ impl EventLoop {
 /// One of the things an endpoint may be ready for.
 type Aspect = fn(&mut Ready) -> &mut bool;
 
-/// Polls once, for `limit` at most, and serves the endpoints.
+/// Polls once, for `limit` at most and also until one of `others` is ready, and serves the endpoints.
 pub fn poll_once(
     endpoints: &mut [Endpoint],
     waker: &Waker,
+    others: &[(BorrowedFd<'_>, PollFlags)],
     limit: Option<Duration>,
     commands: &mut Vec<Command>,
 ) -> io::Result<()> {
@@ -159,6 +162,8 @@ pub fn poll_once(
                 (one, other) => one.or(other),
             };
         }
+        let own = polled.len();
+        polled.extend(others.iter().map(|(descriptor, flags)| PollFd::from_borrowed_fd(*descriptor, *flags)));
         let timeout = deadline
             .map(|at| Timespec::try_from(at.saturating_duration_since(Instant::now())))
             .transpose()
@@ -168,7 +173,7 @@ pub fn poll_once(
             Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        for (entry, (index, what)) in polled[1..].iter().zip(meaning) {
+        for (entry, (index, what)) in polled[1..own].iter().zip(meaning) {
             // A hang-up or an error shows when the descriptor is used.
             *what(&mut ready[index]) = !entry.revents().is_empty();
         }
@@ -191,7 +196,7 @@ mod tests {
         let mut commands = Vec::new();
         let mut slept = |limit| {
             let start = Instant::now();
-            poll_once(&mut [], &waker, Some(Duration::from_millis(limit)), &mut commands).unwrap();
+            poll_once(&mut [], &waker, &[], Some(Duration::from_millis(limit)), &mut commands).unwrap();
             start.elapsed() >= Duration::from_millis(limit)
         };
         waker.wake();
@@ -210,7 +215,7 @@ mod tests {
         signal_hook::low_level::raise(SIGCONT).unwrap();
         let mut happenings = Vec::new();
         while happenings.is_empty() {
-            happenings = event_loop.wait().unwrap();
+            happenings = event_loop.wait(&[]).unwrap();
         }
         assert_eq!(happenings, [Happening::Continued]);
     }

@@ -8,6 +8,7 @@
 
 use std::io::{self, stderr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tessera_firmware::loader::{self, BootEntry, BootOption, LinuxBoot};
 use tessera_firmware::{GuestMemory, bios, e820, tables};
@@ -20,6 +21,7 @@ use crate::accel::{self, Engine, Stop};
 use crate::backends::chardev::{self, Opened, plain};
 use crate::backends::output_file::OutputFile;
 use crate::cli::{Config, UsageError};
+use crate::debug::gdb::{Ask, GdbServer, Listening, StopReason};
 use crate::debug::log;
 use crate::event_loop::{EventLoop, Happening, Waker};
 use crate::guest_files::GuestFile;
@@ -30,6 +32,8 @@ use crate::vcpu::Vcpu;
 const STATUS_MASK: u32 = 0xFF;
 /// The port of the debug console.
 const DEBUG_CONSOLE: u16 = 0xE9;
+/// How long the main loop waits for the end of a debugger's step before it looks after other things.
+const STEP: Duration = Duration::from_millis(2);
 /// How much of a long value a message shows.
 const SHOWN: usize = 60;
 
@@ -70,6 +74,13 @@ pub struct Machine {
     entry: Option<BootEntry>,
     connections: Vec<Opened>,
     log_file: Option<OutputFile>,
+    /// Where debuggers call, until the vCPU's thread exists.
+    listening: Option<Listening>,
+    gdb: Option<GdbServer>,
+    /// The vCPU is stopped for a debugger, and guest time with it.
+    held: bool,
+    /// The guest has powered the machine off, and it stays.
+    off: bool,
 }
 
 impl Machine {
@@ -81,6 +92,7 @@ impl Machine {
             append: config.append.as_encoded_bytes().to_vec(),
         };
         let log_file = config.log.file.as_deref().map(open_log).transpose()?;
+        let listening = config.gdb.as_ref().map(|spec| spec.open()).transpose()?;
         let waker = Waker::new().map_err(|error| internal("the main loop", &error))?;
 
         let mut connections = Vec::new();
@@ -120,7 +132,20 @@ impl Machine {
         })?;
         let entry = guest.load(&board, &config)?;
         let engine = Some(accel::engine(&board, &config)?);
-        Ok(Machine { config, guest, board, engine, waker, entry, connections, log_file })
+        Ok(Machine {
+            config,
+            guest,
+            board,
+            engine,
+            waker,
+            entry,
+            connections,
+            log_file,
+            listening,
+            gdb: None,
+            held: false,
+            off: false,
+        })
     }
 
     /// Runs the machine to its end; returns the exit status. The terminal is as it was when this returns.
@@ -178,10 +203,19 @@ impl Machine {
         }));
         let _timers = TimerThread::spawn(self.board.timers.clone())?;
         vcpu.reset(self.entry.take());
-        vcpu.run();
+        self.held = self.config.stopped;
+        if let Some((listening, handle)) = self.listening.take().zip(vcpu.handle()) {
+            self.gdb = Some(GdbServer::new(listening, &self.board, handle, !self.held));
+        }
+        if self.held {
+            self.board.pause();
+        } else {
+            vcpu.run();
+        }
         let end = loop {
             let mut end = None;
-            for happening in event_loop.wait()? {
+            let others = self.gdb.as_ref().map(GdbServer::interest).unwrap_or_default();
+            for happening in event_loop.wait(&others)? {
                 match happening {
                     Happening::Quit => end = end.or(Some(End::Wanted { status: 0 })),
                     Happening::Signal(signal) => end = end.or(Some(End::Signal(signal))),
@@ -190,12 +224,15 @@ impl Machine {
             }
             let end = match end {
                 Some(end) => Some(end),
-                None => self.look(&mut vcpu),
+                None => self.look(&mut vcpu).or_else(|| self.serve_debugger(&mut vcpu)),
             };
             if let Some(end) = end {
                 break end;
             }
         };
+        if let (End::Wanted { status }, Some(gdb)) = (&end, &mut self.gdb) {
+            gdb.ended(*status);
+        }
         // Nothing of the guest happens from here on.
         let _ = vcpu.stop();
         if self.config.log.items.iter().any(|item| item.name == "stats")
@@ -214,6 +251,11 @@ impl Machine {
             None if self.board.events.pending() => vcpu.stop(),
             None => return None,
         };
+        self.act(vcpu, report)
+    }
+
+    /// Acts on why the vCPU has stopped, and on what the guest has asked for meanwhile.
+    fn act(&mut self, vcpu: &mut Vcpu, report: Result<Stop, String>) -> Option<End> {
         let event = self.board.events.take();
         match (report, event) {
             (Err(why), _) => Some(End::Broken(why)),
@@ -222,17 +264,102 @@ impl Machine {
             (Ok(Stop::TripleFault(_)), _) | (Ok(_), Some(MachineEvent::Reset)) => self.reset(vcpu),
             (Ok(_), Some(MachineEvent::Shutdown)) if self.config.no_shutdown => {
                 self.board.pause();
+                self.off = true;
                 None
             }
             (Ok(_), Some(MachineEvent::Shutdown)) => Some(End::Wanted { status: 0 }),
             (Ok(_), Some(MachineEvent::DebugExit(status))) => {
                 Some(End::Wanted { status: (status & STATUS_MASK) as u8 })
             }
+            (Ok(Stop::Debug(stop)), None) => {
+                self.hold(&StopReason::Debug(stop));
+                None
+            }
             (Ok(_), None) => {
-                vcpu.run();
+                self.proceed(vcpu);
                 None
             }
         }
+    }
+
+    /// Lets the vCPU go on, unless a debugger holds it or the machine is off.
+    fn proceed(&mut self, vcpu: &mut Vcpu) {
+        if !self.held && !self.off {
+            vcpu.run();
+        }
+    }
+
+    /// The vCPU has stopped and is the debugger's now. Guest time stands still meanwhile.
+    fn hold(&mut self, reason: &StopReason) {
+        if !self.held {
+            self.held = true;
+            self.board.pause();
+        }
+        if let Some(gdb) = &mut self.gdb {
+            gdb.stopped(reason);
+        }
+    }
+
+    /// Does what debuggers ask for.
+    fn serve_debugger(&mut self, vcpu: &mut Vcpu) -> Option<End> {
+        while let Some(ask) = self.gdb.as_mut().and_then(GdbServer::service) {
+            let end = match ask {
+                Ask::Stop if self.held => {
+                    self.hold(&StopReason::Interrupted);
+                    None
+                }
+                Ask::Stop => match vcpu.stop() {
+                    Ok(Stop::Requested) if !self.board.events.pending() => {
+                        self.hold(&StopReason::Interrupted);
+                        None
+                    }
+                    // If the guest has asked for something, that comes first; the debugger asks again.
+                    report => self.act(vcpu, report),
+                },
+                Ask::Resume | Ask::Release => self.release(vcpu),
+                Ask::Reset => match self.restart(vcpu) {
+                    Ok(()) => {
+                        self.gdb.iter_mut().for_each(GdbServer::changed);
+                        None
+                    }
+                    Err(end) => Some(end),
+                },
+                Ask::Kill => Some(End::Wanted { status: 0 }),
+            };
+            if end.is_some() {
+                return end;
+            }
+        }
+        None
+    }
+
+    /// Lets the guest go on as the debugger wants.
+    fn release(&mut self, vcpu: &mut Vcpu) -> Option<End> {
+        let gdb = self.gdb.as_mut()?;
+        let request = gdb.request();
+        let step = request.step.is_some();
+        gdb.resumed();
+        self.held = false;
+        if self.off {
+            return None;
+        }
+        let accepted = vcpu.handle().and_then(|handle| handle.call(move |engine| engine.set_debug(&request)));
+        if let Some(Err(why)) = accepted {
+            // Time stands still yet.
+            self.held = true;
+            self.hold(&StopReason::Refused(why));
+            return None;
+        }
+        if !step {
+            self.board.resume();
+            vcpu.run();
+            return None;
+        }
+        // Time passes in a step, but timers need not hear of it.
+        self.board.clock.resume();
+        vcpu.run();
+        let report = vcpu.take_report_soon(STEP)?;
+        self.act(vcpu, report)
     }
 
     /// Resets the machine, whose vCPU is stopped, and starts it again.
@@ -240,15 +367,24 @@ impl Machine {
         if self.config.no_reboot {
             return Some(End::Wanted { status: 0 });
         }
-        self.board.reset();
-        match self.guest.load(&self.board, &self.config) {
-            Ok(entry) => {
-                vcpu.reset(entry);
-                vcpu.run();
+        match self.restart(vcpu) {
+            Ok(()) => {
+                self.proceed(vcpu);
                 None
             }
-            Err(error) => Some(End::Broken(format!("the guest cannot be started again: {error}"))),
+            Err(end) => Some(end),
         }
+    }
+
+    /// Puts the machine, whose vCPU is stopped, where it starts.
+    fn restart(&mut self, vcpu: &mut Vcpu) -> Result<(), End> {
+        self.board.reset();
+        self.off = false;
+        let entry = self.guest.load(&self.board, &self.config);
+        let entry =
+            entry.map_err(|error| End::Broken(format!("the guest cannot be started again: {error}")))?;
+        vcpu.reset(entry);
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@
 //! | [`backends`] | the host side of devices |
 //! | [`guest_files`] | kernel and initial RAM disk |
 //! | [`native_speed`] | how fast the host is, for the embedded firmware |
-//! | [`debug`] | the log |
+//! | [`debug`] | the log, gdb |
 
 mod accel;
 mod backends;

@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use tessera_firmware::loader::BootEntry;
 use tessera_hw_core::cpu::set_current;
@@ -22,8 +23,34 @@ enum Order {
     Run,
     /// Power-up state, or where a loaded kernel begins.
     Reset(Option<BootEntry>),
-    /// What the engine did so far.
-    Statistics(Sender<String>),
+    /// Something to be done with the engine.
+    Call(Call),
+    /// The thread is to end.
+    End,
+}
+
+/// What [`VcpuHandle::call`] hands over.
+type Call = Box<dyn FnOnce(&mut dyn Engine) + Send>;
+
+/// Does things with the engine of a vCPU that is stopped. One that outlives the vCPU does nothing.
+#[derive(Clone)]
+pub struct VcpuHandle(Sender<Order>);
+
+impl VcpuHandle {
+    /// Has the vCPU's thread call `work` and waits for what it returns. `None` if the thread has ended, or panicked in
+    /// `work`. The vCPU must not be running: it would answer only when it stops.
+    pub fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn Engine) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (reply, answer) = channel();
+        let call: Call = Box::new(move |engine| {
+            // The asker may have given up.
+            let _ = reply.send(work(engine));
+        });
+        self.0.send(Order::Call(call)).ok()?;
+        answer.recv().ok()
+    }
 }
 
 /// How a run ended: why the vCPU stopped, or what the engine panicked with.
@@ -80,10 +107,15 @@ impl Vcpu {
                             tracing::debug!(target: "cpu_reset", "CPU {index} reset\n{}", engine.dump());
                         }
                     }
-                    Order::Statistics(reply) => {
-                        // The asker may have given up.
-                        let _ = reply.send(engine.statistics());
+                    Order::Call(call) => {
+                        let outcome = catch_unwind(AssertUnwindSafe(|| call(&mut *engine)));
+                        if let Err(panic) = outcome {
+                            let _ = outgoing.send(Err(panic_message(panic.as_ref())));
+                            waker.wake();
+                            return;
+                        }
                     }
+                    Order::End => return,
                 }
             }
         })?;
@@ -136,9 +168,19 @@ impl Vcpu {
 
     /// What the stopped vCPU's engine did so far.
     pub fn statistics(&self) -> Option<String> {
-        let (reply, answer) = channel();
-        self.order(Order::Statistics(reply));
-        answer.recv().ok()
+        self.handle()?.call(|engine| engine.statistics())
+    }
+
+    /// A handle to the engine, for while the vCPU is stopped.
+    pub fn handle(&self) -> Option<VcpuHandle> {
+        self.orders.clone().map(VcpuHandle)
+    }
+
+    /// Why the vCPU has stopped, if it does so within a short time: for what takes no longer, like a single instruction.
+    pub fn take_report_soon(&mut self, limit: Duration) -> Option<Report> {
+        let report = self.reports.recv_timeout(limit).ok()?;
+        self.running = false;
+        Some(report)
     }
 }
 
@@ -146,6 +188,7 @@ impl Drop for Vcpu {
     fn drop(&mut self) {
         // An engine that has panicked is not asked for more.
         let _ = self.stop();
+        self.order(Order::End);
         self.orders = None;
         if let Some(thread) = self.thread.take() {
             // Its panics were caught and reported.
@@ -162,11 +205,12 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use tessera_x86::cpu_state::CpuState;
 
     use super::*;
+    use crate::accel::debug::DebugRequest;
 
     /// Halts until it is stopped; panics if its start says so.
     struct Fake {
@@ -188,6 +232,9 @@ mod tests {
         }
         fn set_state(&mut self, _: &CpuState) -> Result<(), String> {
             Err("no state".into())
+        }
+        fn set_debug(&mut self, _: &DebugRequest) -> Result<(), String> {
+            Err("no debugger".into())
         }
         fn control(&self) -> Arc<Control> {
             self.control.clone()

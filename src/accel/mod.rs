@@ -4,6 +4,7 @@
 //! thread, kicks it from any other, and is told why it stopped. `tcg` joins the translator to the devices; the two
 //! crates never meet elsewhere. `kvm` has the host's processor execute the guest. Both get and set one [`CpuState`].
 
+pub mod debug;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod tcg;
@@ -18,6 +19,7 @@ use tessera_x86::cpuid;
 use tessera_x86::state::{Cr0, RFlags, Segment, TableRegister, reg, seg};
 
 use crate::cli::{Accel, Config, Tcg, UsageError};
+use debug::{DebugRequest, DebugStop, Listing};
 
 /// Makes the engine of the machine's first vCPU: the first that can be had of those that the command line prefers. Why
 /// one cannot be had is told in a line.
@@ -88,6 +90,8 @@ pub enum Stop {
     Halted,
     /// [`Control::stop`] was called.
     Requested,
+    /// What [`Engine::set_debug`] asked for has come.
+    Debug(DebugStop),
     /// A triple fault. The text shows the CPU's state.
     TripleFault(String),
     /// The engine cannot go on, for a reason that is not the guest's. The text says why.
@@ -104,6 +108,17 @@ pub trait Engine: Send {
     fn state(&mut self) -> Result<CpuState, String>;
     /// Replaces the state of the CPU, which is not executing. After an error, a sentence, the CPU must be reset.
     fn set_state(&mut self, state: &CpuState) -> Result<(), String>;
+    /// Takes over what a debugger wants, from the next run on. An error is a sentence that says what cannot be had; the
+    /// old request then stays.
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), String>;
+    /// What becomes of the code at a linear address in the current mode. An error is a sentence.
+    fn list(&mut self, _linear: u64) -> Result<Listing, String> {
+        Err("there are no translated blocks under KVM; use -accel tcg".into())
+    }
+    /// The translations of addresses that the engine keeps for the current address space, a line each.
+    fn cached_translations(&mut self) -> Result<String, String> {
+        Err("the host's processor does not show its TLB; use -accel tcg".into())
+    }
     /// The handle by which other threads reach the vCPU.
     fn control(&self) -> Arc<Control>;
     /// Whether a halted CPU has a reason to go on.

@@ -15,8 +15,9 @@ use tessera_hw_core::mem::{AddressSpace, MemoryObserver, Region};
 use tessera_hw_core::ports::PortBus;
 use tessera_hw_core::timers::Timers;
 use tessera_tcg::backend::x86_64::X86_64;
-use tessera_tcg::exec::{Options, Remote, Vcpu};
+use tessera_tcg::exec::{BREAKPOINT, Options, Remote, Vcpu};
 use tessera_tcg::memory::{PAGE_MASK, PhysMemory, RamPage};
+use tessera_tcg::softmmu::{self, Watch, WatchOwner};
 use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
@@ -24,6 +25,7 @@ use tessera_x86::platform::{InvalidMsr, Platform};
 use tessera_x86::state::X86Env;
 use tessera_x86::system::{self, exit};
 
+use super::debug::{DebugRequest, DebugStop, Listing, Step};
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, Tcg};
 
@@ -202,6 +204,12 @@ impl Platform for PcPlatform {
 pub struct TcgEngine {
     vcpu: Vcpu<X86, X86_64>,
     control: Arc<Control>,
+    /// What the debugger wants.
+    debug: DebugRequest,
+    /// Breakpoints and watchpoints are not yet those of `debug`.
+    debug_changed: bool,
+    /// Linear address of the breakpoint that the last run ended at: to go on from there is to pass it.
+    at_breakpoint: Option<u64>,
 }
 
 impl TcgEngine {
@@ -243,15 +251,123 @@ impl TcgEngine {
         board.a20.on_change(Box::new(move |_| noticed.kick()));
         // Set once, here.
         let _ = remote.set(vcpu.remote().clone());
-        Ok(TcgEngine { vcpu, control })
+        Ok(TcgEngine {
+            vcpu,
+            control,
+            debug: DebugRequest::default(),
+            debug_changed: false,
+            at_breakpoint: None,
+        })
+    }
+
+    /// Makes breakpoints and watchpoints what the debugger wants. They change while it looks at the stopped guest, and
+    /// are often the same again when it lets the guest go on.
+    fn apply_debug(&mut self) {
+        if !std::mem::take(&mut self.debug_changed) {
+            return;
+        }
+        self.vcpu.set_breakpoints(&self.debug.breakpoints);
+        let wanted: Vec<Watch> = (0..)
+            .zip(&self.debug.watchpoints)
+            .map(|(tag, watch)| Watch {
+                owner: WatchOwner::Debugger,
+                tag,
+                first: *watch.range.start(),
+                last: *watch.range.end(),
+                kind: watch.kind,
+            })
+            .collect();
+        let env = self.vcpu.env_mut();
+        let mut old = softmmu::watches::<X86>(env);
+        old.retain(|watch| watch.owner == WatchOwner::Debugger);
+        if old != wanted {
+            for watch in old {
+                softmmu::remove_watch::<X86>(env, watch.owner, watch.tag);
+            }
+            for watch in wanted {
+                softmmu::add_watch::<X86>(env, watch);
+            }
+        }
+    }
+
+    /// The first access to a watched range that was not told yet.
+    fn watched(&mut self) -> Option<Stop> {
+        let hits = softmmu::take_watch_hits::<X86>(self.vcpu.env_mut(), WatchOwner::Debugger);
+        // One access may hit several, and a write that is watched says more than a read.
+        let hit = hits.iter().find(|hit| hit.write).or(hits.first())?;
+        let watch = self.debug.watchpoints.get(hit.tag as usize)?;
+        let address = hit.address.max(*watch.range.start());
+        Some(Stop::Debug(DebugStop::Watch { address, kind: watch.kind }))
+    }
+
+    /// Executes one instruction and no events. `Some` if the CPU cannot go on, or a watched range was accessed.
+    fn one(&mut self) -> Option<Stop> {
+        match self.vcpu.run_one() {
+            Some(exit::SHUTDOWN) => return Some(Stop::TripleFault(self.dump())),
+            Some(exit::HALTED) | None => {}
+            Some(_) => return Some(Stop::Requested),
+        }
+        system::io::refresh_a20(self.vcpu.env_mut());
+        self.watched()
+    }
+
+    fn step(&mut self, step: &Step) -> Stop {
+        if self.control.stop_requested() {
+            return Stop::Requested;
+        }
+        let env = self.vcpu.env();
+        if env.halted || env.wait_for_sipi || env.shutdown {
+            // Only an event gets it further.
+            return match self.vcpu.look_at_events() {
+                Some(exit::HALTED) => Stop::Halted,
+                Some(exit::SHUTDOWN) => Stop::TripleFault(self.dump()),
+                Some(exit::WATCHED) => self.watched().unwrap_or(Stop::Debug(DebugStop::Stepped)),
+                Some(_) => Stop::Requested,
+                None => Stop::Debug(DebugStop::Stepped),
+            };
+        }
+        loop {
+            if let Some(stop) = self.one() {
+                return stop;
+            }
+            let env = self.vcpu.env();
+            let done = match step {
+                Step::One => true,
+                Step::Within(range) => !range.contains(&env.ip()) || env.halted,
+            };
+            if done {
+                return Stop::Debug(DebugStop::Stepped);
+            }
+            if self.debug.breakpoints.contains(&env.rip) {
+                return Stop::Debug(DebugStop::Breakpoint);
+            }
+            if env.platform.stop_requested() {
+                return Stop::Requested;
+            }
+        }
     }
 }
 
 impl Engine for TcgEngine {
     fn run(&mut self) -> Stop {
+        self.apply_debug();
+        let at_breakpoint = self.at_breakpoint.take();
+        if let Some(step) = self.debug.step.clone() {
+            return self.step(&step);
+        }
+        if at_breakpoint == Some(self.vcpu.env().rip)
+            && let Some(stop) = self.one()
+        {
+            return stop;
+        }
         match self.vcpu.run() {
             exit::HALTED => Stop::Halted,
             exit::SHUTDOWN => Stop::TripleFault(self.dump()),
+            exit::WATCHED => self.watched().unwrap_or(Stop::Requested),
+            BREAKPOINT => {
+                self.at_breakpoint = Some(self.vcpu.env().rip);
+                Stop::Debug(DebugStop::Breakpoint)
+            }
             _ => Stop::Requested,
         }
     }
@@ -270,6 +386,38 @@ impl Engine for TcgEngine {
         self.vcpu.env_mut().set_cpu_state(state);
         self.vcpu.state_changed();
         Ok(())
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), String> {
+        self.debug_changed |= (&self.debug.breakpoints, &self.debug.watchpoints)
+            != (&request.breakpoints, &request.watchpoints);
+        self.debug = request.clone();
+        Ok(())
+    }
+
+    fn list(&mut self, linear: u64) -> Result<Listing, String> {
+        self.vcpu.list(linear).map_err(|exception| {
+            format!("the code at {linear:#x} cannot be fetched: it raises exception {}", exception.vector)
+        })
+    }
+
+    fn cached_translations(&mut self) -> Result<String, String> {
+        const MODES: [&str; 3] = ["kernel", "user", "kernel under SMAP"];
+        let mut text = String::new();
+        for page in softmmu::cached_pages::<X86>(self.vcpu.env_mut()) {
+            let mark = |allowed, mark| if allowed { mark } else { '-' };
+            let mode = MODES.get(usize::from(page.mmu)).copied().unwrap_or("other");
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "{:016x}: {:016x} {}{} {mode}",
+                page.va,
+                page.phys,
+                mark(page.read, 'r'),
+                mark(page.write, 'w')
+            );
+        }
+        Ok(text)
     }
 
     fn control(&self) -> Arc<Control> {

@@ -20,6 +20,7 @@ use tessera_firmware::MachineKind;
 use tessera_x86::cpuid;
 
 use crate::backends::chardev::{CharSpec, DEFAULT_ESCAPE};
+use crate::debug::gdb::GdbSpec;
 use crate::debug::log;
 pub use values::IrqChip;
 pub use values::{Accel, DebugExit, Tcg};
@@ -74,6 +75,10 @@ pub struct Config {
     pub no_reboot: bool,
     /// A power-off by the guest does not end the emulator.
     pub no_shutdown: bool,
+    /// Where debuggers call.
+    pub gdb: Option<GdbSpec>,
+    /// The guest does not start before a debugger says so.
+    pub stopped: bool,
     /// What is logged, and where to.
     pub log: LogConfig,
 }
@@ -219,13 +224,23 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
         ranges.extend(values::address_ranges(list)?);
     }
     let escape = options.echr.as_deref().map_or(Ok(DEFAULT_ESCAPE), values::escape_character)?;
-    let serial = serial_ports(&options)?;
+    let gdb = match &options.gdb {
+        Some(value) => GdbSpec::parse(value)?,
+        None => options.s.then(GdbSpec::short),
+    };
+    let serial = serial_ports(&options, gdb == Some(GdbSpec::Stdio))?;
     let debugcon =
         options.debugcon.as_deref().map(|value| CharSpec::parse("-debugcon", value)).transpose()?;
     let debugcon = debugcon.flatten();
     let on_terminal =
         serial.iter().flatten().chain(&debugcon).filter(|spec| matches!(spec, CharSpec::Stdio { .. }));
-    if on_terminal.count() > 1 {
+    let on_terminal = on_terminal.count();
+    if gdb == Some(GdbSpec::Stdio) && on_terminal > 0 {
+        return Err(UsageError(
+            "-gdb stdio: a serial port is there already; give that file:, pty, unix:, tcp: or null".into(),
+        ));
+    }
+    if on_terminal > 1 {
         return Err(UsageError(
             "-serial stdio: the terminal can serve one port only; give the others file:, pty, unix:, tcp: or null".into(),
         ));
@@ -246,6 +261,8 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
         escape,
         no_reboot: options.no_reboot,
         no_shutdown: options.no_shutdown,
+        gdb,
+        stopped: options.stopped,
         log: LogConfig { items, file: path("-D", options.log_file)?, ranges },
     })
 }
@@ -265,8 +282,8 @@ fn path(option: &str, value: Option<OsString>) -> Result<Option<PathBuf>, UsageE
 }
 
 /// The serial ports: those that were named, or by default the first one on the terminal, shared with the
-/// terminal's commands unless `-monitor none` takes these away.
-fn serial_ports(options: &options::Options) -> Result<Vec<Option<CharSpec>>, UsageError> {
+/// terminal's commands unless `-monitor none` takes these away, or nowhere if the terminal is `taken`.
+fn serial_ports(options: &options::Options, taken: bool) -> Result<Vec<Option<CharSpec>>, UsageError> {
     // Without a display, Ctrl-C belongs to the guest; with -display none and -serial stdio it ends the
     // emulator.
     let signals = options.display.is_some() && !options.nographic;
@@ -286,7 +303,7 @@ fn serial_ports(options: &options::Options) -> Result<Vec<Option<CharSpec>>, Usa
         )));
     }
     if ports.is_empty() && !options.nodefaults {
-        ports.push(if signals {
+        ports.push(if signals || taken {
             Some(CharSpec::Null)
         } else {
             Some(CharSpec::Stdio { commands: options.monitor.is_none(), signals: false })
@@ -350,6 +367,18 @@ mod tests {
         assert_eq!(run("-serial none -serial null").unwrap().serial, [None, Some(CharSpec::Null)]);
         assert!(run("-serial stdio -debugcon stdio").is_err());
         assert!(run("-serial null -serial null -serial null -serial null -serial null").is_err());
+    }
+
+    #[test]
+    fn where_debuggers_call() {
+        assert_eq!(run("").unwrap().gdb, None);
+        assert_eq!(run("-s").unwrap().gdb, GdbSpec::parse("tcp:127.0.0.1:1234").unwrap());
+        let config = run("-S -gdb tcp::99 -m 64").unwrap();
+        assert!(config.stopped);
+        assert_eq!(config.gdb, GdbSpec::parse("tcp::99").unwrap());
+        assert_eq!(run("-gdb stdio").unwrap().serial, [Some(CharSpec::Null)]);
+        assert!(run("-gdb stdio -serial stdio").is_err());
+        assert!(run("-gdb fish").is_err());
     }
 
     #[test]

@@ -108,6 +108,15 @@ pub struct Options {
     #[arg(long, value_name = "TEXT", help_heading = RUNNING)]
     pub name: Option<String>,
 
+    /// Listen for gdb at port 1234 of the loopback address: -gdb tcp::1234
+    #[arg(long, help_heading = LOOKING_IN)]
+    pub s: bool,
+    /// Do not start the guest before gdb says so
+    #[arg(long = "S", help_heading = LOOKING_IN)]
+    pub stopped: bool,
+    /// Where to listen for gdb: tcp:[HOST]:PORT, unix:PATH, stdio
+    #[arg(long, value_name = "DEV", help_heading = LOOKING_IN)]
+    pub gdb: Option<String>,
     /// What to log ("help" lists the items)
     #[arg(long, value_name = "ITEM,...", help_heading = LOOKING_IN)]
     pub d: Vec<String>,

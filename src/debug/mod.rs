@@ -1,3 +1,4 @@
 //! Looking into a running machine.
 
+pub mod gdb;
 pub mod log;

@@ -65,6 +65,7 @@ use self::irqchip::KernelChips;
 use self::memory::Slots;
 use self::raw::Kick;
 use self::state::Conversion;
+use super::debug::DebugRequest;
 use super::tcg::PcPlatform;
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, IrqChip};
@@ -759,6 +760,11 @@ impl Engine for KvmEngine {
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
         self.set(state)
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), String> {
+        let nothing = DebugRequest::default();
+        if *request == nothing { Ok(()) } else { Err("breakpoints are not supported under KVM yet; use -accel tcg".into()) }
     }
 
     fn control(&self) -> Arc<Control> {

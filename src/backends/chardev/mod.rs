@@ -14,7 +14,7 @@
 mod endpoint;
 mod escape;
 mod port;
-mod sockets;
+pub mod sockets;
 mod spec;
 
 use std::io::{self, stdin, stdout};
@@ -165,7 +165,7 @@ impl Opened {
 /// Whether a descriptor blocks is a property of the open file, which standard input and output share with the
 /// shell and whoever else has them. So the file is opened again where that goes; otherwise (a socket, a
 /// terminal of another user) the flag is set on the shared one.
-fn nonblocking(stream: impl AsFd, access: OFlags) -> io::Result<OwnedFd> {
+pub fn nonblocking(stream: impl AsFd, access: OFlags) -> io::Result<OwnedFd> {
     use std::os::fd::AsRawFd;
     let stream = stream.as_fd();
     let path = format!("/proc/self/fd/{}", stream.as_raw_fd());
@@ -265,6 +265,7 @@ mod tests {
                 crate::event_loop::poll_once(
                     std::slice::from_mut(&mut self.endpoint),
                     &self.waker,
+                    &[],
                     Some(Duration::from_millis(20)),
                     &mut self.commands,
                 )

@@ -37,6 +37,7 @@
 
 use std::sync::Arc;
 
+use crate::guest::Guest;
 use crate::memory::{PAGE_MASK, PhysMemory};
 
 mod access;
@@ -160,6 +161,39 @@ impl MmuState {
             watches: Watches::default(),
         }
     }
+}
+
+/// A page that the first level knows, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CachedPage {
+    /// MMU mode.
+    pub mmu: u8,
+    /// Guest-virtual page address.
+    pub va: u64,
+    /// Guest-physical page address.
+    pub phys: u64,
+    /// Generated code reads it by itself.
+    pub read: bool,
+    /// Generated code writes it by itself.
+    pub write: bool,
+}
+
+/// The pages of the current address space that the first level knows, by MMU mode and address.
+pub fn cached_pages<G: Guest>(env: &mut G::Env) -> Vec<CachedPage> {
+    // SAFETY: the environment is bound; the reference is gone when this returns.
+    let spaces = unsafe { &runtime::<G>(env).mmu.spaces };
+    let mut pages: Vec<CachedPage> = spaces
+        .entries()
+        .map(|(mmu, e)| CachedPage {
+            mmu,
+            va: if e.read != TLB_INVALID { e.read } else { e.write },
+            phys: page_of(e.phys),
+            read: e.read != TLB_INVALID,
+            write: e.write != TLB_INVALID,
+        })
+        .collect();
+    pages.sort_unstable_by_key(|page| (page.mmu, page.va));
+    pages
 }
 
 /// The page that contains `va` or a physical address.

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::second_level::GLOBAL;
 use super::table::{Fill, NOTHING, TablePtr};
-use super::{MMU_MODES, page_of};
+use super::{MMU_MODES, TlbEntry, page_of};
 use crate::env::Header;
 
 /// Address spaces that are kept. Linux on x86 with PCIDs uses at most 6 on a CPU, doubled by page table isolation.
@@ -129,6 +129,12 @@ impl Spaces {
     #[inline]
     pub fn current(&self) -> &Space {
         &self.slots[self.current]
+    }
+
+    /// The entries of the current space's tables with their MMU modes.
+    pub fn entries(&self) -> impl Iterator<Item = (u8, &TlbEntry)> {
+        let tables = (0..).zip(&self.current().tables);
+        tables.flat_map(|(mmu, table)| table.iter().flat_map(move |t| t.entries().map(move |e| (mmu, e))))
     }
 
     /// ASID of global translations.

@@ -127,6 +127,11 @@ impl Table {
         second_used: Used::NONE,
     };
 
+    /// The entries of the first way.
+    pub fn entries(&self) -> impl Iterator<Item = &TlbEntry> {
+        self.first.iter().filter(|e| e.read != TLB_INVALID || e.write != TLB_INVALID)
+    }
+
     /// Enters a page.
     pub fn set(&mut self, page: u64, fill: Fill<'_>) {
         let tag = |allowed| if allowed { page } else { TLB_INVALID };
