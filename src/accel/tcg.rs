@@ -25,7 +25,7 @@ use tessera_x86::platform::{InvalidMsr, Platform};
 use tessera_x86::state::X86Env;
 use tessera_x86::system::{self, exit};
 
-use super::debug::{DebugRequest, DebugStop, Listing, Step};
+use super::debug::{DebugRequest, DebugStop, Listing, Step, Watchpoint};
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, Tcg};
 
@@ -200,6 +200,39 @@ impl Platform for PcPlatform {
     }
 }
 
+/// Makes the debugger's watches those of `watchpoints`, by their index.
+pub(super) fn set_watchpoints(env: &mut X86Env, watchpoints: &[Watchpoint]) {
+    let wanted: Vec<Watch> = (0..)
+        .zip(watchpoints)
+        .map(|(tag, watch)| Watch {
+            owner: WatchOwner::Debugger,
+            tag,
+            first: *watch.range.start(),
+            last: *watch.range.end(),
+            kind: watch.kind,
+        })
+        .collect();
+    let mut old = softmmu::watches::<X86>(env);
+    old.retain(|watch| watch.owner == WatchOwner::Debugger);
+    if old != wanted {
+        for watch in old {
+            softmmu::remove_watch::<X86>(env, watch.owner, watch.tag);
+        }
+        for watch in wanted {
+            softmmu::add_watch::<X86>(env, watch);
+        }
+    }
+}
+
+/// The first access to a range of `watchpoints` since the last call.
+pub(super) fn watched(env: &mut X86Env, watchpoints: &[Watchpoint]) -> Option<DebugStop> {
+    let hits = softmmu::take_watch_hits::<X86>(env, WatchOwner::Debugger);
+    // One access may hit several, and a write that is watched says more than a read.
+    let hit = hits.iter().find(|hit| hit.write).or(hits.first())?;
+    let watch = watchpoints.get(hit.tag as usize)?;
+    Some(DebugStop::Watch { address: hit.address.max(*watch.range.start()), kind: watch.kind })
+}
+
 /// The translator as the engine of one vCPU.
 pub struct TcgEngine {
     vcpu: Vcpu<X86, X86_64>,
@@ -267,37 +300,12 @@ impl TcgEngine {
             return;
         }
         self.vcpu.set_breakpoints(&self.debug.breakpoints);
-        let wanted: Vec<Watch> = (0..)
-            .zip(&self.debug.watchpoints)
-            .map(|(tag, watch)| Watch {
-                owner: WatchOwner::Debugger,
-                tag,
-                first: *watch.range.start(),
-                last: *watch.range.end(),
-                kind: watch.kind,
-            })
-            .collect();
-        let env = self.vcpu.env_mut();
-        let mut old = softmmu::watches::<X86>(env);
-        old.retain(|watch| watch.owner == WatchOwner::Debugger);
-        if old != wanted {
-            for watch in old {
-                softmmu::remove_watch::<X86>(env, watch.owner, watch.tag);
-            }
-            for watch in wanted {
-                softmmu::add_watch::<X86>(env, watch);
-            }
-        }
+        set_watchpoints(self.vcpu.env_mut(), &self.debug.watchpoints);
     }
 
     /// The first access to a watched range that was not told yet.
     fn watched(&mut self) -> Option<Stop> {
-        let hits = softmmu::take_watch_hits::<X86>(self.vcpu.env_mut(), WatchOwner::Debugger);
-        // One access may hit several, and a write that is watched says more than a read.
-        let hit = hits.iter().find(|hit| hit.write).or(hits.first())?;
-        let watch = self.debug.watchpoints.get(hit.tag as usize)?;
-        let address = hit.address.max(*watch.range.start());
-        Some(Stop::Debug(DebugStop::Watch { address, kind: watch.kind }))
+        watched(self.vcpu.env_mut(), &self.debug.watchpoints).map(Stop::Debug)
     }
 
     /// Executes one instruction and no events. `Some` if the CPU cannot go on, or a watched range was accessed.

@@ -20,7 +20,8 @@ use tessera_x86::guest::X86;
 use tessera_x86::platform::Platform;
 use tessera_x86::state::X86Env;
 
-use crate::accel::tcg::Memory;
+use crate::accel::debug::{DebugStop, Watchpoint};
+use crate::accel::tcg::{self, Memory};
 
 /// Vector of #UD.
 const INVALID_OPCODE: u8 = 6;
@@ -53,6 +54,28 @@ impl Assist {
         self.vcpu.state_changed();
         // Halts and triple faults are in the state.
         let _ = self.vcpu.run_one();
+        self.vcpu.env_mut().cpu_state()
+    }
+
+    /// As [`Assist::execute`], for a debugger that watches ranges: and the access to one of them.
+    pub fn step(
+        &mut self,
+        state: &CpuState,
+        watchpoints: &[Watchpoint],
+    ) -> (CpuState, Option<DebugStop>) {
+        tcg::set_watchpoints(self.vcpu.env_mut(), watchpoints);
+        let state = self.execute(state);
+        let hit = tcg::watched(self.vcpu.env_mut(), watchpoints);
+        tcg::set_watchpoints(self.vcpu.env_mut(), &[]);
+        (state, hit)
+    }
+
+    /// Lets a processor that waits look at its events: the state after that, perhaps at an interrupt's handler.
+    pub fn look_at_events(&mut self, state: &CpuState) -> CpuState {
+        self.vcpu.env_mut().set_cpu_state(state);
+        self.vcpu.state_changed();
+        // That it still waits is in the state.
+        let _ = self.vcpu.look_at_events();
         self.vcpu.env_mut().cpu_state()
     }
 }

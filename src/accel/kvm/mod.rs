@@ -23,12 +23,14 @@
 //! | `cpuid` | CPU models |
 //! | `irqchip` | KVM's own interrupt controllers |
 //! | `state` | the processor's state, there and back |
+//! | `debug` | breakpoints and steps |
 //! | `detached` | what the translator knows about states |
 //! | `assist` | the translator executes what KVM does not |
 //! | `raw` | shared memory and missing ioctls: the unsafe code |
 
 mod assist;
 mod cpuid;
+mod debug;
 mod detached;
 mod irqchip;
 mod memory;
@@ -44,7 +46,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_debug_exit_arch,
+    kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuExit, VcpuFd, VmFd};
 use tessera_hw::boards::pc::PcMachine;
@@ -61,11 +64,12 @@ use tessera_x86::guest::X86;
 use tessera_x86::state::{Segment, mode, seg};
 
 use self::assist::Assist;
+use self::debug::Debug;
 use self::irqchip::KernelChips;
 use self::memory::Slots;
 use self::raw::Kick;
 use self::state::Conversion;
-use super::debug::DebugRequest;
+use super::debug::{DebugRequest, DebugStop, Step};
 use super::tcg::PcPlatform;
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, IrqChip};
@@ -145,6 +149,7 @@ enum Left {
     /// Of a level-triggered one with this vector.
     EndOfInterrupt(u8),
     Halt,
+    Debug(kvm_debug_exit_arch),
     Shutdown,
     FailedEntry(u64),
     InternalError,
@@ -164,6 +169,7 @@ impl Left {
             VcpuExit::X86Wrmsr(access) => Left::WriteMsr(access.index, access.data),
             VcpuExit::IoapicEoi(vector) => Left::EndOfInterrupt(vector),
             VcpuExit::Hlt => Left::Halt,
+            VcpuExit::Debug(why) => Left::Debug(why),
             VcpuExit::IrqWindowOpen => Left::Window,
             VcpuExit::SetTpr | VcpuExit::Intr | VcpuExit::Nmi => Left::Nothing,
             VcpuExit::Shutdown => Left::Shutdown,
@@ -215,6 +221,7 @@ pub struct KvmEngine {
     assist_platform: Option<Box<PcPlatform>>,
     /// What went wrong outside of [`Engine::run`].
     failed: Option<String>,
+    debug: Debug,
     counters: Counters,
 }
 
@@ -335,6 +342,7 @@ impl KvmEngine {
             assist: None,
             assist_platform: Some(platform),
             failed: None,
+            debug: Debug::default(),
             counters: Counters::default(),
         };
         Ok((engine, model.warnings))
@@ -487,6 +495,10 @@ impl KvmEngine {
                 self.counters.halts += 1;
                 self.halted = true;
             }
+            Left::Debug(why) => {
+                // For what nobody asks for any more, the guest just goes on.
+                return Ok(self.debug.stop(&why).map(Stop::Debug));
+            }
             Left::Shutdown => {
                 self.shutdown = true;
                 return Ok(Some(Stop::TripleFault(self.dump())));
@@ -566,13 +578,64 @@ impl KvmEngine {
         let state = self.get()?;
         tracing::debug!(target: "unimp", "KVM does not execute `{}` at {:#x}", self.instruction(&state), state.rip);
         self.counters.assisted += 1;
+        let state = self.assist()?.execute(&state);
+        self.set(&state)?;
+        Ok(self.shutdown.then(|| Stop::TripleFault(self.dump())))
+    }
+
+    /// The translator, made when it is first needed.
+    fn assist(&mut self) -> Result<&mut Assist, String> {
         if let Some(platform) = self.assist_platform.take() {
             self.assist = Some(Assist::new(platform, self.bus.space.clone())?);
         }
-        let assist = self.assist.as_mut().ok_or("the translator, which is to help KVM, did not start")?;
-        let state = assist.execute(&state);
+        self.assist.as_mut().ok_or_else(|| "the translator, which is to help KVM, did not start".into())
+    }
+
+    /// Has the translator execute one instruction. `Some` when a watched range was accessed, or the CPU cannot go on.
+    fn debug_one(&mut self) -> Result<Option<Stop>, String> {
+        let state = self.get()?;
+        let watchpoints = self.debug.request.watchpoints.clone();
+        let (state, hit) = self.assist()?.step(&state, &watchpoints);
         self.set(&state)?;
-        Ok(self.shutdown.then(|| Stop::TripleFault(self.dump())))
+        if self.shutdown {
+            return Ok(Some(Stop::TripleFault(self.dump())));
+        }
+        Ok(hit.map(Stop::Debug))
+    }
+
+    /// Does a debugger's step, or steps.
+    fn debug_step(&mut self, step: &Step) -> Result<Stop, String> {
+        self.complete()?;
+        if self.stop_requested() {
+            return Ok(Stop::Requested);
+        }
+        if self.halted || self.wait_for_sipi {
+            // Only an event gets it further.
+            let state = self.get()?;
+            let state = self.assist()?.look_at_events(&state);
+            self.set(&state)?;
+            let waits = self.halted || self.wait_for_sipi;
+            return Ok(if waits { Stop::Halted } else { Stop::Debug(DebugStop::Stepped) });
+        }
+        loop {
+            if let Some(stop) = self.debug_one()? {
+                return Ok(stop);
+            }
+            let state = self.get()?;
+            let done = match step {
+                Step::One => true,
+                Step::Within(range) => !range.contains(&state.rip) || self.halted,
+            };
+            if done {
+                return Ok(Stop::Debug(DebugStop::Stepped));
+            }
+            if self.debug.request.breakpoints.contains(&linear(&state)) {
+                return Ok(Stop::Debug(DebugStop::Breakpoint));
+            }
+            if self.stop_requested() {
+                return Ok(Stop::Requested);
+            }
+        }
     }
 
     /// The instruction that the vCPU is at, in assembly language.
@@ -615,6 +678,19 @@ impl KvmEngine {
         self.conversion.follow_clock(&self.vcpu);
         if self.shutdown {
             return Ok(Stop::TripleFault(self.dump()));
+        }
+        let at_breakpoint = self.debug.at_breakpoint.take();
+        if let Some(step) = self.debug.request.step.clone() {
+            return self.debug_step(&step);
+        }
+        if at_breakpoint.is_some() && self.chips.is_none() {
+            self.complete()?;
+            let state = self.get()?;
+            if at_breakpoint == Some(linear(&state))
+                && let Some(stop) = self.debug_one()?
+            {
+                return Ok(stop);
+            }
         }
         loop {
             self.kick.acknowledge();
@@ -679,6 +755,11 @@ impl KvmEngine {
         }
         Ok(())
     }
+}
+
+/// Linear address of the instruction that a state is at.
+fn linear(state: &CpuState) -> u64 {
+    if state::is_64_bit(state) { state.rip } else { state.segments[seg::CS].base.wrapping_add(state.rip) & 0xffff_ffff }
 }
 
 /// Has KVM leave to us the MSRs of the interrupt controller. False where it cannot.
@@ -763,8 +844,7 @@ impl Engine for KvmEngine {
     }
 
     fn set_debug(&mut self, request: &DebugRequest) -> Result<(), String> {
-        let nothing = DebugRequest::default();
-        if *request == nothing { Ok(()) } else { Err("breakpoints are not supported under KVM yet; use -accel tcg".into()) }
+        self.debug.set(&self.vcpu, request, self.chips.is_none())
     }
 
     fn control(&self) -> Arc<Control> {

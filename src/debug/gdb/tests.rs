@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tessera_hw::boards::pc::{PcConfig, PcMachine};
 use tessera_x86::cpu_state::CpuState;
-use tessera_x86::state::{Cr0, RFlags, reg};
+use tessera_x86::state::{Cr0, RFlags};
 
 use super::*;
 use crate::accel::debug::Step;
@@ -115,7 +115,7 @@ impl Rig {
 
     /// Sends bytes; what the server asks, the machine standing by.
     fn send(&mut self, bytes: &[u8]) -> Vec<Ask> {
-        self.peer.as_mut().unwrap().write_all(bytes).unwrap();
+        Write::write_all(self.peer.as_mut().unwrap(), bytes).unwrap();
         self.serve()
     }
 
@@ -219,7 +219,7 @@ fn registers_memory_and_breakpoints() {
     assert_eq!(rig.server.request().breakpoints, [0x1000, 0x2000, 0x3000]);
     assert_eq!(rig.server.request().watchpoints[0].range, 0x2000..=0x2007);
     let xml = rig.ask("qXfer:features:read:target.xml:0,7000");
-    assert!(xml.starts_with('l') && xml.contains("rip") && xml.contains("ymm15h"), "{xml}");
+    assert!(xml.starts_with('m') && xml.contains("rip") && xml.contains("ymm15h"), "{xml}");
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn steps_stops_and_leaving() {
     assert_eq!(rig.server.request(), DebugRequest::default());
     // The next one.
     rig.call();
-    assert_eq!(rig.send(&packet(b"qSupported")), [Ask::Stop]);
+    assert_eq!(rig.send(&packet(b"qSupported:swbreak+")), [Ask::Stop]);
     assert!(rig.received().contains("PacketSize"));
     assert_eq!(rig.send(&packet(b"k")), [Ask::Kill]);
 }
@@ -278,5 +278,4 @@ fn monitor_commands() {
     assert!(monitor("dance").0.contains("no such command"));
     assert_eq!(monitor("reset").1, [Ask::Reset]);
     assert_eq!(monitor("quit").1, [Ask::Kill]);
-    let _ = reg::RAX;
 }

@@ -544,21 +544,21 @@ fn breakpoints_stop_before_their_instruction_and_cost_other_blocks_nothing() {
     m.cpu.env_mut().r = Default::default();
     m.cpu.set_breakpoints(&[add, end, add]);
     for round in 1..=3u64 {
-        assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
-        assert_eq!((m.cpu.env().pc, m.cpu.env().r[1]), (add, 3 * round as _), "before the addition");
+        assert_eq!(m.cpu.run(), BREAKPOINT);
+        assert_eq!((m.cpu.env().pc, m.cpu.env().r[1]), (add, 3 * round), "before the addition");
         // As long as nobody steps over it, it stays there.
-        assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+        assert_eq!(m.cpu.run(), BREAKPOINT);
         assert_eq!(m.cpu.run_one(), None);
         assert_eq!(m.cpu.env().pc, add + LEN);
     }
     // The same set again changes nothing.
     let translated = m.cpu.stats().translated;
     m.cpu.set_breakpoints(&[end, add]);
-    assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+    assert_eq!(m.cpu.run(), BREAKPOINT);
     assert!(m.cpu.stats().translated <= translated + 1);
 
     m.cpu.set_breakpoints(&[end]);
-    assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+    assert_eq!(m.cpu.run(), BREAKPOINT);
     assert_eq!((m.cpu.env().pc, m.cpu.env().r[0], m.cpu.env().r[1]), (end, 0, 3000));
     m.cpu.set_breakpoints(&[]);
     assert_eq!(m.cpu.run(), 0);
@@ -575,5 +575,5 @@ fn a_listing_shows_code_and_changes_nothing() {
     assert!(listing.guest.len() as u64 >= LEN && !listing.host.is_empty());
     assert!(!listing.ir.contains("leave 4294967295"), "{}", listing.ir);
     assert_eq!(m.cpu.stats().live_blocks, 0);
-    assert_eq!(m.cpu.run(), super::super::BREAKPOINT);
+    assert_eq!(m.cpu.run(), BREAKPOINT);
 }

@@ -15,11 +15,12 @@
 //! | [`guests`] | the table of guests: which kernel, which initial RAM disk, which parameters |
 //! | [`console`] | a child process on a pseudo-terminal: expect, send, wait |
 //! | [`process`] | CPU time and memory of a running process, from `/proc` |
-//! | [`demo`], [`test`], [`boot_tests`], [`programs`], [`prove`], [`bench`] | the tasks |
+//! | [`demo`], [`test`], [`boot_tests`], [`debugger`], [`programs`], [`prove`], [`bench`] | the tasks |
 
 mod bench;
 mod boot_tests;
 mod console;
+mod debugger;
 mod demo;
 mod guests;
 mod initramfs;

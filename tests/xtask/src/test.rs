@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::boot_tests::{self, BootTest, Rig};
-use crate::{programs, project};
+use crate::{debugger, programs, project};
 
 /// How much of a failed command's output is shown.
 const SHOWN_LINES: usize = 300;
@@ -88,7 +88,7 @@ const PROVE: &[&str] = &["run", "--quiet", "--release", "--package", "tessera-pr
 pub fn run(options: &Options) -> Result<ExitCode> {
     let wanted = |name: &str| options.filter.as_ref().is_none_or(|text| name.contains(text.as_str()));
     let cargo_steps: Vec<_> = cargo_steps().into_iter().filter(|step| wanted(step.name)).collect();
-    let boot_tests = boot_tests::all().into_iter().chain(programs::all());
+    let boot_tests = boot_tests::all().into_iter().chain(debugger::all()).chain(programs::all());
     let boot_tests: Vec<_> = boot_tests.filter(|test| wanted(&test.name)).collect();
     if options.list {
         cargo_steps.iter().for_each(|step| println!("{}", step.name));

@@ -1,0 +1,164 @@
+//! A debugger under KVM.
+//!
+//! Breakpoints and watchpoints are the processor's own, by KVM_SET_GUEST_DEBUG: four in all, and the guest's debug
+//! registers do nothing meanwhile. Single steps are the translator's ([`super::assist`]): the host's KVM may not have them in
+//! every mode, or lets an interrupt in; the translator executes exactly one instruction. It reaches the board's interrupt
+//! controllers only, so there are no single steps with KVM's own.
+
+use kvm_bindings::{
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_debug_exit_arch, kvm_guest_debug, kvm_guest_debug_arch,
+};
+use kvm_ioctls::VcpuFd;
+
+use crate::accel::debug::{DebugRequest, DebugStop, WatchKind, Watchpoint};
+
+/// Debug registers for addresses.
+const REGISTERS: usize = 4;
+
+/// What a debug register is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Use {
+    Breakpoint(u64),
+    /// A piece of the watchpoint with this index: address and length.
+    Watch(usize, u64, u64),
+}
+
+/// What a debugger wants.
+#[derive(Default)]
+pub struct Debug {
+    pub request: DebugRequest,
+    uses: Vec<Use>,
+    /// Linear address of the breakpoint that the last run ended at: to go on from there is to pass it.
+    pub at_breakpoint: Option<u64>,
+}
+
+impl Debug {
+    /// Takes over a request. An error is a sentence, and the old one stays.
+    pub fn set(&mut self, vcpu: &VcpuFd, request: &DebugRequest, can_step: bool) -> Result<(), String> {
+        if request.step.is_some() && !can_step {
+            return Err("single steps do not go with KVM's own interrupt controllers; use -accel \
+                        kvm,kernel-irqchip=off or -accel tcg"
+                .into());
+        }
+        let uses = uses(request)?;
+        if uses != self.uses {
+            let mut debug = kvm_guest_debug { control: 0, pad: 0, arch: registers(&uses, request) };
+            if !uses.is_empty() {
+                debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+            }
+            vcpu.set_guest_debug(&debug)
+                .map_err(|error| format!("KVM has no breakpoints here ({error}); use -accel tcg"))?;
+            self.uses = uses;
+        }
+        self.request = request.clone();
+        Ok(())
+    }
+
+    /// What a debug exit means; `None` if it is for nothing that was asked for.
+    pub fn stop(&mut self, exit: &kvm_debug_exit_arch) -> Option<DebugStop> {
+        // What happened at an instruction's end comes before what is at the next one's start.
+        let hits = || self.uses.iter().enumerate().filter(|(n, _)| exit.dr6 >> n & 1 != 0).map(|(_, hit)| *hit);
+        let watch = hits().find_map(|hit| match hit {
+            Use::Watch(index, address, _) => Some((index, address)),
+            Use::Breakpoint(_) => None,
+        });
+        if let Some((index, address)) = watch {
+            let watchpoint = self.request.watchpoints.get(index)?;
+            return Some(DebugStop::Watch { address, kind: watchpoint.kind });
+        }
+        hits().next()?;
+        self.at_breakpoint = Some(exit.pc);
+        Some(DebugStop::Breakpoint)
+    }
+}
+
+fn uses(request: &DebugRequest) -> Result<Vec<Use>, String> {
+    let mut uses: Vec<Use> = request.breakpoints.iter().map(|address| Use::Breakpoint(*address)).collect();
+    for (index, watch) in request.watchpoints.iter().enumerate() {
+        if watch.kind == WatchKind::Read {
+            return Err("the processor has no watchpoints for reads alone; use awatch, or -accel tcg".into());
+        }
+        pieces(watch, |address, len| uses.push(Use::Watch(index, address, len)));
+        if uses.len() > REGISTERS {
+            break;
+        }
+    }
+    if uses.len() > REGISTERS {
+        return Err(format!(
+            "the processor has {REGISTERS} registers for breakpoints and watchpoints; delete some, or use -accel tcg"
+        ));
+    }
+    Ok(uses)
+}
+
+/// Cuts a range into aligned pieces of 8, 4, 2 or 1 bytes, five at most: one more than there are registers.
+fn pieces(watch: &Watchpoint, mut piece: impl FnMut(u64, u64)) {
+    let (mut at, last) = (*watch.range.start(), *watch.range.end());
+    for _ in 0..=REGISTERS {
+        let fits = |len: &u64| at % len == 0 && last - at >= len - 1;
+        let len = [8, 4, 2, 1].into_iter().find(fits).unwrap_or(1);
+        piece(at, len);
+        if last - at < len {
+            return;
+        }
+        at += len;
+    }
+}
+
+/// DR0 to DR3 and DR7 (SDM volume 3, section 17.2).
+fn registers(uses: &[Use], request: &DebugRequest) -> kvm_guest_debug_arch {
+    let mut arch = kvm_guest_debug_arch::default();
+    let mut control = 0x400;
+    for (n, what) in uses.iter().enumerate() {
+        let (address, condition) = match *what {
+            Use::Breakpoint(address) => (address, 0),
+            Use::Watch(index, address, len) => {
+                let writes = request.watchpoints.get(index).is_some_and(|w| w.kind == WatchKind::Write);
+                let length = match len {
+                    1 => 0,
+                    2 => 1,
+                    4 => 3,
+                    _ => 2,
+                };
+                (address, length << 2 | if writes { 1 } else { 3 })
+            }
+        };
+        arch.debugreg[n] = address;
+        control |= 2 << (2 * n) | condition << (16 + 4 * n);
+    }
+    arch.debugreg[7] = control;
+    arch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(breakpoints: &[u64], watchpoints: &[(u64, u64, WatchKind)]) -> DebugRequest {
+        let watchpoints = watchpoints
+            .iter()
+            .map(|(first, last, kind)| Watchpoint { range: *first..=*last, kind: *kind })
+            .collect();
+        DebugRequest { breakpoints: breakpoints.to_vec(), watchpoints, step: None }
+    }
+
+    #[test]
+    fn registers_are_used_as_the_manual_says() {
+        let wanted = request(&[0x1000], &[(0x2000, 0x2007, WatchKind::Write), (0x3002, 0x3003, WatchKind::ReadWrite)]);
+        let uses = uses(&wanted).unwrap();
+        let arch = registers(&uses, &wanted);
+        assert_eq!(arch.debugreg[..4], [0x1000, 0x2000, 0x3002, 0]);
+        assert_eq!(arch.debugreg[7], 0x400 | 0x2a | 0b1001 << 20 | 0b0111 << 24);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(uses(&request(&[1, 2, 3, 4], &[])).is_ok());
+        assert!(uses(&request(&[1, 2, 3, 4, 5], &[])).unwrap_err().contains('4'));
+        assert!(uses(&request(&[], &[(0, u64::MAX, WatchKind::Write)])).is_err());
+        assert!(uses(&request(&[], &[(0, 0, WatchKind::Read)])).unwrap_err().contains("awatch"));
+        let odd = uses(&request(&[], &[(0x1001, 0x1006, WatchKind::Write)])).unwrap();
+        let expected = [(0x1001, 1), (0x1002, 2), (0x1004, 2), (0x1006, 1)];
+        assert_eq!(odd, expected.map(|(address, len)| Use::Watch(0, address, len)));
+    }
+}
