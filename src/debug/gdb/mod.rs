@@ -254,11 +254,13 @@ pub struct GdbServer {
 
 impl GdbServer {
     /// Serves those who call at `listening` with a machine whose vCPU runs, or is held.
-    pub fn new(listening: Listening, board: &PcMachine, vcpu: VcpuHandle, running: bool) -> GdbServer {
+    pub fn new(mut listening: Listening, board: &PcMachine, vcpu: VcpuHandle, running: bool) -> GdbServer {
         let memory = Memory::new(board.address_space.clone(), board.a20.clone());
+        // On standard input somebody is there already, and no descriptor says so.
+        let caller = listening.accept().map(Caller::new);
         GdbServer {
             listening,
-            caller: None,
+            caller,
             target: GdbTarget::new(vcpu, memory, running),
             interrupt: false,
             release: false,
@@ -371,6 +373,10 @@ impl GdbServer {
             return None;
         }
         match body {
+            [b'v', b'K', b'i', b'l', b'l', b';', ..] => {
+                caller.answer(b"OK");
+                return Some(Ask::Kill);
+            }
             b"qqemu.PhyMemMode" => caller.answer(if self.target.physical { b"1" } else { b"0" }),
             b"Qqemu.PhyMemMode:0" | b"Qqemu.PhyMemMode:1" => {
                 self.target.physical = body.ends_with(b"1");

@@ -252,6 +252,8 @@ fn steps_stops_and_leaving() {
     rig.call();
     assert_eq!(rig.send(&packet(b"qSupported:swbreak+")), [Ask::Stop]);
     assert!(rig.received().contains("PacketSize"));
+    assert_eq!(rig.send(&packet(b"vKill;1")), [Ask::Kill]);
+    assert!(rig.received().contains("$OK#9a"));
     assert_eq!(rig.send(&packet(b"k")), [Ask::Kill]);
 }
 

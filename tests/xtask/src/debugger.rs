@@ -217,8 +217,8 @@ fn long_mode(rig: &Rig) -> Result<Outcome> {
     let said = gdb(rig, &socket.command(), &[
         r#"printf "at=%lx efer=%lx protected=%d\n", (long)$rip, $efer, $cr0 & 1"#,
         "stepi",
-        // The 64-bit entry of a kernel that was loaded at 1 MiB (boot protocol 2.12).
-        "hbreak *0x100200",
+        // The 64-bit entry is 0x200 behind the 32-bit one (boot protocol 2.12).
+        "hbreak *0x1000200",
         "continue",
         r#"printf "at=%lx efer=%lx paging=%d\n", (long)$rip, $efer, $cr0 < 0 || ($cr0 & 0x80000000) != 0"#,
         "stepi 3",
@@ -227,8 +227,8 @@ fn long_mode(rig: &Rig) -> Result<Outcome> {
         "kill",
     ])?;
     check(&said, &[
-        "at=100000 efer=0 protected=1",
-        "at=100200 efer=500 paging=1",
+        "at=1000000 efer=0 protected=1",
+        "at=1000200 efer=500 paging=1",
         "r15=1122334455667788",
     ])?;
     let status = console.wait(ANSWER)?;
@@ -265,10 +265,6 @@ fn kernel(rig: &Rig) -> Result<Outcome> {
         "continue",
         &format!(r#"printf "second=%lx\n", *(unsigned long *)0x{jiffies}"#),
         "delete",
-        // Steps do not end in an interrupt's handler.
-        r#"printf "before=%lx\n", (long)$rip"#,
-        "stepi",
-        r#"printf "after=%lx\n", (long)$rip"#,
         "monitor registers",
         "detach",
     ])?;
@@ -277,8 +273,6 @@ fn kernel(rig: &Rig) -> Result<Outcome> {
     ensure!(said.contains("CR3="), "monitor registers shows none:\n{said}");
     let (first, second) = (value(&said, "first")?, value(&said, "second")?);
     ensure!(second > first, "jiffies went from {first:#x} to {second:#x}\n{said}");
-    let (before, after) = (value(&said, "before")?, value(&said, "after")?);
-    ensure!(after.wrapping_sub(before) <= 15, "a step led from {before:#x} to {after:#x}\n{said}");
     // It goes on when the debugger has gone.
     console.expect(PROMPT, BOOT).context("after gdb has gone")?;
     console.send("poweroff -f\n")?;
@@ -347,9 +341,10 @@ fn look_at(rig: &Rig, mut console: Console, socket: &Socket, again: u64) -> Resu
         "set $xmm2.v2_int64[1] = 7",
         "continue",
         r#"printf "rbx=%lx\n", $rbx"#,
-        "stepi 4",
-        r#"printf "rbx=%lx xmm2=%lx\n", $rbx, $xmm2.v2_int64[1]"#,
         "delete",
+        // So many steps take longer than the timer's period, and none leads into its handler.
+        "stepi 2000",
+        r#"printf "rbx=%lx xmm2=%lx ip=%lx\n", $rbx, $xmm2.v2_int64[1], (long)$rip"#,
         r#"printf "code=%x\n", *(unsigned char *)$rip"#,
         "detach",
     ])?;
@@ -359,7 +354,7 @@ fn look_at(rig: &Rig, mut console: Console, socket: &Socket, again: u64) -> Resu
         &format!("ymm={PATTERN:x}"),
         "st0=1",
         "rbx=65",
-        "rbx=67 xmm2=7",
+        &format!("rbx=44d xmm2=7 ip={again:x}"),
         "code=48",
     ])?;
     std::thread::sleep(Duration::from_millis(200));
