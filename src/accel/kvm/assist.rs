@@ -58,11 +58,7 @@ impl Assist {
     }
 
     /// As [`Assist::execute`], for a debugger that watches ranges: and the access to one of them.
-    pub fn step(
-        &mut self,
-        state: &CpuState,
-        watchpoints: &[Watchpoint],
-    ) -> (CpuState, Option<DebugStop>) {
+    pub fn step(&mut self, state: &CpuState, watchpoints: &[Watchpoint]) -> (CpuState, Option<DebugStop>) {
         tcg::set_watchpoints(self.vcpu.env_mut(), watchpoints);
         let state = self.execute(state);
         let hit = tcg::watched(self.vcpu.env_mut(), watchpoints);

@@ -57,7 +57,8 @@ impl Debug {
     /// What a debug exit means; `None` if it is for nothing that was asked for.
     pub fn stop(&mut self, exit: &kvm_debug_exit_arch) -> Option<DebugStop> {
         // What happened at an instruction's end comes before what is at the next one's start.
-        let hits = || self.uses.iter().enumerate().filter(|(n, _)| exit.dr6 >> n & 1 != 0).map(|(_, hit)| *hit);
+        let hits =
+            || self.uses.iter().enumerate().filter(|(n, _)| exit.dr6 >> n & 1 != 0).map(|(_, hit)| *hit);
         let watch = hits().find_map(|hit| match hit {
             Use::Watch(index, address, _) => Some((index, address)),
             Use::Breakpoint(_) => None,
@@ -144,7 +145,8 @@ mod tests {
 
     #[test]
     fn registers_are_used_as_the_manual_says() {
-        let wanted = request(&[0x1000], &[(0x2000, 0x2007, WatchKind::Write), (0x3002, 0x3003, WatchKind::ReadWrite)]);
+        let wanted =
+            request(&[0x1000], &[(0x2000, 0x2007, WatchKind::Write), (0x3002, 0x3003, WatchKind::ReadWrite)]);
         let uses = uses(&wanted).unwrap();
         let arch = registers(&uses, &wanted);
         assert_eq!(arch.debugreg[..4], [0x1000, 0x2000, 0x3002, 0]);

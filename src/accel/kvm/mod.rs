@@ -759,7 +759,11 @@ impl KvmEngine {
 
 /// Linear address of the instruction that a state is at.
 fn linear(state: &CpuState) -> u64 {
-    if state::is_64_bit(state) { state.rip } else { state.segments[seg::CS].base.wrapping_add(state.rip) & 0xffff_ffff }
+    if state::is_64_bit(state) {
+        state.rip
+    } else {
+        state.segments[seg::CS].base.wrapping_add(state.rip) & 0xffff_ffff
+    }
 }
 
 /// Has KVM leave to us the MSRs of the interrupt controller. False where it cannot.

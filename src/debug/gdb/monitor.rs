@@ -62,11 +62,16 @@ impl GdbTarget {
                 // Writing to strings cannot fail, here and below.
                 for step in &walk.steps {
                     let at = step.at.map_or("(register)".into(), |at| format!("at {at:#x}"));
-                    let _ = writeln!(text, "{:<5} {at:<18} {:#018x} {}", step.name, step.entry, bits(step.entry));
+                    let _ =
+                        writeln!(text, "{:<5} {at:<18} {:#018x} {}", step.name, step.entry, bits(step.entry));
                 }
                 match walk.result {
                     Ok((phys, size)) => {
-                        let _ = writeln!(text, "{va:#x} is at physical {phys:#x}, in a page of {} KiB", size >> 10);
+                        let _ = writeln!(
+                            text,
+                            "{va:#x} is at physical {phys:#x}, in a page of {} KiB",
+                            size >> 10
+                        );
                     }
                     Err(why) => {
                         let _ = writeln!(text, "{va:#x} is not mapped: {why}");
@@ -96,7 +101,9 @@ impl GdbTarget {
                 self.asks.push(Ask::Kill);
                 Ok(String::new())
             }
-            [command, ..] => Err(format!("{command}: no such command, or not with this; monitor help lists them")),
+            [command, ..] => {
+                Err(format!("{command}: no such command, or not with this; monitor help lists them"))
+            }
         }
     }
 
@@ -143,7 +150,18 @@ fn number(text: &str) -> Result<u64, String> {
 
 /// The low bits of a paging entry by name.
 fn bits(entry: u64) -> String {
-    let names = [(0, "P"), (1, "W"), (2, "U"), (3, "PWT"), (4, "PCD"), (5, "A"), (6, "D"), (7, "PS"), (8, "G"), (63, "XD")];
+    let names = [
+        (0, "P"),
+        (1, "W"),
+        (2, "U"),
+        (3, "PWT"),
+        (4, "PCD"),
+        (5, "A"),
+        (6, "D"),
+        (7, "PS"),
+        (8, "G"),
+        (63, "XD"),
+    ];
     let set: Vec<&str> = names.iter().filter(|(n, _)| entry >> n & 1 != 0).map(|(_, name)| *name).collect();
     set.join(" ")
 }

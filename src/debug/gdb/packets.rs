@@ -101,13 +101,10 @@ mod tests {
     fn packets_come_whole_or_not_at_all() {
         let body = |text: &str| Arrival::Packet(text.into());
         assert_eq!(packet(b"g"), b"$g#67");
-        assert_eq!(arrivals(b"+$g#67-\x03$#00"), [
-            Arrival::Ack,
-            body("g"),
-            Arrival::Nack,
-            Arrival::Interrupt,
-            body("")
-        ]);
+        assert_eq!(
+            arrivals(b"+$g#67-\x03$#00"),
+            [Arrival::Ack, body("g"), Arrival::Nack, Arrival::Interrupt, body("")]
+        );
         assert_eq!(arrivals(b"GET / HTTP/1.1\r\n"), []);
         assert_eq!(arrivals(b"$g#68$g#zz$g#67"), [Arrival::Damaged, Arrival::Damaged, body("g")]);
         assert_eq!(arrivals(b"$m12$g#67"), [body("g")], "one that was cut off");

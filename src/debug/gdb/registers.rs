@@ -95,8 +95,7 @@ impl Description {
     fn make() -> Description {
         let mut d = Description { rows: Vec::new(), features: Vec::new(), size: 0 };
         let gprs = ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp"];
-        let order =
-            [reg::RAX, reg::RBX, reg::RCX, reg::RDX, reg::RSI, reg::RDI, reg::RBP, reg::RSP];
+        let order = [reg::RAX, reg::RBX, reg::RCX, reg::RDX, reg::RSI, reg::RDI, reg::RBP, reg::RSP];
         for (name, n) in gprs.into_iter().zip(order) {
             let kind = if matches!(n, reg::RBP | reg::RSP) { "data_ptr" } else { "int64" };
             d.add(name, 64, kind, "general", What::Gpr(n));
@@ -137,7 +136,8 @@ impl Description {
             d.add(&format!("ymm{n}h"), 128, "uint128", "vector", What::YmmHigh(n));
         }
         d.close("org.gnu.gdb.i386.avx", "");
-        for (name, n) in [("cs_base", seg::CS), ("ss_base", seg::SS), ("ds_base", seg::DS), ("es_base", seg::ES)]
+        for (name, n) in
+            [("cs_base", seg::CS), ("ss_base", seg::SS), ("ds_base", seg::DS), ("es_base", seg::ES)]
         {
             d.add(name, 64, "int64", "system", What::Base(n));
         }

@@ -183,7 +183,8 @@ impl Translator {
             limits.max_insns = 1;
         }
         let mut front = self.front_end::<G>(env, rt, key, limits)?;
-        while !single && front.translated.insns > 1 && self.crosses_breakpoint(key.pc, front.translated.bytes) {
+        while !single && front.translated.insns > 1 && self.crosses_breakpoint(key.pc, front.translated.bytes)
+        {
             // Where instructions begin, only the front end knows.
             limits.max_insns = front.translated.insns - 1;
             front = self.front_end::<G>(env, rt, key, limits)?;

@@ -74,7 +74,8 @@ impl Rig {
         // SAFETY: the rig drops the memory and all vCPUs before the native side, whose code area this is; code is written in
         // `place` only, when no guest runs.
         let memory = Arc::new(unsafe { GuestMemory::new(native.code_address())? });
-        let cpus = configs.iter().map(|c| GuestCpu::new(memory.clone(), *c, watchdog)).collect::<Result<_>>()?;
+        let cpus =
+            configs.iter().map(|c| GuestCpu::new(memory.clone(), *c, watchdog)).collect::<Result<_>>()?;
         Ok(Rig {
             cpus,
             memory,
@@ -126,7 +127,9 @@ impl Rig {
         let encoder = &mut self.encoders[if case.sequence.wide { 0 } else { 1 }];
         let code = &mut self.codes[n];
         let at = self.cursor;
-        if case.sequence.place(CODE + at as u64, encoder, code).is_none() || at + code.bytes.len() > CODE_BYTES {
+        if case.sequence.place(CODE + at as u64, encoder, code).is_none()
+            || at + code.bytes.len() > CODE_BYTES
+        {
             return false;
         }
         self.native.code()[at..at + code.bytes.len()].copy_from_slice(&code.bytes);
@@ -135,7 +138,13 @@ impl Rig {
     }
 
     /// Runs cases from an image of the window, on the vCPU number `cpu`; tells of each its verdict, and how it differed.
-    pub fn run(&mut self, cases: &[Case], image: &[u8], cpu: usize, mut each: impl FnMut(usize, Verdict, &str)) -> Result<()> {
+    pub fn run(
+        &mut self,
+        cases: &[Case],
+        image: &[u8],
+        cpu: usize,
+        mut each: impl FnMut(usize, Verdict, &str),
+    ) -> Result<()> {
         assert!(cases.len() <= BATCH && image.len() == IMAGE);
         self.make_room(cases.len() + 4);
         let start_of_batch = self.cursor;
@@ -181,8 +190,14 @@ impl Rig {
         let code = &self.codes[n];
         let has = |which: &[Mnemonic]| code.insns.iter().any(|p| which.contains(&p.insn.mnemonic()));
         let has_arpl = has(&[Mnemonic::Arpl]);
-        let has_x87_store =
-            has(&[Mnemonic::Fst, Mnemonic::Fstp, Mnemonic::Fist, Mnemonic::Fistp, Mnemonic::Fisttp, Mnemonic::Fbstp]);
+        let has_x87_store = has(&[
+            Mnemonic::Fst,
+            Mnemonic::Fstp,
+            Mnemonic::Fist,
+            Mnemonic::Fistp,
+            Mnemonic::Fisttp,
+            Mnemonic::Fbstp,
+        ]);
         if vector == NONE {
             return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store };
         }

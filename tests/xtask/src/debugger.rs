@@ -93,8 +93,7 @@ impl Drop for Socket {
 /// Runs gdb with these commands; what it prints.
 fn gdb(rig: &Rig, connect: &str, commands: &[&str]) -> Result<String> {
     let name = format!("gdb-{}-{:x}", std::process::id(), commands.as_ptr() as usize);
-    let (script, log) =
-        (rig.target.join(format!("{name}.gdb")), rig.target.join(format!("{name}.log")));
+    let (script, log) = (rig.target.join(format!("{name}.gdb")), rig.target.join(format!("{name}.log")));
     let mut text = String::from("set pagination off\nset confirm off\nset architecture i386:x86-64\n");
     text += connect;
     for command in commands {
@@ -152,30 +151,37 @@ fn value(said: &str, name: &str) -> Result<u64> {
 /// Where the processor wakes: real mode, sixteen bytes below 4 GiB, over a pipe.
 fn reset_vector(rig: &Rig) -> Result<Outcome> {
     let connect = format!("target remote | {} -S -gdb stdio", rig.emulator.display());
-    let said = gdb(rig, &connect, &[
-        r#"printf "ip=%lx cs=%x base=%lx cr0=%lx\n", (long)$rip, $cs, $cs_base, $cr0"#,
-        r#"printf "first byte %x\n", *(unsigned char *)0xfffffff0"#,
-        "stepi",
-        r#"printf "ip=%lx base=%lx\n", (long)$rip, $cs_base"#,
-        "set $rax = 0x1234",
-        r#"printf "rax=%lx\n", $rax"#,
-        // A linear address that is no offset of CS.
-        "hbreak *0xf0002",
-        "continue",
-        r#"printf "ip=%lx linear=%lx\n", (long)$rip, $cs_base + (long)$rip"#,
-        "monitor reset",
-        "flushregs",
-        r#"printf "again=%lx\n", (long)$rip"#,
-        "kill",
-    ])?;
-    check(&said, &[
-        "ip=fff0 cs=f000 base=ffff0000 cr0=60000010",
-        "first byte ea",
-        "ip=0 base=f0000",
-        "rax=1234",
-        "ip=2 linear=f0002",
-        "again=fff0",
-    ])?;
+    let said = gdb(
+        rig,
+        &connect,
+        &[
+            r#"printf "ip=%lx cs=%x base=%lx cr0=%lx\n", (long)$rip, $cs, $cs_base, $cr0"#,
+            r#"printf "first byte %x\n", *(unsigned char *)0xfffffff0"#,
+            "stepi",
+            r#"printf "ip=%lx base=%lx\n", (long)$rip, $cs_base"#,
+            "set $rax = 0x1234",
+            r#"printf "rax=%lx\n", $rax"#,
+            // A linear address that is no offset of CS.
+            "hbreak *0xf0002",
+            "continue",
+            r#"printf "ip=%lx linear=%lx\n", (long)$rip, $cs_base + (long)$rip"#,
+            "monitor reset",
+            "flushregs",
+            r#"printf "again=%lx\n", (long)$rip"#,
+            "kill",
+        ],
+    )?;
+    check(
+        &said,
+        &[
+            "ip=fff0 cs=f000 base=ffff0000 cr0=60000010",
+            "first byte ea",
+            "ip=0 base=f0000",
+            "rax=1234",
+            "ip=2 linear=f0002",
+            "again=fff0",
+        ],
+    )?;
     Ok(Outcome::Passed(String::new()))
 }
 
@@ -214,23 +220,23 @@ fn long_mode(rig: &Rig) -> Result<Outcome> {
     let files = files_or_skip!(rig);
     let socket = Socket::new();
     let mut console = start(rig, &files, &socket, &["-S"])?;
-    let said = gdb(rig, &socket.command(), &[
-        r#"printf "at=%lx efer=%lx protected=%d\n", (long)$rip, $efer, $cr0 & 1"#,
-        "stepi",
-        // The 64-bit entry is 0x200 behind the 32-bit one (boot protocol 2.12).
-        "hbreak *0x1000200",
-        "continue",
-        r#"printf "at=%lx efer=%lx paging=%d\n", (long)$rip, $efer, $cr0 < 0 || ($cr0 & 0x80000000) != 0"#,
-        "stepi 3",
-        "set $r15 = 0x1122334455667788",
-        r#"printf "r15=%lx\n", $r15"#,
-        "kill",
-    ])?;
-    check(&said, &[
-        "at=1000000 efer=0 protected=1",
-        "at=1000200 efer=500 paging=1",
-        "r15=1122334455667788",
-    ])?;
+    let said = gdb(
+        rig,
+        &socket.command(),
+        &[
+            r#"printf "at=%lx efer=%lx protected=%d\n", (long)$rip, $efer, $cr0 & 1"#,
+            "stepi",
+            // The 64-bit entry is 0x200 behind the 32-bit one (boot protocol 2.12).
+            "hbreak *0x1000200",
+            "continue",
+            r#"printf "at=%lx efer=%lx paging=%d\n", (long)$rip, $efer, $cr0 < 0 || ($cr0 & 0x80000000) != 0"#,
+            "stepi 3",
+            "set $r15 = 0x1122334455667788",
+            r#"printf "r15=%lx\n", $r15"#,
+            "kill",
+        ],
+    )?;
+    check(&said, &["at=1000000 efer=0 protected=1", "at=1000200 efer=500 paging=1", "r15=1122334455667788"])?;
     let status = console.wait(ANSWER)?;
     ensure!(status.success(), "the emulator ended with {status}{}", console.tail());
     Ok(Outcome::Passed(String::new()))
@@ -253,21 +259,25 @@ fn kernel(rig: &Rig) -> Result<Outcome> {
 
     let socket = Socket::new();
     let mut console = start(rig, &files, &socket, &["-S"])?;
-    let said = gdb(rig, &socket.command(), &[
-        &format!("hbreak *0x{start_kernel}"),
-        "continue",
-        r#"printf "start_kernel=%lx\n", (long)$rip"#,
-        &format!("monitor translate 0x{start_kernel}"),
-        "delete",
-        &format!("watch *(unsigned long *)0x{jiffies}"),
-        "continue",
-        &format!(r#"printf "first=%lx\n", *(unsigned long *)0x{jiffies}"#),
-        "continue",
-        &format!(r#"printf "second=%lx\n", *(unsigned long *)0x{jiffies}"#),
-        "delete",
-        "monitor registers",
-        "detach",
-    ])?;
+    let said = gdb(
+        rig,
+        &socket.command(),
+        &[
+            &format!("hbreak *0x{start_kernel}"),
+            "continue",
+            r#"printf "start_kernel=%lx\n", (long)$rip"#,
+            &format!("monitor translate 0x{start_kernel}"),
+            "delete",
+            &format!("watch *(unsigned long *)0x{jiffies}"),
+            "continue",
+            &format!(r#"printf "first=%lx\n", *(unsigned long *)0x{jiffies}"#),
+            "continue",
+            &format!(r#"printf "second=%lx\n", *(unsigned long *)0x{jiffies}"#),
+            "delete",
+            "monitor registers",
+            "detach",
+        ],
+    )?;
     check(&said, &[&format!("start_kernel={start_kernel}")])?;
     ensure!(said.contains("in a page of"), "no page walk:\n{said}");
     ensure!(said.contains("CR3="), "monitor registers shows none:\n{said}");
@@ -324,39 +334,47 @@ fn user_program(rig: &Rig) -> Result<Outcome> {
     initramfs::write_program(&files.initrd, &file)?;
     std::fs::remove_file(&file)?;
     let socket = Socket::new();
-    let outcome = start(rig, &files, &socket, &["-S"]).and_then(|console| look_at(rig, console, &socket, again));
+    let outcome =
+        start(rig, &files, &socket, &["-S"]).and_then(|console| look_at(rig, console, &socket, again));
     std::fs::remove_file(&files.initrd)?;
     outcome
 }
 
 fn look_at(rig: &Rig, mut console: Console, socket: &Socket, again: u64) -> Result<Outcome> {
-    let said = gdb(rig, &socket.command(), &[
-        &format!("break *{again:#x}"),
-        "continue",
-        r#"printf "at=%lx cpl=%d\n", (long)$rip, $cs & 3"#,
-        r#"printf "xmm=%lx %lx\n", $xmm1.v2_int64[0], $xmm1.v2_int64[1]"#,
-        r#"printf "ymm=%lx\n", $ymm1.v4_int64[3]"#,
-        r#"printf "st0=%g\n", $st0"#,
-        "set $rbx = 100",
-        "set $xmm2.v2_int64[1] = 7",
-        "continue",
-        r#"printf "rbx=%lx\n", $rbx"#,
-        "delete",
-        // So many steps take longer than the timer's period, and none leads into its handler.
-        "stepi 2000",
-        r#"printf "rbx=%lx xmm2=%lx ip=%lx\n", $rbx, $xmm2.v2_int64[1], (long)$rip"#,
-        r#"printf "code=%x\n", *(unsigned char *)$rip"#,
-        "detach",
-    ])?;
-    check(&said, &[
-        &format!("at={again:x} cpl=3"),
-        &format!("xmm={PATTERN:x} {PATTERN:x}"),
-        &format!("ymm={PATTERN:x}"),
-        "st0=1",
-        "rbx=65",
-        &format!("rbx=44d xmm2=7 ip={again:x}"),
-        "code=48",
-    ])?;
+    let said = gdb(
+        rig,
+        &socket.command(),
+        &[
+            &format!("break *{again:#x}"),
+            "continue",
+            r#"printf "at=%lx cpl=%d\n", (long)$rip, $cs & 3"#,
+            r#"printf "xmm=%lx %lx\n", $xmm1.v2_int64[0], $xmm1.v2_int64[1]"#,
+            r#"printf "ymm=%lx\n", $ymm1.v4_int64[3]"#,
+            r#"printf "st0=%g\n", $st0"#,
+            "set $rbx = 100",
+            "set $xmm2.v2_int64[1] = 7",
+            "continue",
+            r#"printf "rbx=%lx\n", $rbx"#,
+            "delete",
+            // So many steps take longer than the timer's period, and none leads into its handler.
+            "stepi 2000",
+            r#"printf "rbx=%lx xmm2=%lx ip=%lx\n", $rbx, $xmm2.v2_int64[1], (long)$rip"#,
+            r#"printf "code=%x\n", *(unsigned char *)$rip"#,
+            "detach",
+        ],
+    )?;
+    check(
+        &said,
+        &[
+            &format!("at={again:x} cpl=3"),
+            &format!("xmm={PATTERN:x} {PATTERN:x}"),
+            &format!("ymm={PATTERN:x}"),
+            "st0=1",
+            "rbx=65",
+            &format!("rbx=44d xmm2=7 ip={again:x}"),
+            "code=48",
+        ],
+    )?;
     std::thread::sleep(Duration::from_millis(200));
     let said = gdb(rig, &socket.command(), &[r#"printf "rbx=%lx\n", $rbx"#, "kill"])?;
     let rbx = value(&said, "rbx")?;
