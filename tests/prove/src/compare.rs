@@ -17,6 +17,10 @@
 //!   missing page or a wrong header first: silicon looks at the parts in its own order;
 //! - #GP and #PF for an access that goes over the end of the lower half of the address space;
 //! - all when ENTER faults: silicon has pushed what the translator, which pushes all or nothing, has not;
+//! - whether XSAVE faults for a part of its area that it does not write;
+//! - #AC of MASKMOVQ at an address that is not canonical;
+//! - the first eight bytes of a ten-byte store whose last two fault;
+//! - sticky flags when DPPS, DPPD or VCVTPS2PH fault: silicon has done a part by then;
 //! - #AC and #GP of an x87 store that stores nothing, because its result raises an unmasked exception;
 //! - ARPL on read-only memory that would change nothing, which silicon completes;
 //! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults in 64-bit code: silicon has
@@ -54,6 +58,8 @@ pub struct Stop {
     pub has_arpl: bool,
     /// Whether there is an x87 store to memory in the sequence.
     pub has_x87_store: bool,
+    /// Whether there is an XSAVE in the sequence.
+    pub has_area: bool,
 }
 
 /// The last address of the lower half.
@@ -79,6 +85,22 @@ impl Stop {
             })
     }
 
+    fn in_masked_move(&self) -> bool {
+        use Mnemonic::*;
+        self.insn.is_some_and(|i| matches!(i.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu))
+    }
+
+    /// At a store of ten bytes.
+    fn in_long_store(&self) -> bool {
+        self.insn.is_some_and(|i| i.op_count() > 0 && i.op0_kind() == OpKind::Memory && i.memory_size().size() == 10)
+    }
+
+    /// At an instruction that computes in stages, of which silicon may have done some before a fault.
+    fn in_stages(&self) -> bool {
+        use Mnemonic::*;
+        self.insn.is_some_and(|i| matches!(i.mnemonic(), Dpps | Dppd | Vdpps | Vdppd | Vcvtps2ph))
+    }
+
     /// ENTER has faulted.
     fn in_enter(&self, native: &Frame) -> bool {
         native.vector != NONE && self.insn.is_some_and(|i| i.mnemonic() == Mnemonic::Enter)
@@ -86,18 +108,23 @@ impl Stop {
 
     /// Both sides are right in their own way, and what they left differs.
     fn may_differ(&self, native: &Frame, guest: &Frame) -> bool {
-        let at_end = native.vector == 13 && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
+        let at_end = matches!(native.vector, 12 | 13) && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
         // A write that is not allowed.
         let unchanged = guest.vector == 13 || guest.vector == 14 && guest.error & 3 == 3;
-        let not_stored = matches!(guest.vector, 13 | 17) && native.get(at::STATUS) & ES != 0;
+        let not_stored = guest.vector == 17 || guest.vector == 13 && native.get(at::STATUS) & ES != 0;
+        let area = self.has_area && matches!(guest.vector, 12..=14) && native.rip != guest.rip;
         scales(native)
             || scales(guest)
             || at_end
             || unchanged && self.has_arpl
             || not_stored && self.has_x87_store
+            || self.in_stages() && native.vector == guest.vector
             || self.in_enter(native) && guest.vector != NONE
-            || self.in_area(guest) && native.vector == 13
-            || self.in_area(native) && guest.vector == 13
+            || area
+            || self.in_area(guest) && matches!(native.vector, 12 | 13)
+            || self.in_masked_move() && native.vector == 13 && guest.vector == 17
+            || self.in_area(native) && matches!(guest.vector, 12 | 13)
+            || self.has_area && native.vector == 12 && guest.vector == 13
     }
 
     /// A string instruction with 32-bit addresses has faulted.
@@ -183,9 +210,14 @@ pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
     registers
         && gprs_agree(a, b, stop.in_string(a))
         && (a.vector == NONE || (a.rip, a.cs) == (b.rip, b.cs))
-        && native.image[..READ_ONLY.start] == guest.image[..READ_ONLY.start]
-        && native.image[READ_ONLY.end..] == guest.image[READ_ONLY.end..]
+        && (stop.in_long_store() && a.vector == PAGE_FAULT || images_agree(native.image, guest.image))
 }
+
+fn images_agree(native: &[u8], guest: &[u8]) -> bool {
+    native[..READ_ONLY.start] == guest[..READ_ONLY.start] && native[READ_ONLY.end..] == guest[READ_ONLY.end..]
+}
+
+const PAGE_FAULT: u64 = 14;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().rev().map(|b| format!("{b:02x}")).collect()

@@ -183,12 +183,20 @@ impl Rig {
         let has_arpl = has(&[Mnemonic::Arpl]);
         let has_x87_store =
             has(&[Mnemonic::Fst, Mnemonic::Fstp, Mnemonic::Fist, Mnemonic::Fistp, Mnemonic::Fisttp, Mnemonic::Fbstp]);
+        let has_area = has(&[
+            Mnemonic::Xsave,
+            Mnemonic::Xsave64,
+            Mnemonic::Xsaveopt,
+            Mnemonic::Xsaveopt64,
+            Mnemonic::Xsavec,
+            Mnemonic::Xsavec64,
+        ]);
         if vector == NONE {
-            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store };
+            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store, has_area };
         }
         let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
         let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
-        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store }
+        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store, has_area }
     }
 
     /// Runs one case.
