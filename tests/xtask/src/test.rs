@@ -82,7 +82,8 @@ fn cargo_steps() -> Vec<CargoStep> {
 }
 
 /// Random sequences for a minute, on every processor.
-const PROVE: &[&str] = &["run", "--quiet", "--release", "--package", "tessera-prove", "--", "--seconds", "60"];
+const PROVE: &[&str] =
+    &["run", "--quiet", "--release", "--package", "tessera-prove", "--", "--seconds", "60"];
 
 /// Runs the steps; the exit code says whether all that ran passed.
 pub fn run(options: &Options) -> Result<ExitCode> {
