@@ -75,6 +75,33 @@ pub(super) struct PcPlatform {
     /// While a request of the guest waits here, the vCPU stops.
     events: Events,
     control: Arc<Control>,
+    random: Random,
+}
+
+/// The operating system's random numbers, fetched some at a time.
+#[derive(Default)]
+struct Random {
+    words: [u64; 32],
+    left: usize,
+}
+
+impl Random {
+    fn next(&mut self) -> Option<u64> {
+        if self.left == 0 {
+            let mut bytes = [0u8; 256];
+            // Requests of up to 256 bytes are answered in full once the pool is ready, and wait until it is.
+            match rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) {
+                Ok(n) if n == bytes.len() => {}
+                _ => return None,
+            }
+            for (word, bytes) in self.words.iter_mut().zip(bytes.chunks_exact(8)) {
+                *word = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+            }
+            self.left = self.words.len();
+        }
+        self.left -= 1;
+        Some(std::mem::take(&mut self.words[self.left]))
+    }
 }
 
 impl PcPlatform {
@@ -90,6 +117,7 @@ impl PcPlatform {
             coprocessor: board.coprocessor.clone(),
             events: board.events.clone(),
             control,
+            random: Random::default(),
         }
     }
 }
@@ -111,6 +139,14 @@ impl Platform for PcPlatform {
 
     fn tsc_hz(&self) -> u64 {
         self.clock.tsc_hz()
+    }
+
+    fn random(&mut self) -> u64 {
+        // Which cannot fail on a system that has the call; a guest whose random numbers stop would wait for ever.
+        self.random.next().unwrap_or_else(|| {
+            use std::hash::{BuildHasher, Hasher};
+            std::hash::RandomState::new().build_hasher().finish()
+        })
     }
 
     fn wall_ns(&mut self) -> u64 {
