@@ -19,6 +19,8 @@
 //! - all when ENTER faults: silicon has pushed what the translator, which pushes all or nothing, has not;
 //! - whether XSAVE faults for a part of its area that it does not write;
 //! - #AC of MASKMOVQ at an address that is not canonical;
+//! - which components XSAVE finds in use behind VZEROUPPER and VZEROALL: zero in a register that was written since may be either;
+//! - registers when POPA faults: silicon has loaded some;
 //! - the first eight bytes of a ten-byte store whose last two fault;
 //! - sticky flags when DPPS, DPPD or VCVTPS2PH fault: silicon has done a part by then;
 //! - #AC and #GP of an x87 store that stores nothing, because its result raises an unmasked exception;
@@ -60,6 +62,8 @@ pub struct Stop {
     pub has_x87_store: bool,
     /// Whether there is an XSAVE in the sequence.
     pub has_area: bool,
+    /// Whether there is a VZEROUPPER or VZEROALL in the sequence.
+    pub has_zeroing: bool,
 }
 
 /// The last address of the lower half.
@@ -74,12 +78,17 @@ impl Stop {
 
     /// An access to an area of FXSAVE or XSAVE has faulted.
     fn in_area(&self, native: &Frame) -> bool {
+        native.vector == PAGE_FAULT && self.at_area()
+    }
+
+    /// At an access to such an area, or to the memory of a masked move.
+    fn at_area(&self) -> bool {
         use Mnemonic::*;
-        native.vector == 14
-            && self.insn.is_some_and(|i| {
+        self.insn.is_some_and(|i| {
                 matches!(
                     i.mnemonic(),
-                    Vmaskmovdqu | Maskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
+                    Vmaskmovdqu | Maskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fxsave
+                        | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
                         | Xsavec64 | Xrstor | Xrstor64
                 )
             })
@@ -88,6 +97,12 @@ impl Stop {
     fn in_masked_move(&self) -> bool {
         use Mnemonic::*;
         self.insn.is_some_and(|i| matches!(i.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu))
+    }
+
+    /// POPA has faulted.
+    fn in_pop_all(&self, native: &Frame) -> bool {
+        native.vector != NONE
+            && self.insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Popa | Mnemonic::Popad))
     }
 
     /// At a store of ten bytes.
@@ -125,6 +140,7 @@ impl Stop {
             || self.in_masked_move() && native.vector == 13 && guest.vector == 17
             || self.in_area(native) && matches!(guest.vector, 12 | 13)
             || self.has_area && native.vector == 12 && guest.vector == 13
+            || self.at_area() && native.vector == 12 && guest.vector == 13
     }
 
     /// A string instruction with 32-bit addresses has faulted.
@@ -208,9 +224,11 @@ pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
         return true;
     }
     registers
-        && gprs_agree(a, b, stop.in_string(a))
+        && (gprs_agree(a, b, stop.in_string(a)) || stop.in_pop_all(a))
         && (a.vector == NONE || (a.rip, a.cs) == (b.rip, b.cs))
-        && (stop.in_long_store() && a.vector == PAGE_FAULT || images_agree(native.image, guest.image))
+        && (stop.in_long_store() && a.vector == PAGE_FAULT
+            || stop.has_area && stop.has_zeroing
+            || images_agree(native.image, guest.image))
 }
 
 fn images_agree(native: &[u8], guest: &[u8]) -> bool {

@@ -183,6 +183,7 @@ impl Rig {
         let has_arpl = has(&[Mnemonic::Arpl]);
         let has_x87_store =
             has(&[Mnemonic::Fst, Mnemonic::Fstp, Mnemonic::Fist, Mnemonic::Fistp, Mnemonic::Fisttp, Mnemonic::Fbstp]);
+        let has_zeroing = has(&[Mnemonic::Vzeroall, Mnemonic::Vzeroupper]);
         let has_area = has(&[
             Mnemonic::Xsave,
             Mnemonic::Xsave64,
@@ -192,11 +193,11 @@ impl Rig {
             Mnemonic::Xsavec64,
         ]);
         if vector == NONE {
-            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store, has_area };
+            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store, has_area, has_zeroing };
         }
         let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
         let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
-        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store, has_area }
+        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store, has_area, has_zeroing }
     }
 
     /// Runs one case.
