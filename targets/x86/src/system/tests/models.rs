@@ -7,6 +7,7 @@ use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx, mm0, mm1, ptr, st0, st1, 
 use super::engine::Engine;
 use super::*;
 use crate::cpuid::Feature;
+use crate::helpers::x87_state::status;
 use crate::system::exception::vector;
 
 type M = Machine<Engine>;
@@ -128,6 +129,23 @@ fn amd_enters_the_kernel_by_syscall_in_legacy_mode() {
     let mut m = ready("Nehalem");
     m.env().efer |= Efer::SCE;
     assert_eq!(raises(&mut m, |a| a.syscall()), Some(vector::UD));
+}
+
+#[test]
+fn wait_reports_errors_under_ts_too_unless_mp_is_set() {
+    let mut m = ready("max");
+    m.env().fpu.control = 0x37f & !status::ZE;
+    m.env().fpu.status = status::ZE | status::ES | status::BUSY;
+    let cr0 = m.env().cr0.bits() & !(Cr0::TS | Cr0::MP | Cr0::EM).bits() | Cr0::NE.bits();
+    for (bits, expected) in [
+        (Cr0::empty(), vector::MF),
+        (Cr0::MP, vector::MF),
+        (Cr0::TS, vector::MF),
+        (Cr0::TS | Cr0::MP, vector::NM),
+    ] {
+        control::write_cr0(m.env(), cr0 | bits.bits()).expect("allowed");
+        assert_eq!(raises(&mut m, |a| a.wait()), Some(expected), "{bits:?}");
+    }
 }
 
 #[test]
