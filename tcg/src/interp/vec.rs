@@ -582,14 +582,14 @@ impl Lanes {
             };
             let p: [u64; 4] = std::array::from_fn(|k| if k < per { product(k) } else { 0 });
             let mut add = |x, y| float::arith(float::Arith::Add, f, x, y, control);
-            let mut sum = add(p[0], p[1]);
+            // Each lane adds itself to its neighbour, then the sum of the other half to its own: which of two NaNs a lane gets depends on it.
+            let mut sums: [u64; 4] = std::array::from_fn(|k| if k < per { add(p[k ^ 1], p[k]) } else { 0 });
             if per == 4 {
-                let upper = add(p[2], p[3]);
-                sum = add(sum, upper);
+                sums = std::array::from_fn(|k| add(sums[k], sums[k ^ 2]));
             }
             for k in (0..per).filter(|k| imm >> k & 1 != 0) {
                 let at = (half * per + k) * bits;
-                r[at / 64] |= sum << (at % 64);
+                r[at / 64] |= sums[k] << (at % 64);
             }
         }
         r
