@@ -8,6 +8,7 @@ use super::engine::Engine;
 use super::*;
 use crate::cpuid::Feature;
 use crate::helpers::x87_state::status;
+use crate::state::mode;
 use crate::system::exception::vector;
 
 type M = Machine<Engine>;
@@ -146,6 +147,36 @@ fn wait_reports_errors_under_ts_too_unless_mp_is_set() {
         control::write_cr0(m.env(), cr0 | bits.bits()).expect("allowed");
         assert_eq!(raises(&mut m, |a| a.wait()), Some(expected), "{bits:?}");
     }
+}
+
+#[test]
+fn xrstor_of_the_x87_unit_alone_may_unmask_an_error() {
+    let mut m = ready("max");
+    let cr4 = m.env().cr4.bits();
+    control::write_cr4(m.env(), cr4 | Cr4::OSXSAVE.bits()).expect("allowed");
+    let cr0 = m.env().cr0.bits() & !(Cr0::TS | Cr0::EM).bits() | Cr0::NE.bits();
+    control::write_cr0(m.env(), cr0).expect("allowed");
+    m.put(0x6000, 2, (0x37f & !status::ZE).into());
+    m.put(0x6002, 2, (status::ZE | status::ES | status::BUSY).into());
+    m.put(0x6000 + 512, 8, 1);
+    let restore = |a: &mut CodeAssembler| {
+        a.fninit()?;
+        a.mov(eax, 1)?;
+        a.xor(edx, edx)?;
+        a.xrstor(ptr(0x6000))?;
+        a.wait()
+    };
+    assert_eq!(raises(&mut m, restore), Some(vector::MF));
+    assert_eq!(m.env().mode & mode::X87_UNMASKED, mode::X87_UNMASKED);
+    // The initial configuration masks it again.
+    m.put(0x6000 + 512, 8, 0);
+    let initial = |a: &mut CodeAssembler| {
+        a.mov(eax, 1)?;
+        a.xor(edx, edx)?;
+        a.xrstor(ptr(0x6000))
+    };
+    assert_eq!(raises(&mut m, initial), None);
+    assert_eq!(m.env().mode & mode::X87_UNMASKED, 0);
 }
 
 #[test]
