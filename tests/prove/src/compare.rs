@@ -25,8 +25,8 @@
 //! - sticky flags when DPPS, DPPD or VCVTPS2PH fault: silicon has done a part by then;
 //! - #AC and #GP of an x87 store that stores nothing, because its result raises an unmasked exception;
 //! - ARPL on read-only memory that would change nothing, which silicon completes;
-//! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults in 64-bit code: silicon has
-//!   or has not written the register back by then.
+//! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults or has nothing to do in 64-bit
+//!   code: silicon has or has not written the register back by then.
 
 use std::fmt::Write;
 
@@ -62,6 +62,8 @@ pub struct Stop {
     pub has_x87_store: bool,
     /// Whether there is an XSAVE in the sequence.
     pub has_area: bool,
+    /// Whether there is a string instruction with 32-bit addresses in the sequence.
+    pub has_narrow_string: bool,
     /// Whether there is a VZEROUPPER or VZEROALL in the sequence.
     pub has_zeroing: bool,
 }
@@ -143,13 +145,6 @@ impl Stop {
             || self.at_area() && native.vector == 12 && guest.vector == 13
     }
 
-    /// A string instruction with 32-bit addresses has faulted.
-    fn in_string(&self, native: &Frame) -> bool {
-        let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
-        native.vector != NONE
-            && self.insn.is_some_and(|i| i.is_string_instruction() && (narrow(i.op0_kind()) || narrow(i.op1_kind())))
-    }
-
     /// A transfer to an address that is not canonical: natively not done, in the guest done.
     fn in_transfer(&self, native: &Frame, guest: &Frame) -> bool {
         let canonical = |address: u64| (address as i64) << 16 >> 16 == address as i64;
@@ -175,12 +170,12 @@ fn error(f: &Frame) -> u64 {
     if upper { f.error | 1 } else { f.error }
 }
 
-fn gprs_agree(a: &Frame, b: &Frame, in_string: bool) -> bool {
+fn gprs_agree(a: &Frame, b: &Frame, narrow_string: bool) -> bool {
     if a.cs == CS32 as u64 {
         return (0..8).all(|n| a.gpr[n] as u32 == b.gpr[n] as u32);
     }
     a.gpr == b.gpr
-        || in_string
+        || narrow_string
             && (0..16).all(|n| {
                 let mask = if matches!(n, 1 | 6 | 7) { u32::MAX as u64 } else { u64::MAX };
                 (a.gpr[n] ^ b.gpr[n]) & mask == 0
@@ -224,7 +219,7 @@ pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
         return true;
     }
     registers
-        && (gprs_agree(a, b, stop.in_string(a)) || stop.in_pop_all(a))
+        && (gprs_agree(a, b, stop.has_narrow_string) || stop.in_pop_all(a))
         && (a.vector == NONE || (a.rip, a.cs) == (b.rip, b.cs))
         && (stop.in_long_store() && a.vector == PAGE_FAULT
             || stop.has_area && stop.has_zeroing

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use iced_x86::{Encoder, Mnemonic};
+use iced_x86::{Encoder, Mnemonic, OpKind};
 use tessera_tcg::opt::OptFlags;
 
 use crate::compare::{After, Stop, agree, describe};
@@ -183,6 +183,10 @@ impl Rig {
         let has_arpl = has(&[Mnemonic::Arpl]);
         let has_x87_store =
             has(&[Mnemonic::Fst, Mnemonic::Fstp, Mnemonic::Fist, Mnemonic::Fistp, Mnemonic::Fisttp, Mnemonic::Fbstp]);
+        let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
+        let has_narrow_string = code.insns.iter().any(|p| {
+            p.insn.is_string_instruction() && (narrow(p.insn.op0_kind()) || narrow(p.insn.op1_kind()))
+        });
         let has_zeroing = has(&[Mnemonic::Vzeroall, Mnemonic::Vzeroupper]);
         let has_area = has(&[
             Mnemonic::Xsave,
@@ -193,11 +197,11 @@ impl Rig {
             Mnemonic::Xsavec64,
         ]);
         if vector == NONE {
-            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store, has_area, has_zeroing };
+            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store, has_area, has_zeroing, has_narrow_string };
         }
         let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
         let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
-        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store, has_area, has_zeroing }
+        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store, has_area, has_zeroing, has_narrow_string }
     }
 
     /// Runs one case.
