@@ -9,7 +9,7 @@ use tessera_hw::intc::lapic::TIMER_HZ;
 use tessera_hw::misc::a20::A20;
 use tessera_hw::misc::coprocessor::Coprocessor;
 use tessera_hw_core::clock::Clock;
-use tessera_hw_core::cpu::CpuIrq;
+use tessera_hw_core::cpu::{CpuIrq, signal};
 use tessera_hw_core::event::Events;
 use tessera_hw_core::mem::{AddressSpace, MemoryObserver, Region};
 use tessera_hw_core::ports::PortBus;
@@ -21,7 +21,7 @@ use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
 use tessera_x86::platform::{InvalidMsr, Platform};
-use tessera_x86::state::X86Env;
+use tessera_x86::state::{RFlags, X86Env};
 use tessera_x86::system::{self, exit};
 
 use super::{Control, Engine, Stop};
@@ -237,6 +237,7 @@ impl Platform for PcPlatform {
 /// The translator as the engine of one vCPU.
 pub struct TcgEngine {
     vcpu: Vcpu<X86, X86_64>,
+    irq: Arc<dyn CpuIrq>,
     control: Arc<Control>,
 }
 
@@ -258,7 +259,7 @@ impl TcgEngine {
         let irq = board.cpus().next().ok_or("the machine has no CPU")?;
         let waiting = control.clone();
         irq.set_kick(Arc::new(move || waiting.kick()));
-        let platform = PcPlatform::new(board, irq, control.clone());
+        let platform = PcPlatform::new(board, irq.clone(), control.clone());
         cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
         let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();
@@ -279,7 +280,7 @@ impl TcgEngine {
         board.a20.on_change(Box::new(move |_| noticed.kick()));
         // Set once, here.
         let _ = remote.set(vcpu.remote().clone());
-        Ok(TcgEngine { vcpu, control })
+        Ok(TcgEngine { vcpu, irq, control })
     }
 }
 
@@ -313,7 +314,11 @@ impl Engine for TcgEngine {
     }
 
     fn awake(&self) -> bool {
-        self.vcpu.env().platform.event_pending()
+        // An interrupt that the CPU does not take (EFLAGS.IF clear) wakes nobody.
+        let env = self.vcpu.env();
+        let interruptible = env.eflags & RFlags::IF.bits() != 0;
+        let waiting = self.irq.signals().load(Ordering::Acquire);
+        waiting & !signal::INTR != 0 || waiting != 0 && interruptible || env.platform.stop_requested()
     }
 
     fn dump(&self) -> String {

@@ -10,7 +10,8 @@
 //! #DB carries the bits to be set in DR6 in [`Exception::address`]; a page fault, as everywhere, the faulting address.
 
 use iced_x86::{
-    CpuidFeature, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register, UsedMemory,
+    CpuidFeature, Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
+    UsedMemory,
 };
 use tessera_tcg::guest::{Exception, Next};
 use tessera_tcg::softmmu;
@@ -444,8 +445,10 @@ fn accesses_stack_at(env: &mut X86Env, va: u64) -> bool {
         };
         let size = m.memory_size().size().max(8) as u64;
         // A register with a bit offset leads anywhere, and so does a vector of indices.
-        let bits = matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts);
-        bits || m.index().is_vector_register() || m.virtual_address(0, register).is_some_and(|start| va.wrapping_sub(start) < size)
+        let bits =
+            matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Btc | Mnemonic::Btr | Mnemonic::Bts);
+        bits || m.index().is_vector_register()
+            || m.virtual_address(0, register).is_some_and(|start| va.wrapping_sub(start) < size)
     })
 }
 
