@@ -180,6 +180,31 @@ fn xrstor_of_the_x87_unit_alone_may_unmask_an_error() {
 }
 
 #[test]
+fn xgetbv_sees_the_registers_as_they_are() {
+    let mut m = ready("max");
+    let cr4 = m.env().cr4.bits();
+    control::write_cr4(m.env(), cr4 | Cr4::OSXSAVE.bits()).expect("allowed");
+    control::xsetbv(m.env(), 0, 7).expect("allowed");
+    for in_use in [0, 1, 2] {
+        // From the initial configuration, a change to one component in the block that asks.
+        let program = |a: &mut CodeAssembler| {
+            a.mov(eax, 7)?;
+            a.xor(edx, edx)?;
+            a.xrstor(ptr(0x6000))?;
+            match in_use {
+                0 => {}
+                1 => a.fld1()?,
+                _ => a.pcmpeqd(xmm0, xmm0)?,
+            }
+            a.mov(ecx, 1)?;
+            a.xgetbv()
+        };
+        assert_eq!(raises(&mut m, program), None);
+        assert_eq!(m.env().gpr[reg::RAX], in_use);
+    }
+}
+
+#[test]
 fn an_x87_error_without_ne_waits_for_its_interrupt() {
     let mut m = ready("pentium");
     let cr0 = m.env().cr0.bits();
