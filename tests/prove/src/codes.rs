@@ -72,7 +72,10 @@ pub fn how(model: &CpuidTable, code: Code) -> How {
         return How::Excluded("exists in 16-bit code only");
     }
     let operands = || (0..info.op_count()).map(|n| info.op_kind(n));
-    if operands().any(|k| matches!(k, Op::farbr2_2 | Op::farbr4_2)) || code.is_jmp_far_indirect() || code.is_call_far_indirect() {
+    if operands().any(|k| matches!(k, Op::farbr2_2 | Op::farbr4_2))
+        || code.is_jmp_far_indirect()
+        || code.is_call_far_indirect()
+    {
         return How::Excluded("depends on descriptors that are the kernel's");
     }
     let writes_segment = matches!(code.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
@@ -115,7 +118,11 @@ pub fn left_out(model: &CpuidTable) -> Option<String> {
     let native = |table| Code::values().filter(|&c| how(table, c) == How::Native).count();
     let (all, here) = (native(model), native(&host));
     (here < all).then(|| {
-        format!("{} of {all} encodings are left out: this host lacks some of {}", all - here, missing.join(", "))
+        format!(
+            "{} of {all} encodings are left out: this host lacks some of {}",
+            all - here,
+            missing.join(", ")
+        )
     })
 }
 
@@ -144,12 +151,18 @@ impl Table {
     /// The instructions of the model that this host has; `filter` (lower case) chooses by name and feature.
     pub fn new(model: &CpuidTable, filter: Option<&str>) -> Table {
         let (host, _) = host_part(model);
-        let mut t = Table { all: Default::default(), core: Default::default(), chosen: Default::default(), entries: Vec::new() };
+        let mut t = Table {
+            all: Default::default(),
+            core: Default::default(),
+            chosen: Default::default(),
+            entries: Vec::new(),
+        };
         for code in Code::values().filter(|&c| how(&host, c) == How::Native) {
             for (n, wide) in [(0, true), (1, false)] {
                 let info = code.op_code();
                 // 16-bit branches in 64-bit code are AMD's.
-                let short = || (0..info.op_count()).any(|n| matches!(info.op_kind(n), Op::br16_1 | Op::br16_2));
+                let short =
+                    || (0..info.op_count()).any(|n| matches!(info.op_kind(n), Op::br16_1 | Op::br16_2));
                 if !(if wide { info.mode64() && !short() } else { info.mode32() }) {
                     continue;
                 }
@@ -197,10 +210,67 @@ fn is_core(code: Code) -> bool {
     code.encoding() == EncodingKind::Legacy
         && matches!(
             code.mnemonic(),
-            Add | Sub | And | Or | Xor | Adc | Sbb | Cmp | Test | Inc | Dec | Neg | Not | Shl | Shr | Sar | Rol | Ror
-                | Rcl | Rcr | Imul | Mov | Movzx | Movsx | Movsxd | Lea | Xchg | Push | Pop | Bt | Bts | Setb | Sete
-                | Setl | Seto | Cmovb | Cmove | Cmovl | Cmovs | Jb | Je | Jl | Jbe | Jle | Jo | Js | Jp | Jmp | Stc
-                | Cmc | Lahf | Sahf | Pushfq | Cwd | Cdq | Cqo | Cdqe | Xadd | Cmpxchg | Shld | Bsf | Bsr
+            Add | Sub
+                | And
+                | Or
+                | Xor
+                | Adc
+                | Sbb
+                | Cmp
+                | Test
+                | Inc
+                | Dec
+                | Neg
+                | Not
+                | Shl
+                | Shr
+                | Sar
+                | Rol
+                | Ror
+                | Rcl
+                | Rcr
+                | Imul
+                | Mov
+                | Movzx
+                | Movsx
+                | Movsxd
+                | Lea
+                | Xchg
+                | Push
+                | Pop
+                | Bt
+                | Bts
+                | Setb
+                | Sete
+                | Setl
+                | Seto
+                | Cmovb
+                | Cmove
+                | Cmovl
+                | Cmovs
+                | Jb
+                | Je
+                | Jl
+                | Jbe
+                | Jle
+                | Jo
+                | Js
+                | Jp
+                | Jmp
+                | Stc
+                | Cmc
+                | Lahf
+                | Sahf
+                | Pushfq
+                | Cwd
+                | Cdq
+                | Cqo
+                | Cdqe
+                | Xadd
+                | Cmpxchg
+                | Shld
+                | Bsf
+                | Bsr
         )
         && how_core(code)
 }
@@ -208,5 +278,6 @@ fn is_core(code: Code) -> bool {
 /// Not the forms of these mnemonics that are about other than integers.
 fn how_core(code: Code) -> bool {
     let info = code.op_code();
-    (0..info.op_count()).all(|n| !matches!(info.op_kind(n), Op::cr_reg | Op::dr_reg | Op::tr_reg | Op::seg_reg))
+    (0..info.op_count())
+        .all(|n| !matches!(info.op_kind(n), Op::cr_reg | Op::dr_reg | Op::tr_reg | Op::seg_reg))
 }

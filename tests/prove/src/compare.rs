@@ -37,7 +37,8 @@ use crate::layout::{CS32, IMAGE, IMAGE_AT, READ_ONLY};
 
 /// Names of the general registers.
 pub const REGISTERS: [&str; 16] = [
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
+    "r15",
 ];
 
 /// State after a run: the frame and the window.
@@ -75,7 +76,9 @@ impl Stop {
     /// An MMX instruction has faulted.
     fn in_mmx(&self, native: &Frame) -> bool {
         native.vector != NONE
-            && self.insn.is_some_and(|i| (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm()))
+            && self.insn.is_some_and(|i| {
+                (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
+            })
     }
 
     /// An access to an area of FXSAVE or XSAVE has faulted.
@@ -87,13 +90,28 @@ impl Stop {
     fn at_area(&self) -> bool {
         use Mnemonic::*;
         self.insn.is_some_and(|i| {
-                matches!(
-                    i.mnemonic(),
-                    Vmaskmovdqu | Maskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Fxsave
-                        | Fxsave64 | Fxrstor | Fxrstor64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec
-                        | Xsavec64 | Xrstor | Xrstor64
-                )
-            })
+            matches!(
+                i.mnemonic(),
+                Vmaskmovdqu
+                    | Maskmovdqu
+                    | Vmaskmovps
+                    | Vmaskmovpd
+                    | Vpmaskmovd
+                    | Vpmaskmovq
+                    | Fxsave
+                    | Fxsave64
+                    | Fxrstor
+                    | Fxrstor64
+                    | Xsave
+                    | Xsave64
+                    | Xsaveopt
+                    | Xsaveopt64
+                    | Xsavec
+                    | Xsavec64
+                    | Xrstor
+                    | Xrstor64
+            )
+        })
     }
 
     fn in_masked_move(&self) -> bool {
@@ -109,7 +127,9 @@ impl Stop {
 
     /// At a store of ten bytes.
     fn in_long_store(&self) -> bool {
-        self.insn.is_some_and(|i| i.op_count() > 0 && i.op0_kind() == OpKind::Memory && i.memory_size().size() == 10)
+        self.insn.is_some_and(|i| {
+            i.op_count() > 0 && i.op0_kind() == OpKind::Memory && i.memory_size().size() == 10
+        })
     }
 
     /// At an instruction that computes in stages, of which silicon may have done some before a fault.
@@ -125,7 +145,8 @@ impl Stop {
 
     /// Both sides are right in their own way, and what they left differs.
     fn may_differ(&self, native: &Frame, guest: &Frame) -> bool {
-        let at_end = matches!(native.vector, 12 | 13) && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
+        let at_end =
+            matches!(native.vector, 12 | 13) && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
         // A write that is not allowed.
         let unchanged = guest.vector == 13 || guest.vector == 14 && guest.error & 3 == 3;
         let not_stored = guest.vector == 17 || guest.vector == 13 && native.get(at::STATUS) & ES != 0;
@@ -152,7 +173,9 @@ impl Stop {
             && guest.vector == 13
             && native.error == guest.error
             && !canonical(guest.rip)
-            && self.insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Call))
+            && self
+                .insn
+                .is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Call))
     }
 }
 
@@ -245,8 +268,8 @@ pub fn ending(f: &Frame) -> String {
         14 => format!("#PF error {:#x} address {:#x} at {:#x}", f.error, f.address, f.rip),
         v => {
             const NAMES: [&str; 20] = [
-                "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS", "#GP", "#PF",
-                "", "#MF", "#AC", "#MC", "#XM",
+                "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "", "#TS", "#NP", "#SS",
+                "#GP", "#PF", "", "#MF", "#AC", "#MC", "#XM",
             ];
             let name = NAMES.get(v as usize).copied().unwrap_or("?");
             format!("{name} (vector {v}) error {:#x} at {:#x}", f.error, f.rip)
@@ -259,14 +282,20 @@ pub fn describe(before: After<'_>, native: After<'_>, guest: After<'_>, stop: &S
     let undefined = stop.undefined;
     let mut out = String::new();
     let (s, a, b) = (before.frame, native.frame, guest.frame);
-    if ending(a) != ending(b) && (a.vector, error(a), a.address, a.rip) != (b.vector, error(b), b.address, b.rip) {
+    if ending(a) != ending(b)
+        && (a.vector, error(a), a.address, a.rip) != (b.vector, error(b), b.address, b.rip)
+    {
         let _ = writeln!(out, "  silicon:    {}\n  translator: {}", ending(a), ending(b));
     } else {
         let _ = writeln!(out, "  both: {}", ending(a));
     }
     let mut line = |name: &str, before: String, native: String, guest: String| {
         if native != guest {
-            let _ = writeln!(out, "  {name:<10} before {before}\n  {:<10} silicon {native}\n* {:<10} translator {guest}", "", "");
+            let _ = writeln!(
+                out,
+                "  {name:<10} before {before}\n  {:<10} silicon {native}\n* {:<10} translator {guest}",
+                "", ""
+            );
         }
     };
     for (n, name) in REGISTERS.into_iter().enumerate() {
@@ -310,7 +339,12 @@ pub fn describe(before: After<'_>, native: After<'_>, guest: After<'_>, stop: &S
     }
     for at in (0..IMAGE).step_by(16).filter(|at| !READ_ONLY.contains(at)) {
         let show = |image: &[u8]| hex(&image[at..at + 16]);
-        line(&format!("{:#x}", IMAGE_AT + at as u64), show(before.image), show(native.image), show(guest.image));
+        line(
+            &format!("{:#x}", IMAGE_AT + at as u64),
+            show(before.image),
+            show(native.image),
+            show(guest.image),
+        );
     }
     out
 }

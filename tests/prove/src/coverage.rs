@@ -121,7 +121,8 @@ pub fn text() -> String {
             let _ = writeln!(out, "| {code:?} | {reason} | {} | {} | {hand} |", yes(s.program), yes(s.kvm));
         }
     }
-    let rest: Vec<_> = rows.values().flatten().filter(|(_, s)| s.nobody()).map(|(c, _)| format!("{c:?}")).collect();
+    let rest: Vec<_> =
+        rows.values().flatten().filter(|(_, s)| s.nobody()).map(|(c, _)| format!("{c:?}")).collect();
     out.push_str("\n## Not exercised\n\n");
     if rest.is_empty() {
         out.push_str("None.\n");

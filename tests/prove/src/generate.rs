@@ -6,7 +6,8 @@
 //! memory operands mostly find memory and repetitions end.
 
 use iced_x86::{
-    Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind as Op, OpKind, Register,
+    Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpCodeOperandKind as Op, OpKind,
+    Register,
 };
 
 use crate::codes::Table;
@@ -243,8 +244,9 @@ impl Generator {
         f.set(at::MXCSR, if r.one_in(3) { 0x1f80 } else { mxcsr });
         for n in 0..16 {
             let v = self.pools.vector(r);
-            for (at, word) in
-                [at::xmm(n).start, at::xmm(n).start + 8, at::ymm(n).start, at::ymm(n).start + 8].into_iter().zip(v)
+            for (at, word) in [at::xmm(n).start, at::xmm(n).start + 8, at::ymm(n).start, at::ymm(n).start + 8]
+                .into_iter()
+                .zip(v)
             {
                 f.xsave[at..at + 8].copy_from_slice(&word.to_le_bytes());
             }
@@ -271,7 +273,8 @@ impl Generator {
             1 => 0,
             2 => 0xff,
             // Some registers from the top of the stack on.
-            _ => (0xffu16.checked_shl(8 - r.below(8) as u32).unwrap_or(0) as u8).rotate_right(8 - (status >> 11 & 7) as u32),
+            _ => (0xffu16.checked_shl(8 - r.below(8) as u32).unwrap_or(0) as u8)
+                .rotate_right(8 - (status >> 11 & 7) as u32),
         };
         f.set(at::TAGS, tags as u64);
         f.set(at::OPCODE, r.word() & 0x7ff);
@@ -288,7 +291,9 @@ impl Generator {
             let keeps = i.is_string_instruction();
             let explicit = |n: u32| {
                 (0..i.op_count()).any(|k| {
-                    i.op_kind(k) == OpKind::Register && i.op_register(k).is_gpr() && i.op_register(k).full_register() == gpr(n, 8)
+                    i.op_kind(k) == OpKind::Register
+                        && i.op_register(k).is_gpr()
+                        && i.op_register(k).full_register() == gpr(n, 8)
                 })
             };
             for used in self.info.info(i).used_registers() {
@@ -325,7 +330,8 @@ impl Generator {
         for n in 0..info.op_count() {
             let kind = info.op_kind(n);
             operands::operand(&mut i, n, kind, roles, r)?;
-            branch |= matches!(kind, Op::br16_1 | Op::br16_2 | Op::br32_1 | Op::br32_4 | Op::br64_1 | Op::br64_4);
+            branch |=
+                matches!(kind, Op::br16_1 | Op::br16_2 | Op::br32_1 | Op::br32_4 | Op::br64_1 | Op::br64_4);
         }
         let memory_destination = i.op_count() > 0 && i.op0_kind() == OpKind::Memory;
         if info.can_use_lock_prefix() && memory_destination && r.one_in(4) || r.one_in(400) {
@@ -340,7 +346,8 @@ impl Generator {
         }
         let mut step = Step::of(i);
         if branch {
-            step.link = Some(Link { insn: 0, target: Target::Branch, to: at + 1 + r.below((count - at).min(3)) });
+            step.link =
+                Some(Link { insn: 0, target: Target::Branch, to: at + 1 + r.below((count - at).min(3)) });
         }
         self.surround(&mut step, roles, at, count, r)?;
         let encoder = &mut self.encoders[if roles.wide { 0 } else { 1 }];
@@ -379,7 +386,14 @@ impl Generator {
     }
 
     /// Adds what an instruction needs before or behind it.
-    fn surround(&mut self, step: &mut Step, roles: &Roles, at: usize, count: usize, r: &mut Rng) -> Option<()> {
+    fn surround(
+        &mut self,
+        step: &mut Step,
+        roles: &Roles,
+        at: usize,
+        count: usize,
+        r: &mut Rng,
+    ) -> Option<()> {
         use Mnemonic::*;
         let i = step.insns[0];
         let register0 = |i: &Instruction| (i.op0_kind() == OpKind::Register).then(|| i.op0_register());
@@ -401,7 +415,8 @@ impl Generator {
                 }
             }
             Fxrstor | Fxrstor64 if r.percent(60) => {
-                let save = if i.mnemonic() == Fxrstor64 { Code::Fxsave64_m512byte } else { Code::Fxsave_m512byte };
+                let save =
+                    if i.mnemonic() == Fxrstor64 { Code::Fxsave64_m512byte } else { Code::Fxsave_m512byte };
                 before.push(same_memory(save, &i));
             }
             Xgetbv => {
@@ -450,7 +465,9 @@ impl Generator {
                 let label = self.label(step, roles, at, count, r)?;
                 let bytes = if roles.wide { 8 } else { 4 };
                 let mut jump = i;
-                if jump.code().op_code().op_kind(0) != (if roles.wide { Op::r64_or_mem } else { Op::r32_or_mem }) {
+                if jump.code().op_code().op_kind(0)
+                    != (if roles.wide { Op::r64_or_mem } else { Op::r32_or_mem })
+                {
                     return Some(());
                 }
                 jump = Instruction::with1(jump.code(), gpr(label.1, bytes)).ok()?;
@@ -479,7 +496,9 @@ impl Generator {
         }
         let index = i.memory_index();
         if index.is_xmm() || index.is_ymm() {
-            let same = |a: Register, b: Register| (a as u32 - Register::XMM0 as u32) % 32 == (b as u32 - Register::XMM0 as u32) % 32;
+            let same = |a: Register, b: Register| {
+                (a as u32 - Register::XMM0 as u32) % 32 == (b as u32 - Register::XMM0 as u32) % 32
+            };
             let (to, mask) = (i.op0_register(), i.op2_register());
             if (same(to, mask) || same(to, index) || same(mask, index)) && !r.one_in(16) {
                 return None;
@@ -492,7 +511,11 @@ impl Generator {
                     (true, false) => Code::VEX_Vpsrld_ymm_ymm_imm8,
                     (true, true) => Code::VEX_Vpsrlq_ymm_ymm_imm8,
                 };
-                let bits = if matches!(code, Code::VEX_Vpsrlq_xmm_xmm_imm8 | Code::VEX_Vpsrlq_ymm_ymm_imm8) { 56 } else { 24 };
+                let bits = if matches!(code, Code::VEX_Vpsrlq_xmm_xmm_imm8 | Code::VEX_Vpsrlq_ymm_ymm_imm8) {
+                    56
+                } else {
+                    24
+                };
                 before.push(Instruction::with3(code, index, index, bits).ok()?);
             }
         }
@@ -508,7 +531,14 @@ impl Generator {
     }
 
     /// An instruction that puts the address of a later step into a register, and that register.
-    fn label(&self, step: &mut Step, roles: &Roles, at: usize, count: usize, r: &mut Rng) -> Option<(Instruction, u32)> {
+    fn label(
+        &self,
+        step: &mut Step,
+        roles: &Roles,
+        at: usize,
+        count: usize,
+        r: &mut Rng,
+    ) -> Option<(Instruction, u32)> {
         let n = roles.any(r);
         if n == 4 {
             return None;
@@ -530,8 +560,5 @@ impl Generator {
 }
 
 fn writes(access: OpAccess) -> bool {
-    matches!(
-        access,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-    )
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }

@@ -29,7 +29,8 @@ impl Roles {
     /// A general register for an operand; RSP and the loop counter hardly or never.
     pub fn any(&self, r: &mut Rng) -> u32 {
         loop {
-            let n = if r.percent(60) { r.pick(&[0, 1, 2, 3, 6, 7]) } else { r.below(self.registers()) as u32 };
+            let n =
+                if r.percent(60) { r.pick(&[0, 1, 2, 3, 6, 7]) } else { r.below(self.registers()) as u32 };
             if Some(n) != self.counter && (n != 4 || r.one_in(24)) {
                 return n;
             }
@@ -115,7 +116,13 @@ fn memory(i: &mut Instruction, n: u32, roles: &Roles, r: &mut Rng, index: Option
     let set_displacement = |i: &mut Instruction, v: i64| {
         let v = if wide { v as u64 } else { v as u32 as u64 };
         let short = v as i64 as i8 as i64 == v as i64 || !wide && v as i32 as i8 as i32 == v as i32;
-        i.set_memory_displ_size(if v == 0 { 0 } else if short { 1 } else { big });
+        i.set_memory_displ_size(if v == 0 {
+            0
+        } else if short {
+            1
+        } else {
+            big
+        });
         i.set_memory_displacement64(v);
     };
     if let Some(index) = index {
@@ -208,12 +215,21 @@ pub fn operand(i: &mut Instruction, n: u32, kind: Op, roles: &Roles, r: &mut Rng
             Done
         }
         Op::mem_vsib32x | Op::mem_vsib64x | Op::mem_vsib32y | Op::mem_vsib64y => {
-            let first = if matches!(kind, Op::mem_vsib32x | Op::mem_vsib64x) { Register::XMM0 } else { Register::YMM0 };
+            let first = if matches!(kind, Op::mem_vsib32x | Op::mem_vsib64x) {
+                Register::XMM0
+            } else {
+                Register::YMM0
+            };
             let index = first + vector_number(roles, r);
             memory(i, n, roles, r, Some(index));
             return Some(());
         }
-        Op::r8_or_mem | Op::r16_or_mem | Op::r32_or_mem | Op::r64_or_mem | Op::mm_or_mem | Op::xmm_or_mem
+        Op::r8_or_mem
+        | Op::r16_or_mem
+        | Op::r32_or_mem
+        | Op::r64_or_mem
+        | Op::mm_or_mem
+        | Op::xmm_or_mem
         | Op::ymm_or_mem
             if in_memory =>
         {
@@ -225,8 +241,12 @@ pub fn operand(i: &mut Instruction, n: u32, kind: Op, roles: &Roles, r: &mut Rng
             byte_register(roles.any(r))
         }),
         Op::r16_or_mem | Op::r16_reg | Op::r16_rm | Op::r16_opcode => Reg(gpr(roles.any(r), 2)),
-        Op::r32_or_mem | Op::r32_reg | Op::r32_rm | Op::r32_opcode | Op::r32_vvvv => Reg(gpr(roles.any(r), 4)),
-        Op::r64_or_mem | Op::r64_reg | Op::r64_rm | Op::r64_opcode | Op::r64_vvvv => Reg(gpr(roles.any(r), 8)),
+        Op::r32_or_mem | Op::r32_reg | Op::r32_rm | Op::r32_opcode | Op::r32_vvvv => {
+            Reg(gpr(roles.any(r), 4))
+        }
+        Op::r64_or_mem | Op::r64_reg | Op::r64_rm | Op::r64_opcode | Op::r64_vvvv => {
+            Reg(gpr(roles.any(r), 8))
+        }
         Op::r16_reg_mem | Op::r32_reg_mem | Op::r64_reg_mem => {
             // The register is an address.
             let bytes = match kind {
@@ -236,14 +256,9 @@ pub fn operand(i: &mut Instruction, n: u32, kind: Op, roles: &Roles, r: &mut Rng
             };
             Reg(gpr(roles.one_of(roles.pointers, r).unwrap_or_else(|| roles.any(r)), bytes))
         }
-        Op::seg_reg => Reg(r.pick(&[
-            Register::ES,
-            Register::CS,
-            Register::SS,
-            Register::DS,
-            Register::FS,
-            Register::GS,
-        ])),
+        Op::seg_reg => {
+            Reg(r.pick(&[Register::ES, Register::CS, Register::SS, Register::DS, Register::FS, Register::GS]))
+        }
         Op::mm_or_mem | Op::mm_reg | Op::mm_rm => Reg(Register::MM0 + r.pick(&[0, 1, 2, 7])),
         Op::xmm_or_mem | Op::xmm_reg | Op::xmm_rm | Op::xmm_vvvv | Op::xmm_is4 => {
             Reg(Register::XMM0 + vector_number(roles, r))

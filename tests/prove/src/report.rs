@@ -131,7 +131,8 @@ pub fn story(rig: &mut Rig, small: &Small, original: &Case, cpu: usize, repeat: 
         code = placed.clone();
     })?;
     translation(&mut out, rig.cpu(cpu).env(), mode, configs[cpu], &code);
-    let _ = writeln!(out, "case {} ({} steps before shrinking)", original.number, original.sequence.steps.len());
+    let _ =
+        writeln!(out, "case {} ({} steps before shrinking)", original.number, original.sequence.steps.len());
     let _ = writeln!(out, "again: {repeat}");
     Ok(out)
 }

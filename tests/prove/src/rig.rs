@@ -74,7 +74,8 @@ impl Rig {
         // SAFETY: the rig drops the memory and all vCPUs before the native side, whose code area this is; code is written in
         // `place` only, when no guest runs.
         let memory = Arc::new(unsafe { GuestMemory::new(native.code_address())? });
-        let cpus = configs.iter().map(|c| GuestCpu::new(memory.clone(), *c, watchdog)).collect::<Result<_>>()?;
+        let cpus =
+            configs.iter().map(|c| GuestCpu::new(memory.clone(), *c, watchdog)).collect::<Result<_>>()?;
         Ok(Rig {
             cpus,
             memory,
@@ -126,7 +127,9 @@ impl Rig {
         let encoder = &mut self.encoders[if case.sequence.wide { 0 } else { 1 }];
         let code = &mut self.codes[n];
         let at = self.cursor;
-        if case.sequence.place(CODE + at as u64, encoder, code).is_none() || at + code.bytes.len() > CODE_BYTES {
+        if case.sequence.place(CODE + at as u64, encoder, code).is_none()
+            || at + code.bytes.len() > CODE_BYTES
+        {
             return false;
         }
         self.native.code()[at..at + code.bytes.len()].copy_from_slice(&code.bytes);
@@ -135,7 +138,13 @@ impl Rig {
     }
 
     /// Runs cases from an image of the window, on the vCPU number `cpu`; tells of each its verdict, and how it differed.
-    pub fn run(&mut self, cases: &[Case], image: &[u8], cpu: usize, mut each: impl FnMut(usize, Verdict, &str)) -> Result<()> {
+    pub fn run(
+        &mut self,
+        cases: &[Case],
+        image: &[u8],
+        cpu: usize,
+        mut each: impl FnMut(usize, Verdict, &str),
+    ) -> Result<()> {
         assert!(cases.len() <= BATCH && image.len() == IMAGE);
         self.make_room(cases.len() + 4);
         let start_of_batch = self.cursor;
@@ -181,8 +190,14 @@ impl Rig {
         let code = &self.codes[n];
         let has = |which: &[Mnemonic]| code.insns.iter().any(|p| which.contains(&p.insn.mnemonic()));
         let has_arpl = has(&[Mnemonic::Arpl]);
-        let has_x87_store =
-            has(&[Mnemonic::Fst, Mnemonic::Fstp, Mnemonic::Fist, Mnemonic::Fistp, Mnemonic::Fisttp, Mnemonic::Fbstp]);
+        let has_x87_store = has(&[
+            Mnemonic::Fst,
+            Mnemonic::Fstp,
+            Mnemonic::Fist,
+            Mnemonic::Fistp,
+            Mnemonic::Fisttp,
+            Mnemonic::Fbstp,
+        ]);
         let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
         let has_narrow_string = code.insns.iter().any(|p| {
             p.insn.is_string_instruction() && (narrow(p.insn.op0_kind()) || narrow(p.insn.op1_kind()))
@@ -197,11 +212,27 @@ impl Rig {
             Mnemonic::Xsavec64,
         ]);
         if vector == NONE {
-            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store, has_area, has_zeroing, has_narrow_string };
+            return Stop {
+                undefined: code.undefined,
+                insn: None,
+                has_arpl,
+                has_x87_store,
+                has_area,
+                has_zeroing,
+                has_narrow_string,
+            };
         }
         let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
         let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
-        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store, has_area, has_zeroing, has_narrow_string }
+        Stop {
+            undefined: code.undefined_at(rip, end),
+            insn,
+            has_arpl,
+            has_x87_store,
+            has_area,
+            has_zeroing,
+            has_narrow_string,
+        }
     }
 
     /// Runs one case.
@@ -246,7 +277,7 @@ mod tests {
         let image = vec![0; IMAGE];
         let mem = |address: u64| {
             let mut i = Instruction::with2(Code::Mov_rm32_r32, Register::EAX, Register::ECX).unwrap();
-            i.set_op0_kind(iced_x86::OpKind::Memory);
+            i.set_op0_kind(OpKind::Memory);
             i.set_memory_displ_size(8);
             i.set_memory_displacement64(address);
             i

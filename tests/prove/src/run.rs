@@ -135,7 +135,8 @@ fn watch(
             limit = Some(Instant::now() + Duration::from_secs(shared.options.seconds));
         }
         let over = limit.is_some_and(|l| Instant::now() >= l) || interrupted.load(Ordering::Relaxed);
-        let enough = shared.seen.lock().unwrap_or_else(PoisonError::into_inner).len() >= shared.options.mismatches;
+        let enough =
+            shared.seen.lock().unwrap_or_else(PoisonError::into_inner).len() >= shared.options.mismatches;
         if over || enough || workers.iter().any(|w| w.0.is_finished()) {
             shared.stop.store(true, Ordering::Relaxed);
         }
@@ -239,7 +240,8 @@ fn mismatch(
             case.number,
             report::listing(case),
         );
-        *shared.seen.lock().unwrap_or_else(PoisonError::into_inner).entry("not again".into()).or_default() += 1;
+        *shared.seen.lock().unwrap_or_else(PoisonError::into_inner).entry("not again".into()).or_default() +=
+            1;
         return Ok(());
     }
     let small = shrink(rig, case, image, cpu)?;

@@ -127,7 +127,9 @@ fn undefined_after(i: &Instruction, undefined: u32) -> u32 {
         Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd => {
             i.op_kind(last) == OpKind::Register || i.immediate8() & 31 == 0 || i.immediate8() & 63 == 0
         }
-        Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq => i.has_rep_prefix() || i.has_repne_prefix(),
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq => {
+            i.has_rep_prefix() || i.has_repne_prefix()
+        }
         Fcomi | Fcomip | Fucomi | Fucomip => true,
         _ => false,
     };
@@ -189,7 +191,8 @@ impl Sequence {
             at_step[n] = undefined;
             for (k, i) in step.insns.iter().enumerate() {
                 if let Some(link) = step.link
-                    && (link.insn == k && link.target == Target::Branch || step.goes_to_link && k + 1 == step.insns.len())
+                    && (link.insn == k && link.target == Target::Branch
+                        || step.goes_to_link && k + 1 == step.insns.len())
                     && link.to > n
                 {
                     incoming[link.to] |= undefined;
@@ -257,7 +260,9 @@ impl Sequence {
                         let to = if pass + 1 == passes { starts[link.to] } else { ip };
                         match link.target {
                             // With a 16-bit operand size, the upper half of EIP is cut off.
-                            Target::Branch if insn.op0_kind() == OpKind::NearBranch16 => insn.set_near_branch16(to as u16),
+                            Target::Branch if insn.op0_kind() == OpKind::NearBranch16 => {
+                                insn.set_near_branch16(to as u16)
+                            }
                             Target::Branch if self.wide => insn.set_near_branch64(to),
                             Target::Branch => insn.set_near_branch32(to as u32),
                             Target::Memory => insn.set_memory_displacement64(to),
@@ -299,7 +304,8 @@ impl Sequence {
                 out.insns[at].undefined = undefined;
                 at += 1;
                 if let Some(link) = step.link
-                    && (link.insn == k && link.target == Target::Branch || step.goes_to_link && k + 1 == step.insns.len())
+                    && (link.insn == k && link.target == Target::Branch
+                        || step.goes_to_link && k + 1 == step.insns.len())
                     && link.to > n
                 {
                     incoming[link.to] |= undefined;

@@ -52,7 +52,9 @@ pub fn int(r: &mut Rng) -> u64 {
         5 => v & 0xffff_ffff,
         6 => (v as i8) as u64,
         7 => v & 0x7f7f_7f7f_8080_8080,
-        8 => [0x7f, 0x80, 0x7fff, 0x8000, 0x7fff_ffff, 0x8000_0000, i64::MAX as u64, 1 << 63][(v & 7) as usize],
+        8 => {
+            [0x7f, 0x80, 0x7fff, 0x8000, 0x7fff_ffff, 0x8000_0000, i64::MAX as u64, 1 << 63][(v & 7) as usize]
+        }
         9 => (v as i32) as u64,
         _ => v,
     }

@@ -103,12 +103,8 @@ const NOT_CODE: Exception = Exception { vector: 14, error: Some(0x14), address: 
 
 /// As `Vcpu::run`.
 pub fn run(vcpu: &mut Vcpu<User, X86_64>, memory: &GuestMemory) -> u32 {
-    let info = GuestInfo {
-        globals: X86::globals(),
-        pc: PC,
-        helpers: X86::helpers(),
-        fp_control: X86::fp_control(),
-    };
+    let info =
+        GuestInfo { globals: X86::globals(), pc: PC, helpers: X86::helpers(), fp_control: X86::fp_control() };
     let env = vcpu.env_mut();
     loop {
         if let Next::Exit(code) = X86::poll_events(env) {

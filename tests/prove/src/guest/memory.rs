@@ -135,7 +135,8 @@ impl GuestMemory {
             let handler = KERNEL + HANDLERS - GDT + 16 * vector;
             // An interrupt gate; software may use those of INT3 and INTO.
             let dpl = if matches!(vector, 3 | 4) { 3 } else { 0 };
-            let low = handler & 0xffff | 0x10 << 16 | (0x8e00 | dpl << 13) << 32 | (handler >> 16 & 0xffff) << 48;
+            let low =
+                handler & 0xffff | 0x10 << 16 | (0x8e00 | dpl << 13) << 32 | (handler >> 16 & 0xffff) << 48;
             self.write(IDT + 16 * vector, &low.to_le_bytes());
             self.write(IDT + 16 * vector + 8, &(handler >> 32).to_le_bytes());
             self.write(HANDLERS + 16 * vector, &[0xf4]);
@@ -181,7 +182,11 @@ impl GuestMemory {
         assert!(phys as usize + bytes.len() <= RAM);
         // SAFETY: in bounds, as just checked, and no vCPU runs on this memory, which belongs to one thread.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.ram.as_mut_ptr().add(phys as usize), bytes.len());
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.ram.as_mut_ptr().add(phys as usize),
+                bytes.len(),
+            );
         }
     }
 
@@ -189,7 +194,11 @@ impl GuestMemory {
         assert!(phys as usize + bytes.len() <= RAM);
         // SAFETY: as in `write`.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.ram.as_ptr().add(phys as usize), bytes.as_mut_ptr(), bytes.len());
+            std::ptr::copy_nonoverlapping(
+                self.ram.as_ptr().add(phys as usize),
+                bytes.as_mut_ptr(),
+                bytes.len(),
+            );
         }
     }
 

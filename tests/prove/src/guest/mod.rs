@@ -11,8 +11,8 @@
 mod interpreter;
 mod memory;
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 use iced_x86::Code;
@@ -208,8 +208,12 @@ pub struct Config {
 
 impl Config {
     /// As the program runs guests.
-    pub const USUAL: Config =
-        Config { passes: OptFlags::all(), max_insns: tessera_tcg::exec::MAX_INSNS, chain: true, interpret: false };
+    pub const USUAL: Config = Config {
+        passes: OptFlags::all(),
+        max_insns: tessera_tcg::exec::MAX_INSNS,
+        chain: true,
+        interpret: false,
+    };
 }
 
 /// The model under test: `max`.
@@ -346,7 +350,11 @@ impl GuestCpu {
     /// Runs from the state of the frame, with the window as it is in guest memory; the frame then holds what is left.
     pub fn run(&mut self, f: &mut Frame) {
         self.load(f);
-        let code = if self.config.interpret { interpreter::run(&mut self.vcpu, &self.memory) } else { self.vcpu.run() };
+        let code = if self.config.interpret {
+            interpreter::run(&mut self.vcpu, &self.memory)
+        } else {
+            self.vcpu.run()
+        };
         self.save(f);
         match code {
             COMPLETE => {}

@@ -40,9 +40,7 @@ fn map(at: u64, len: usize, prot: i32, fd: i32, offset: i64) {
     // Populated: the first write to a page that is only read otherwise must find it there, for the error code.
     let flags = kind | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
     // SAFETY: MAP_FIXED_NOREPLACE leaves what is mapped already alone.
-    let p = unsafe {
-        libc::mmap(at as *mut _, len, prot, flags, fd, offset)
-    };
+    let p = unsafe { libc::mmap(at as *mut _, len, prot, flags, fd, offset) };
     if p as u64 != at {
         die(101);
     }
@@ -58,9 +56,8 @@ pub fn run(setup: &Setup<'_>) -> ! {
         map(WINDOW + n * PAGE as u64, PAGE, page, setup.window_fd, (n as i64 - 1) * PAGE as i64);
     }
     // SAFETY: the page at the window's place is the child's own and was mapped just now; an alias for the read-only page.
-    let alias = unsafe {
-        libc::mmap(null_mut(), IMAGE, r | w, libc::MAP_SHARED, setup.window_fd, 0).cast::<u8>()
-    };
+    let alias =
+        unsafe { libc::mmap(null_mut(), IMAGE, r | w, libc::MAP_SHARED, setup.window_fd, 0).cast::<u8>() };
     if alias.is_null() || alias as isize == -1 || WINDOW_PAGES != 6 {
         die(102);
     }
@@ -118,8 +115,7 @@ unsafe fn copy_writable(from: *const u8, to: *mut u8) {
 fn install_handlers(setup: &Setup<'_>) {
     // SAFETY: plain system calls on valid structures; the handler is the thunk's, which is in place.
     unsafe {
-        let stack =
-            libc::stack_t { ss_sp: setup.stack.cast(), ss_flags: 0, ss_size: setup.stack_bytes };
+        let stack = libc::stack_t { ss_sp: setup.stack.cast(), ss_flags: 0, ss_size: setup.stack_bytes };
         let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
         action.sa_sigaction = setup.thunk.signal as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
