@@ -21,7 +21,7 @@
 //! - #AC of MASKMOVQ at an address that is not canonical;
 //! - anything in a sequence with both XSAVE and VZEROUPPER or VZEROALL: which components are in use then is the silicon's
 //!   affair, as zero in a register that was written may be either;
-//! - registers when POPA faults: silicon has loaded some;
+//! - registers when POPA faults, and the address within the page: silicon has loaded some, in its own order;
 //! - the first eight bytes of a ten-byte store whose last two fault;
 //! - sticky flags when DPPS, DPPD or VCVTPS2PH fault: silicon has done a part by then;
 //! - #AC and #GP of an x87 store that stores nothing, because its result raises an unmasked exception;
@@ -173,10 +173,8 @@ impl Stop {
         native.vector == 13
             && guest.vector == 13
             && native.error == guest.error
+            // Only a transfer leads there; it need not be of the sequence, which may jump into an older one.
             && !canonical(guest.rip)
-            && self
-                .insn
-                .is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Call))
     }
 }
 
@@ -238,7 +236,8 @@ pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
         && stacks_agree(a, b, stop.in_mmx(a))
         && flags(a, stop.undefined) == flags(b, stop.undefined)
         && (a.fs, a.gs, a.vector) == (b.fs, b.gs, b.vector)
-        && (a.address == b.address || stop.in_area(a) && (a.address ^ b.address) & 0xffff_f000 == 0)
+        && (a.address == b.address
+            || (stop.in_area(a) || stop.in_pop_all(a)) && (a.address ^ b.address) & 0xffff_f000 == 0)
         && error(a) == error(b);
     if registers && stop.in_transfer(a, b) {
         return true;
