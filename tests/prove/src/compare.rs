@@ -19,6 +19,9 @@
 //! - all when ENTER faults: silicon has pushed what the translator, which pushes all or nothing, has not;
 //! - whether XSAVE faults for a part of its area that it does not write;
 //! - #AC of MASKMOVQ at an address that is not canonical;
+//! - #AC and #GP of FXSAVE, XSAVE and their like at an address that is not aligned: which of them is the silicon's choice
+//!   (SDM volume 2, XSAVE);
+//! - anything, if an instruction faults that is not of the sequence, but of an older one that a jump has hit;
 //! - anything in a sequence with both XSAVE and VZEROUPPER or VZEROALL: which components are in use then is the silicon's
 //!   affair, as zero in a register that was written may be either;
 //! - registers when POPA faults, and the address within the page: silicon has loaded some, in its own order;
@@ -34,7 +37,7 @@ use std::fmt::Write;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::frame::{FLAGS, Frame, NONE, STUCK, at};
-use crate::layout::{CS32, IMAGE, IMAGE_AT, READ_ONLY};
+use crate::layout::{CODE, CODE_BYTES, CS32, IMAGE, IMAGE_AT, READ_ONLY};
 
 /// Names of the general registers.
 pub const REGISTERS: [&str; 16] = [
@@ -165,6 +168,14 @@ impl Stop {
             || self.in_area(native) && matches!(guest.vector, 12 | 13)
             || self.has_area && native.vector == 12 && guest.vector == 13
             || self.at_area() && native.vector == 12 && guest.vector == 13
+            || self.at_area() && native.vector == 17 && guest.vector == 13
+            || self.elsewhere(native)
+    }
+
+    /// An instruction has faulted that is not of the sequence, which has jumped into an older one: what it is is not known.
+    fn elsewhere(&self, native: &Frame) -> bool {
+        let code = CODE..CODE + CODE_BYTES as u64;
+        native.vector != NONE && self.insn.is_none() && code.contains(&native.rip)
     }
 
     /// A transfer to an address that is not canonical: natively not done, in the guest done.
