@@ -30,7 +30,8 @@
 //! - #AC and #GP of an x87 store that stores nothing, because its result raises an unmasked exception;
 //! - ARPL on read-only memory that would change nothing, which silicon completes;
 //! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults or has nothing to do in 64-bit
-//!   code: silicon has or has not written the register back by then.
+//!   code: silicon has or has not written the register back by then, and what the
+//!   instructions behind it make of that.
 
 use std::fmt::Write;
 
@@ -69,6 +70,8 @@ pub struct Stop {
     pub has_area: bool,
     /// Whether there is a string instruction with 32-bit addresses in the sequence.
     pub has_narrow_string: bool,
+    /// Whether there is one with instructions behind it.
+    pub uses_narrow_string: bool,
     /// Whether there is a VZEROUPPER or VZEROALL in the sequence.
     pub has_zeroing: bool,
 }
@@ -170,6 +173,7 @@ impl Stop {
             || self.at_area() && native.vector == 12 && guest.vector == 13
             || self.at_area() && native.vector == 17 && guest.vector == 13
             || self.elsewhere(native)
+            || self.uses_narrow_string && native.cs != CS32 as u64
     }
 
     /// An instruction has faulted that is not of the sequence, which has jumped into an older one: what it is is not known.

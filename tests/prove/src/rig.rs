@@ -199,9 +199,11 @@ impl Rig {
             Mnemonic::Fbstp,
         ]);
         let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
-        let has_narrow_string = code.insns.iter().any(|p| {
+        let narrow_string = code.insns.iter().position(|p| {
             p.insn.is_string_instruction() && (narrow(p.insn.op0_kind()) || narrow(p.insn.op1_kind()))
         });
+        let has_narrow_string = narrow_string.is_some();
+        let uses_narrow_string = narrow_string.is_some_and(|n| n + 1 < code.insns.len());
         let has_zeroing = has(&[Mnemonic::Vzeroall, Mnemonic::Vzeroupper]);
         let has_area = has(&[
             Mnemonic::Xsave,
@@ -220,6 +222,7 @@ impl Rig {
                 has_area,
                 has_zeroing,
                 has_narrow_string,
+                uses_narrow_string,
             };
         }
         let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
@@ -232,6 +235,7 @@ impl Rig {
             has_area,
             has_zeroing,
             has_narrow_string,
+            uses_narrow_string,
         }
     }
 
