@@ -9,7 +9,7 @@ use tessera_hw::intc::lapic::TIMER_HZ;
 use tessera_hw::misc::a20::A20;
 use tessera_hw::misc::coprocessor::Coprocessor;
 use tessera_hw_core::clock::Clock;
-use tessera_hw_core::cpu::CpuIrq;
+use tessera_hw_core::cpu::{CpuIrq, signal};
 use tessera_hw_core::event::Events;
 use tessera_hw_core::mem::{AddressSpace, MemoryObserver, Region};
 use tessera_hw_core::ports::PortBus;
@@ -22,7 +22,7 @@ use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
 use tessera_x86::platform::{InvalidMsr, Platform};
-use tessera_x86::state::X86Env;
+use tessera_x86::state::{RFlags, X86Env};
 use tessera_x86::system::{self, exit};
 
 use super::debug::{DebugRequest, DebugStop, Listing, Step, Watchpoint};
@@ -77,6 +77,33 @@ pub(super) struct PcPlatform {
     /// While a request of the guest waits here, the vCPU stops.
     events: Events,
     control: Arc<Control>,
+    random: Random,
+}
+
+/// The operating system's random numbers, fetched some at a time.
+#[derive(Default)]
+struct Random {
+    words: [u64; 32],
+    left: usize,
+}
+
+impl Random {
+    fn next(&mut self) -> Option<u64> {
+        if self.left == 0 {
+            let mut bytes = [0u8; 256];
+            // Requests of up to 256 bytes are answered in full once the pool is ready, and wait until it is.
+            match rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) {
+                Ok(n) if n == bytes.len() => {}
+                _ => return None,
+            }
+            for (word, bytes) in self.words.iter_mut().zip(bytes.chunks_exact(8)) {
+                *word = u64::from_le_bytes(std::array::from_fn(|i| bytes[i]));
+            }
+            self.left = self.words.len();
+        }
+        self.left -= 1;
+        Some(std::mem::take(&mut self.words[self.left]))
+    }
 }
 
 impl PcPlatform {
@@ -92,6 +119,7 @@ impl PcPlatform {
             coprocessor: board.coprocessor.clone(),
             events: board.events.clone(),
             control,
+            random: Random::default(),
         }
     }
 }
@@ -113,6 +141,14 @@ impl Platform for PcPlatform {
 
     fn tsc_hz(&self) -> u64 {
         self.clock.tsc_hz()
+    }
+
+    fn random(&mut self) -> u64 {
+        // Which cannot fail on a system that has the call; a guest whose random numbers stop would wait for ever.
+        self.random.next().unwrap_or_else(|| {
+            use std::hash::{BuildHasher, Hasher};
+            std::hash::RandomState::new().build_hasher().finish()
+        })
     }
 
     fn wall_ns(&mut self) -> u64 {
@@ -236,6 +272,7 @@ pub(super) fn watched(env: &mut X86Env, watchpoints: &[Watchpoint]) -> Option<De
 /// The translator as the engine of one vCPU.
 pub struct TcgEngine {
     vcpu: Vcpu<X86, X86_64>,
+    irq: Arc<dyn CpuIrq>,
     control: Arc<Control>,
     /// What the debugger wants.
     debug: DebugRequest,
@@ -263,7 +300,7 @@ impl TcgEngine {
         let irq = board.cpus().next().ok_or("the machine has no CPU")?;
         let waiting = control.clone();
         irq.set_kick(Arc::new(move || waiting.kick()));
-        let platform = PcPlatform::new(board, irq, control.clone());
+        let platform = PcPlatform::new(board, irq.clone(), control.clone());
         cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
         let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();
@@ -286,6 +323,7 @@ impl TcgEngine {
         let _ = remote.set(vcpu.remote().clone());
         Ok(TcgEngine {
             vcpu,
+            irq,
             control,
             debug: DebugRequest::default(),
             debug_changed: false,
@@ -433,7 +471,11 @@ impl Engine for TcgEngine {
     }
 
     fn awake(&self) -> bool {
-        self.vcpu.env().platform.event_pending()
+        // An interrupt that the CPU does not take (EFLAGS.IF clear) wakes nobody.
+        let env = self.vcpu.env();
+        let interruptible = env.eflags & RFlags::IF.bits() != 0;
+        let waiting = self.irq.signals().load(Ordering::Acquire);
+        waiting & !signal::INTR != 0 || waiting != 0 && interruptible || env.platform.stop_requested()
     }
 
     fn dump(&self) -> String {

@@ -18,7 +18,7 @@ pub const MIN_RAM: u64 = 2 << 20;
 pub const MAX_RAM: u64 = (1 << 40) - (1 << 30);
 
 /// Bounds on the translator's code cache, in MiB.
-const CODE_CACHE_MIB: RangeInclusive<u64> = 4..=1024;
+const CODE_CACHE_MIB: RangeInclusive<u64> = 8..=2048;
 
 /// The board, and the accelerator if it was named there.
 #[derive(Clone, Debug, PartialEq, Eq)]

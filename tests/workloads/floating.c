@@ -93,7 +93,7 @@ static uint64_t x87_functions(uint64_t rounds)
 
 const struct workload floating_workloads[] = {
     {"double", 1200000, scalar_double, 0},
-    {"x87", 3000000, x87_arithmetic, 0},
-    {"x87-functions", 300000, x87_functions, 0},
+    {"x87", 20000000, x87_arithmetic, 0},
+    {"x87-functions", 1000000, x87_functions, 0},
     {0},
 };

@@ -4,13 +4,20 @@
 //! registers do nothing meanwhile. Single steps are the translator's ([`super::assist`]): the host's KVM may not have them in
 //! every mode, or lets an interrupt in; the translator executes exactly one instruction. It reaches the board's interrupt
 //! controllers only, so there are no single steps with KVM's own.
+//!
+//! A KVM that is itself a software implementation may take watchpoints and never see them.
 
 use kvm_bindings::{
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_debug_exit_arch, kvm_guest_debug, kvm_guest_debug_arch,
 };
 use kvm_ioctls::VcpuFd;
+use tessera_x86::cpu_state::CpuState;
+use tessera_x86::state::seg;
 
-use crate::accel::debug::{DebugRequest, DebugStop, WatchKind, Watchpoint};
+use super::KvmEngine;
+use super::state::is_64_bit;
+use crate::accel::debug::{DebugRequest, DebugStop, Step, WatchKind, Watchpoint};
+use crate::accel::{Engine, Stop};
 
 /// Debug registers for addresses.
 const REGISTERS: usize = 4;
@@ -70,6 +77,80 @@ impl Debug {
         hits().next()?;
         self.at_breakpoint = Some(exit.pc);
         Some(DebugStop::Breakpoint)
+    }
+}
+
+impl KvmEngine {
+    /// What comes before the processor itself executes: steps, and passing the breakpoint that the guest stands at.
+    /// `Some` when that was all.
+    pub(super) fn debugged(&mut self) -> Result<Option<Stop>, String> {
+        let at_breakpoint = self.debug.at_breakpoint.take();
+        if let Some(step) = self.debug.request.step.clone() {
+            return self.debug_step(&step).map(Some);
+        }
+        if at_breakpoint.is_some() && self.chips.is_none() {
+            self.complete()?;
+            if at_breakpoint == Some(linear(&self.get()?)) {
+                return self.debug_one();
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has the translator execute one instruction. `Some` when a watched range was accessed, or the CPU cannot go on.
+    fn debug_one(&mut self) -> Result<Option<Stop>, String> {
+        let state = self.get()?;
+        let watchpoints = self.debug.request.watchpoints.clone();
+        let (state, hit) = self.assist()?.step(&state, &watchpoints);
+        self.set(&state)?;
+        if self.shutdown {
+            return Ok(Some(Stop::TripleFault(self.dump())));
+        }
+        Ok(hit.map(Stop::Debug))
+    }
+
+    /// Does a debugger's step, or steps.
+    fn debug_step(&mut self, step: &Step) -> Result<Stop, String> {
+        self.complete()?;
+        if self.stop_requested() {
+            return Ok(Stop::Requested);
+        }
+        if self.halted || self.wait_for_sipi {
+            // Only an event gets it further.
+            let state = self.get()?;
+            let state = self.assist()?.look_at_events(&state);
+            self.set(&state)?;
+            let waits = self.halted || self.wait_for_sipi;
+            return Ok(if waits { Stop::Halted } else { Stop::Debug(DebugStop::Stepped) });
+        }
+        loop {
+            if let Some(stop) = self.debug_one()? {
+                return Ok(stop);
+            }
+            let state = self.get()?;
+            let done = match step {
+                Step::One => true,
+                Step::Within(range) => !range.contains(&state.rip) || self.halted,
+            };
+            if done {
+                return Ok(Stop::Debug(DebugStop::Stepped));
+            }
+            if self.debug.request.breakpoints.contains(&linear(&state)) {
+                return Ok(Stop::Debug(DebugStop::Breakpoint));
+            }
+            if self.stop_requested() {
+                return Ok(Stop::Requested);
+            }
+        }
+    }
+}
+
+/// Linear address of the instruction that a state is at.
+fn linear(state: &CpuState) -> u64 {
+    if is_64_bit(state) {
+        state.rip
+    } else {
+        state.segments[seg::CS].base.wrapping_add(state.rip) & 0xffff_ffff
     }
 }
 

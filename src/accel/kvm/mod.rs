@@ -19,6 +19,7 @@
 //! | file | what is there |
 //! |---|---|
 //! | `open` | whether KVM can be had |
+//! | `exits` | what an exit asks for |
 //! | `memory` | memory slots |
 //! | `cpuid` | CPU models |
 //! | `irqchip` | KVM's own interrupt controllers |
@@ -32,6 +33,7 @@ mod assist;
 mod cpuid;
 mod debug;
 mod detached;
+mod exits;
 mod irqchip;
 mod memory;
 mod open;
@@ -45,11 +47,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
-    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_debug_exit_arch,
-    kvm_enable_cap,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
 };
-use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use tessera_hw::boards::pc::PcMachine;
 use tessera_hw::intc::lapic::TIMER_HZ;
 use tessera_hw::misc::a20::A20;
@@ -57,11 +58,9 @@ use tessera_hw_core::cpu::{CpuIrq, signal};
 use tessera_hw_core::event::Events;
 use tessera_hw_core::mem::{AddressSpace, MemoryObserver};
 use tessera_hw_core::ports::PortBus;
-use tessera_tcg::guest::{BlockKey, Guest};
 use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
-use tessera_x86::guest::X86;
-use tessera_x86::state::{Segment, mode, seg};
+use tessera_x86::state::{Segment, seg};
 
 use self::assist::Assist;
 use self::debug::Debug;
@@ -69,15 +68,13 @@ use self::irqchip::KernelChips;
 use self::memory::Slots;
 use self::raw::Kick;
 use self::state::Conversion;
-use super::debug::{DebugRequest, DebugStop, Step};
+use super::debug::DebugRequest;
 use super::tcg::PcPlatform;
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, IrqChip};
 
 /// IA32_TSC_DEADLINE.
 const TSC_DEADLINE: u32 = 0x6e0;
-/// The MSRs of the x2APIC.
-const X2APIC: std::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 /// IA32_ARCH_CAPABILITIES.
 const ARCH_CAPABILITIES: u32 = 0x10a;
 /// IA32_MCG_CAP: ten banks and IA32_MCG_CTL, as under the translator.
@@ -86,10 +83,6 @@ const MACHINE_CHECKS: u64 = 1 << 8 | 10;
 /// its identity-mapped page table: below the ROM's 16 MiB.
 const TSS: usize = 0xfeff_d000;
 const IDENTITY_MAP: u64 = 0xfeff_c000;
-/// Longest instruction.
-const MAX_INSTRUCTION: usize = 15;
-/// A20 as an address bit.
-const A20_BIT: u64 = 1 << 20;
 
 /// Why this engine cannot be had.
 pub enum Unavailable {
@@ -130,59 +123,6 @@ struct Counters {
     assisted: u64,
 }
 
-/// What an exit leaves to us.
-enum Left {
-    Nothing,
-    Window,
-    Port,
-    Read {
-        address: u64,
-        len: usize,
-    },
-    Write {
-        address: u64,
-        data: [u8; 8],
-        len: usize,
-    },
-    ReadMsr(u32),
-    WriteMsr(u32, u64),
-    /// Of a level-triggered one with this vector.
-    EndOfInterrupt(u8),
-    Halt,
-    Debug(kvm_debug_exit_arch),
-    Shutdown,
-    FailedEntry(u64),
-    InternalError,
-}
-
-impl Left {
-    fn of(exit: VcpuExit<'_>) -> Result<Left, String> {
-        Ok(match exit {
-            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) => Left::Port,
-            VcpuExit::MmioRead(address, data) => Left::Read { address, len: data.len() },
-            VcpuExit::MmioWrite(address, from) => {
-                let mut data = [0; 8];
-                data[..from.len()].copy_from_slice(from);
-                Left::Write { address, data, len: from.len() }
-            }
-            VcpuExit::X86Rdmsr(access) => Left::ReadMsr(access.index),
-            VcpuExit::X86Wrmsr(access) => Left::WriteMsr(access.index, access.data),
-            VcpuExit::IoapicEoi(vector) => Left::EndOfInterrupt(vector),
-            VcpuExit::Hlt => Left::Halt,
-            VcpuExit::Debug(why) => Left::Debug(why),
-            VcpuExit::IrqWindowOpen => Left::Window,
-            VcpuExit::SetTpr | VcpuExit::Intr | VcpuExit::Nmi => Left::Nothing,
-            VcpuExit::Shutdown => Left::Shutdown,
-            VcpuExit::FailEntry(reason, _) => Left::FailedEntry(reason),
-            VcpuExit::InternalError => Left::InternalError,
-            VcpuExit::MemoryFault { gpa, .. } => {
-                return Err(format!("KVM cannot reach the guest's memory at {gpa:#x}"));
-            }
-            other => return Err(format!("KVM returns for a reason that this machine has not: {other:?}")),
-        })
-    }
-}
-
 /// The board as exits reach it.
 struct Bus {
     space: Arc<AddressSpace>,
@@ -221,6 +161,7 @@ pub struct KvmEngine {
     assist_platform: Option<Box<PcPlatform>>,
     /// What went wrong outside of [`Engine::run`].
     failed: Option<String>,
+    /// What a debugger wants.
     debug: Debug,
     counters: Counters,
 }
@@ -433,236 +374,6 @@ impl KvmEngine {
         }
     }
 
-    /// Enters the guest once and does what the exit asks for. `Some` when the vCPU stops.
-    fn step(&mut self) -> Result<Option<Stop>, String> {
-        self.counters.runs += 1;
-        self.incomplete = false;
-        if self.chips.is_none() {
-            let run = self.vcpu.get_kvm_run();
-            (run.cr8, run.apic_base) = (self.bus.irq.cr8().into(), self.bus.irq.apic_base());
-        }
-        let left = match self.vcpu.run() {
-            Ok(exit) => Left::of(exit)?,
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
-                self.counters.interrupted += 1;
-                Left::Nothing
-            }
-            Err(error) => return Err(format!("KVM fails to execute the guest ({error})")),
-        };
-        self.fresh = true;
-        if self.chips.is_none() {
-            // Before the exit is looked at, which may change them again.
-            self.take_registers();
-        }
-        match left {
-            Left::Nothing => {}
-            Left::Window => self.counters.windows += 1,
-            Left::EndOfInterrupt(vector) => {
-                if let Some(chips) = &self.chips {
-                    chips.end_of_interrupt(vector);
-                }
-            }
-            Left::Port => {
-                self.counters.ports += 1;
-                self.incomplete = true;
-                self.port_access()?;
-            }
-            Left::Read { address, len } => {
-                self.counters.mmio += 1;
-                self.incomplete = true;
-                let mut data = [0; 8];
-                self.bus.read(address, &mut data[..len]);
-                raw::answer_mmio(&mut self.vcpu, data);
-            }
-            Left::Write { address, data, len } => {
-                self.counters.mmio += 1;
-                self.incomplete = true;
-                self.bus.write(address, &data[..len]);
-            }
-            Left::ReadMsr(index) => {
-                self.counters.msrs += 1;
-                self.incomplete = true;
-                let value = self.read_msr(index);
-                raw::answer_msr(&mut self.vcpu, value);
-            }
-            Left::WriteMsr(index, value) => {
-                self.counters.msrs += 1;
-                self.incomplete = true;
-                let done = self.write_msr(index, value);
-                raw::answer_msr(&mut self.vcpu, done.then_some(value));
-            }
-            Left::Halt => {
-                self.counters.halts += 1;
-                self.halted = true;
-            }
-            Left::Debug(why) => {
-                // For what nobody asks for any more, the guest just goes on.
-                return Ok(self.debug.stop(&why).map(Stop::Debug));
-            }
-            Left::Shutdown => {
-                self.shutdown = true;
-                return Ok(Some(Stop::TripleFault(self.dump())));
-            }
-            Left::FailedEntry(reason) => {
-                return Err(format!(
-                    "the host's processor refuses the guest's state (hardware reason {reason:#x})\n{}",
-                    self.dump()
-                ));
-            }
-            Left::InternalError => return self.internal_error(),
-        }
-        Ok(None)
-    }
-
-    fn read_msr(&mut self, index: u32) -> Option<u64> {
-        match index {
-            _ if X2APIC.contains(&index) => self.bus.irq.read_x2apic(index).ok(),
-            TSC_DEADLINE => Some(match self.bus.irq.tsc_deadline() {
-                0 => 0,
-                armed => armed.wrapping_add(self.conversion.guest_tsc_offset(&self.vcpu)),
-            }),
-            _ => {
-                tracing::debug!(target: "guest_errors", "read of MSR {index:#x} raises #GP");
-                None
-            }
-        }
-    }
-
-    fn write_msr(&mut self, index: u32, value: u64) -> bool {
-        match index {
-            _ if X2APIC.contains(&index) => self.bus.irq.write_x2apic(index, value).is_ok(),
-            TSC_DEADLINE => {
-                // 0 disarms, in the guest's time and in the machine's.
-                let deadline = match value {
-                    0 => 0,
-                    _ => value.wrapping_sub(self.conversion.guest_tsc_offset(&self.vcpu)).max(1),
-                };
-                self.bus.irq.set_tsc_deadline(deadline);
-                true
-            }
-            _ => {
-                tracing::debug!(target: "guest_errors", "write of {value:#x} to MSR {index:#x} raises #GP");
-                false
-            }
-        }
-    }
-
-    fn port_access(&mut self) -> Result<(), String> {
-        let access = raw::port_access(&mut self.vcpu, self.run_size)
-            .ok_or("KVM reports a port access that is none")?;
-        for value in access.data.chunks_exact_mut(access.size.into()) {
-            if access.input {
-                let read = self.bus.ports.read(access.port, access.size).to_le_bytes();
-                value.copy_from_slice(&read[..value.len()]);
-            } else {
-                let mut bytes = [0; 4];
-                bytes[..value.len()].copy_from_slice(value);
-                self.bus.ports.write(access.port, access.size, u32::from_le_bytes(bytes));
-            }
-        }
-        Ok(())
-    }
-
-    /// KVM could not go on. If that is because it does not know the instruction, the translator executes it.
-    fn internal_error(&mut self) -> Result<Option<Stop>, String> {
-        let (reason, data) =
-            raw::internal_error(&mut self.vcpu).ok_or("KVM reports an internal error that is none")?;
-        if reason != KVM_INTERNAL_ERROR_EMULATION {
-            let data: Vec<String> = data.iter().map(|word| format!("{word:#x}")).collect();
-            return Err(format!(
-                "KVM reports its internal error {reason} ({})\n{}",
-                data.join(", "),
-                self.dump()
-            ));
-        }
-        let state = self.get()?;
-        tracing::debug!(target: "unimp", "KVM does not execute `{}` at {:#x}", self.instruction(&state), state.rip);
-        self.counters.assisted += 1;
-        let state = self.assist()?.execute(&state);
-        self.set(&state)?;
-        Ok(self.shutdown.then(|| Stop::TripleFault(self.dump())))
-    }
-
-    /// The translator, made when it is first needed.
-    fn assist(&mut self) -> Result<&mut Assist, String> {
-        if let Some(platform) = self.assist_platform.take() {
-            self.assist = Some(Assist::new(platform, self.bus.space.clone())?);
-        }
-        self.assist.as_mut().ok_or_else(|| "the translator, which is to help KVM, did not start".into())
-    }
-
-    /// Has the translator execute one instruction. `Some` when a watched range was accessed, or the CPU cannot go on.
-    fn debug_one(&mut self) -> Result<Option<Stop>, String> {
-        let state = self.get()?;
-        let watchpoints = self.debug.request.watchpoints.clone();
-        let (state, hit) = self.assist()?.step(&state, &watchpoints);
-        self.set(&state)?;
-        if self.shutdown {
-            return Ok(Some(Stop::TripleFault(self.dump())));
-        }
-        Ok(hit.map(Stop::Debug))
-    }
-
-    /// Does a debugger's step, or steps.
-    fn debug_step(&mut self, step: &Step) -> Result<Stop, String> {
-        self.complete()?;
-        if self.stop_requested() {
-            return Ok(Stop::Requested);
-        }
-        if self.halted || self.wait_for_sipi {
-            // Only an event gets it further.
-            let state = self.get()?;
-            let state = self.assist()?.look_at_events(&state);
-            self.set(&state)?;
-            let waits = self.halted || self.wait_for_sipi;
-            return Ok(if waits { Stop::Halted } else { Stop::Debug(DebugStop::Stepped) });
-        }
-        loop {
-            if let Some(stop) = self.debug_one()? {
-                return Ok(stop);
-            }
-            let state = self.get()?;
-            let done = match step {
-                Step::One => true,
-                Step::Within(range) => !range.contains(&state.rip) || self.halted,
-            };
-            if done {
-                return Ok(Stop::Debug(DebugStop::Stepped));
-            }
-            if self.debug.request.breakpoints.contains(&linear(&state)) {
-                return Ok(Stop::Debug(DebugStop::Breakpoint));
-            }
-            if self.stop_requested() {
-                return Ok(Stop::Requested);
-            }
-        }
-    }
-
-    /// The instruction that the vCPU is at, in assembly language.
-    fn instruction(&self, state: &CpuState) -> String {
-        let long = state::is_64_bit(state);
-        let base = if long { 0 } else { state.segments[seg::CS].base };
-        let mut bytes = Vec::new();
-        for n in 0..MAX_INSTRUCTION as u64 {
-            let linear = base.wrapping_add(state.rip).wrapping_add(n);
-            let linear = if long { linear } else { linear & 0xffff_ffff };
-            match self.vcpu.translate_gva(linear) {
-                Ok(found) if found.valid != 0 => {
-                    bytes.push(self.bus.space.read(found.physical_address, 1) as u8)
-                }
-                _ => break,
-            }
-        }
-        let bits = if long {
-            mode::CODE64
-        } else if state.segments[seg::CS].access & Segment::DB != 0 {
-            mode::CODE32
-        } else {
-            0
-        };
-        X86::disassemble(BlockKey { pc: state.rip, mode: bits }, state.rip, &bytes).0
-    }
-
     /// Finishes what the last KVM_RUN left to us.
     fn complete(&mut self) -> Result<(), String> {
         while self.incomplete {
@@ -679,18 +390,8 @@ impl KvmEngine {
         if self.shutdown {
             return Ok(Stop::TripleFault(self.dump()));
         }
-        let at_breakpoint = self.debug.at_breakpoint.take();
-        if let Some(step) = self.debug.request.step.clone() {
-            return self.debug_step(&step);
-        }
-        if at_breakpoint.is_some() && self.chips.is_none() {
-            self.complete()?;
-            let state = self.get()?;
-            if at_breakpoint == Some(linear(&state))
-                && let Some(stop) = self.debug_one()?
-            {
-                return Ok(stop);
-            }
+        if let Some(stop) = self.debugged()? {
+            return Ok(stop);
         }
         loop {
             self.kick.acknowledge();
@@ -757,15 +458,6 @@ impl KvmEngine {
     }
 }
 
-/// Linear address of the instruction that a state is at.
-fn linear(state: &CpuState) -> u64 {
-    if state::is_64_bit(state) {
-        state.rip
-    } else {
-        state.segments[seg::CS].base.wrapping_add(state.rip) & 0xffff_ffff
-    }
-}
-
 /// Has KVM leave to us the MSRs of the interrupt controller. False where it cannot.
 fn user_msrs(vm: &VmFd) -> bool {
     let mut cap = kvm_enable_cap { cap: KVM_CAP_X86_USER_SPACE_MSR, ..Default::default() };
@@ -782,44 +474,6 @@ fn user_msrs(vm: &VmFd) -> bool {
         && vm.check_extension(Cap::X86MsrFilter)
         && vm.enable_cap(&cap).is_ok()
         && vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[deadline]).is_ok()
-}
-
-impl Bus {
-    /// The address that a processor puts out.
-    fn physical(&self, address: u64) -> u64 {
-        if self.a20.enabled() || address >= memory::A20_REACH { address } else { address & !A20_BIT }
-    }
-
-    fn read(&self, address: u64, data: &mut [u8]) {
-        let address = self.physical(address);
-        match data.len() {
-            1 | 2 | 4 | 8 => {
-                let value = self.space.read(address, data.len() as u8).to_le_bytes();
-                data.copy_from_slice(&value[..data.len()]);
-            }
-            _ => {
-                for (n, byte) in data.iter_mut().enumerate() {
-                    *byte = self.space.read(address.wrapping_add(n as u64), 1) as u8;
-                }
-            }
-        }
-    }
-
-    fn write(&self, address: u64, data: &[u8]) {
-        let address = self.physical(address);
-        match data.len() {
-            1 | 2 | 4 | 8 => {
-                let mut bytes = [0; 8];
-                bytes[..data.len()].copy_from_slice(data);
-                self.space.write(address, data.len() as u8, u64::from_le_bytes(bytes));
-            }
-            _ => {
-                for (n, &byte) in data.iter().enumerate() {
-                    self.space.write(address.wrapping_add(n as u64), 1, byte.into());
-                }
-            }
-        }
-    }
 }
 
 impl Engine for KvmEngine {

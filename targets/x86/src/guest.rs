@@ -15,7 +15,7 @@ use tessera_tcg::ir::{Builder, GlobalDesc, GlobalId};
 use tessera_tcg::memory::{PAGE_MASK, PhysMemory};
 
 use crate::helpers::{self, exception};
-use crate::state::{self, X86Env, mmu_mode, mode, seg};
+use crate::state::{self, X86Env, mmu_mode, mode};
 use crate::translate::{Translator, dispatch, vector, x87};
 
 /// The x86-64 guest.
@@ -38,9 +38,10 @@ fn code_base(mode: u64) -> u64 {
     if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT }
 }
 
-/// Whether the instruction's last byte is beyond the limit of CS.
-fn beyond_limit(env: &X86Env, mode: u64, ip: u64, len: usize) -> bool {
-    mode & mode::CODE_LIMIT != 0 && ip + len as u64 - 1 > env.seg[seg::CS].limit as u64
+/// Whether the instruction's last byte is beyond the limit of CS, if that is the usual one; other limits are checked when the
+/// instruction runs, as blocks do not depend on them.
+fn beyond_limit(mode: u64, ip: u64, len: usize) -> bool {
+    mode & (mode::CODE_LIMIT | mode::DEBUG) == mode::CODE_LIMIT && ip + len as u64 - 1 > 0xffff
 }
 
 /// What a decoder says of the bytes that are no instruction.
@@ -105,7 +106,7 @@ impl Guest for X86 {
             }
             let len = i.len().max(1);
             let ip = ip.wrapping_add(done as u64) & linear_mask;
-            if beyond_limit(env, key.mode, ip, len) || invalid_length(&i) {
+            if beyond_limit(key.mode, ip, len) || invalid_length(&i) {
                 if insns == 0 {
                     return Err(exception(vector::GP, Some(0)));
                 }
@@ -142,7 +143,7 @@ impl Guest for X86 {
         let mut decoder = Decoder::with_ip(bitness(key.mode), joined, ip, DecoderOptions::NONE);
         decoder.decode_out(&mut i);
         let len = i.len().max(1);
-        if beyond_limit(env, key.mode, ip, len) || invalid_length(&i) {
+        if beyond_limit(key.mode, ip, len) || invalid_length(&i) {
             return Err(exception(vector::GP, Some(0)));
         }
         t.x87_opcode = x87::opcode(&joined[..len]);

@@ -74,6 +74,7 @@ impl X86Env {
             set(mode::CODE32, cs.access & Segment::DB != 0);
             set(mode::STACK32, self.seg[seg::SS].access & Segment::DB != 0);
             set(mode::CODE_LIMIT, cs.limit != u32::MAX);
+            set(mode::DEBUG, !matches!(cs.limit, 0xffff | u32::MAX));
             set(u64::MAX << mode::CODE_BASE_SHIFT & cs.base << mode::CODE_BASE_SHIFT, true);
             let checked = |n: usize| !is_unchecked(&self.seg[n]);
             let flat = |n: usize| !checked(n) && self.seg[n].base == 0;

@@ -14,6 +14,11 @@ pub trait Platform: Send {
     fn wall_ns(&mut self) -> u64 {
         0
     }
+    /// A random number, for RDRAND and RDSEED. By default a keyed hash of a counter, the key being the system's choice.
+    fn random(&mut self) -> u64 {
+        use std::hash::{BuildHasher, Hasher};
+        std::hash::RandomState::new().build_hasher().finish()
+    }
     /// Writes guest-physical memory as a device does: translations of code there become stale, ROM and holes swallow it.
     fn write_physical(&mut self, _phys: u64, _bytes: &[u8]) {}
 

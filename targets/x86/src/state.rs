@@ -399,7 +399,8 @@ pub mod mode {
     pub const SHADOW: u64 = 1 << 20;
     /// Some unmasked SSE exception: floating point checks for #XM.
     pub const SSE_UNMASKED: u64 = 1 << 21;
-    /// Some enabled instruction or I/O breakpoint in DR7.
+    /// Something is checked before each instruction: some instruction or I/O breakpoint is enabled in DR7, or, with
+    /// CODE_LIMIT, the limit of CS is another than the usual FFFFH.
     pub const DEBUG: u64 = 1 << 22;
     /// CR4.UMIP; CR4.TSD; CR4.FSGSBASE; CR4.PCE; CR4.DE in bits 23 to 27.
     pub const UMIP: u64 = 1 << 23;

@@ -121,9 +121,12 @@ fn complete<G: Guest>(env: &mut G::Env, tb: u32, access: &SlowAccess) -> Result<
                 to.copy_from_slice(&word.to_le_bytes());
             }
             let size = width.bytes() as usize;
-            // All lanes must be writable before the first is written.
+            // All lanes must be writable, and none must need another try, before the first is written.
             for at in selected_lanes(width, len, mask) {
-                softmmu::probe::<G>(env, va.wrapping_add(at as u64), size as u64, Access::Write, mmu)?;
+                let lane = va.wrapping_add(at as u64);
+                softmmu::probe::<G>(env, lane, size as u64, Access::Write, mmu)?;
+                softmmu::retry_if_watched::<G>(env, lane, size as u64, true)?;
+                softmmu::retry_if_running::<G>(env, lane, size as u64, mmu, writer)?;
             }
             for at in selected_lanes(width, len, mask) {
                 softmmu::store_as::<G>(env, va.wrapping_add(at as u64), &bytes[at..at + size], mmu, writer)?;

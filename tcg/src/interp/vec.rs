@@ -582,14 +582,17 @@ impl Lanes {
             };
             let p: [u64; 4] = std::array::from_fn(|k| if k < per { product(k) } else { 0 });
             let mut add = |x, y| float::arith(float::Arith::Add, f, x, y, control);
-            let mut sum = add(p[0], p[1]);
-            if per == 4 {
-                let upper = add(p[2], p[3]);
-                sum = add(sum, upper);
-            }
+            // Of single precision each lane adds itself to its neighbour, then the sum of the other half to its own; of
+            // double precision it adds its neighbour to itself: which of two NaNs a lane gets depends on it.
+            let sums: [u64; 4] = if per == 4 {
+                let pairs: [u64; 4] = std::array::from_fn(|k| add(p[k ^ 1], p[k]));
+                std::array::from_fn(|k| add(pairs[k], pairs[k ^ 2]))
+            } else {
+                std::array::from_fn(|k| if k < per { add(p[k], p[k ^ 1]) } else { 0 })
+            };
             for k in (0..per).filter(|k| imm >> k & 1 != 0) {
                 let at = (half * per + k) * bits;
-                r[at / 64] |= sum << (at % 64);
+                r[at / 64] |= sums[k] << (at % 64);
             }
         }
         r

@@ -21,7 +21,8 @@ pub fn start(k: &mut Kit) -> R {
     k.label("start")?;
     code!(k; lgdt(fword_ptr(k.imm("gdtr.image"))); jmp_far(CODE32 as u16, k.imm("start.flat")));
     k.label("start.flat")?;
-    code!(k; mov(eax, DATA); mov(ds, eax); mov(es, eax); mov(fs, eax); mov(gs, eax); mov(ss, eax); mov(esp, STACK));
+    code!(k; mov(eax, DATA); mov(ds, eax); mov(es, eax); mov(fs, eax); mov(gs, eax); mov(ss, eax);
+        mov(esp, STACK));
     code!(k; xor(eax, eax); mov(edi, 0x500); mov(ecx, (IMAGE - 0x500) / 4));
     k.rep().stosd()?;
     code!(k; mov(edi, TABLES); mov(ecx, 0x1_0000 / 4));
@@ -44,7 +45,8 @@ pub fn start(k: &mut Kit) -> R {
     }
     code!(k; inc(ecx); cmp(ecx, 256); jne(k.to(&next)));
     // FPU: present, no emulation, native errors. All processors that have SSE get it switched on.
-    code!(k; mov(eax, cr4); or(eax, 0x600); mov(cr4, eax); mov(eax, cr0); and(eax, !0xCu32); or(eax, 0x22); mov(cr0, eax));
+    code!(k; mov(eax, cr4); or(eax, 0x600); mov(cr4, eax); mov(eax, cr0); and(eax, !0xCu32); or(eax, 0x22);
+        mov(cr0, eax));
     if home == 64 {
         code!(k; mov(dword_ptr(PML5), PML4 | 7);
             mov(dword_ptr(PML4), PDPT | 7);
@@ -58,7 +60,8 @@ pub fn start(k: &mut Kit) -> R {
             mov(dword_ptr(PD_HIGH + 0xFB8), 0xFEE0_0093u32);
             mov(dword_ptr(PD_TEST), PT_TEST | 7));
         let (root, cr4_bits) = if k.plan.levels == 5 { (PML5, 0x1020) } else { (PML4, 0x20) };
-        code!(k; mov(eax, cr4); or(eax, cr4_bits); mov(cr4, eax); mov(eax, root); mov(cr3, eax); mov(ecx, 0xC000_0080u32); rdmsr(); or(eax, 0x901); wrmsr();
+        code!(k; mov(eax, cr4); or(eax, cr4_bits); mov(cr4, eax); mov(eax, root); mov(cr3, eax);
+            mov(ecx, 0xC000_0080u32); rdmsr(); or(eax, 0x901); wrmsr();
             mov(eax, cr0); or(eax, 0x8001_0000u32); mov(cr0, eax); jmp_far(CODE64 as u16, k.imm("start.home")));
     } else if home == 32 {
         code!(k; jmp(k.to("start.home")));
@@ -120,7 +123,8 @@ fn begin(k: &mut Kit) -> R {
         64 => code!(k; pop(rbx)),
         32 => code!(k; pop(ebx)),
         _ => {
-            code!(k; pop(bx); movzx(ebx, bx); xor(ax, ax); mov(ds, eax); mov(es, eax); mov(fs, eax); mov(gs, eax); mov(ss, eax))
+            code!(k; pop(bx); movzx(ebx, bx); xor(ax, ax); mov(ds, eax); mov(es, eax); mov(fs, eax);
+                mov(gs, eax); mov(ss, eax))
         }
     }
     if k.bits() != 16 {
@@ -130,7 +134,8 @@ fn begin(k: &mut Kit) -> R {
         64 => code!(k; mov(esp, STACK); push(2); popfq(); mov(rax, qword_ptr(HOME_CR4)); mov(cr4, rax);
             mov(rax, qword_ptr(HOME_CR3)); mov(cr3, rax); mov(rax, qword_ptr(HOME_CR0)); mov(cr0, rax)),
         _ => {
-            code!(k; mov(esp, STACK); mov(eax, 2); push(eax); popfd(); mov(eax, dword_ptr(HOME_CR4)); mov(cr4, eax);
+            code!(k; mov(esp, STACK); mov(eax, 2); push(eax); popfd(); mov(eax, dword_ptr(HOME_CR4));
+                mov(cr4, eax);
             mov(eax, dword_ptr(HOME_CR3)); mov(cr3, eax); mov(eax, dword_ptr(HOME_CR0)); mov(cr0, eax))
         }
     }
@@ -286,7 +291,8 @@ fn expectations(k: &mut Kit) -> R {
     k.label("seen")?;
     enter(k)?;
     let what = argument(k, 0);
-    code!(k; xor(eax, eax); mov(dword_ptr(RESUME), eax); mov(dword_ptr(GOT + 4), eax); mov(dword_ptr(EXPECTED + 4), eax);
+    code!(k; xor(eax, eax); mov(dword_ptr(RESUME), eax); mov(dword_ptr(GOT + 4), eax);
+        mov(dword_ptr(EXPECTED + 4), eax);
         mov(eax, what); mov(dword_ptr(WHAT), eax));
     for (index, variable, field) in
         [(1, EXC_VECTOR, ", vector"), (2, EXC_ERROR, ", error code"), (4, EXC_IP, ", saved IP")]
@@ -408,7 +414,8 @@ fn handlers(k: &mut Kit) -> R {
     }
     code!(k; mov(ds, eax); mov(es, eax); mov(fs, eax); mov(gs, eax); mov(ss, eax));
     let go = k.fresh();
-    code!(k; mov(eax, dword_ptr(RESUME)); mov(esp, dword_ptr(RESUME_SP)); test(eax, eax); jne(k.to(&go)); mov(esp, STACK));
+    code!(k; mov(eax, dword_ptr(RESUME)); mov(esp, dword_ptr(RESUME_SP)); test(eax, eax); jne(k.to(&go));
+        mov(esp, STACK));
     code!(k; mov(dword_ptr(WHAT), k.s.text("exceptions")); mov(dword_ptr(FIELD), k.s.text("")));
     code!(k; mov(dword_ptr(GOT), 1); mov(dword_ptr(GOT + 4), 0); mov(dword_ptr(EXPECTED), 0);
         mov(dword_ptr(EXPECTED + 4), 0); call(k.to("record")); mov(eax, dword_ptr(END)));
@@ -507,7 +514,8 @@ fn print(k: &mut Kit) -> R {
     } else {
         code!(k; mov(al, byte_ptr(edi + eax)));
     }
-    code!(k; test(bl, 1); jne(k.to(&high)); and(al, 15); jmp(k.to(&have)); label(&high); shr(al, 4); label(&have);
+    code!(k; test(bl, 1); jne(k.to(&high)); and(al, 15); jmp(k.to(&have)); label(&high); shr(al, 4);
+        label(&have);
         test(al, al); jne(k.to(&digit)); test(ecx, ecx); jne(k.to(&digit)); test(ebx, ebx); jne(k.to(&skip));
         label(&digit); inc(ecx); cmp(al, 10); jb(k.to(&decimal)); add(al, 39); label(&decimal); add(al, 48);
         out(dx, al); label(&skip); dec(ebx); jns(k.to(&next)); ret());

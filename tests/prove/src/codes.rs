@@ -112,6 +112,20 @@ pub fn host_part(model: &CpuidTable) -> (CpuidTable, Vec<&'static str>) {
     (tessera_x86::cpuid::parse(&text).expect("features of `max`"), missing)
 }
 
+/// A sentence about the instructions that cannot be run because this host lacks them, if there are any.
+pub fn left_out(model: &CpuidTable) -> Option<String> {
+    let (host, missing) = host_part(model);
+    let native = |table| Code::values().filter(|&c| how(table, c) == How::Native).count();
+    let (all, here) = (native(model), native(&host));
+    (here < all).then(|| {
+        format!(
+            "{} of {all} encodings are left out: this host lacks some of {}",
+            all - here,
+            missing.join(", ")
+        )
+    })
+}
+
 /// An instruction that sequences contain.
 #[derive(Clone, Copy)]
 pub struct Entry {

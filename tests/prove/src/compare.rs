@@ -17,17 +17,28 @@
 //!   missing page or a wrong header first: silicon looks at the parts in its own order;
 //! - #GP and #PF for an access that goes over the end of the lower half of the address space;
 //! - all when ENTER faults: silicon has pushed what the translator, which pushes all or nothing, has not;
+//! - whether XSAVE faults for a part of its area that it does not write;
+//! - #AC of MASKMOVQ at an address that is not canonical;
+//! - #AC and #GP of FXSAVE, XSAVE and their like at an address that is not aligned: which of them is the silicon's choice
+//!   (SDM volume 2, XSAVE);
+//! - anything, if an instruction faults that is not of the sequence, but of an older one that a jump has hit;
+//! - anything in a sequence with both XSAVE and VZEROUPPER or VZEROALL: which components are in use then is the silicon's
+//!   affair, as zero in a register that was written may be either;
+//! - registers when POPA faults, and the address within the page: silicon has loaded some, in its own order;
+//! - the first eight bytes of a ten-byte store whose last two fault;
+//! - sticky flags when DPPS, DPPD or VCVTPS2PH fault: silicon has done a part by then;
 //! - #AC and #GP of an x87 store that stores nothing, because its result raises an unmasked exception;
 //! - ARPL on read-only memory that would change nothing, which silicon completes;
-//! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults in 64-bit code: silicon has
-//!   or has not written the register back by then.
+//! - what is above 32 bits in RCX, RSI and RDI when a string instruction with 32-bit addresses faults or has nothing to do in 64-bit
+//!   code: silicon has or has not written the register back by then, and what the
+//!   instructions behind it make of that.
 
 use std::fmt::Write;
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use crate::frame::{FLAGS, Frame, NONE, STUCK, at};
-use crate::layout::{CS32, IMAGE, IMAGE_AT, READ_ONLY};
+use crate::layout::{CODE, CODE_BYTES, CS32, IMAGE, IMAGE_AT, READ_ONLY};
 
 /// Names of the general registers.
 pub const REGISTERS: [&str; 16] = [
@@ -55,6 +66,14 @@ pub struct Stop {
     pub has_arpl: bool,
     /// Whether there is an x87 store to memory in the sequence.
     pub has_x87_store: bool,
+    /// Whether there is an XSAVE in the sequence.
+    pub has_area: bool,
+    /// Whether there is a string instruction with 32-bit addresses in the sequence.
+    pub has_narrow_string: bool,
+    /// Whether there is one with instructions behind it.
+    pub uses_narrow_string: bool,
+    /// Whether there is a VZEROUPPER or VZEROALL in the sequence.
+    pub has_zeroing: bool,
 }
 
 /// The last address of the lower half.
@@ -71,31 +90,59 @@ impl Stop {
 
     /// An access to an area of FXSAVE or XSAVE has faulted.
     fn in_area(&self, native: &Frame) -> bool {
+        native.vector == PAGE_FAULT && self.at_area()
+    }
+
+    /// At an access to such an area, or to the memory of a masked move.
+    fn at_area(&self) -> bool {
         use Mnemonic::*;
-        native.vector == 14
-            && self.insn.is_some_and(|i| {
-                matches!(
-                    i.mnemonic(),
-                    Vmaskmovdqu
-                        | Maskmovdqu
-                        | Vmaskmovps
-                        | Vmaskmovpd
-                        | Vpmaskmovd
-                        | Vpmaskmovq
-                        | Fxsave
-                        | Fxsave64
-                        | Fxrstor
-                        | Fxrstor64
-                        | Xsave
-                        | Xsave64
-                        | Xsaveopt
-                        | Xsaveopt64
-                        | Xsavec
-                        | Xsavec64
-                        | Xrstor
-                        | Xrstor64
-                )
-            })
+        self.insn.is_some_and(|i| {
+            matches!(
+                i.mnemonic(),
+                Vmaskmovdqu
+                    | Maskmovdqu
+                    | Vmaskmovps
+                    | Vmaskmovpd
+                    | Vpmaskmovd
+                    | Vpmaskmovq
+                    | Fxsave
+                    | Fxsave64
+                    | Fxrstor
+                    | Fxrstor64
+                    | Xsave
+                    | Xsave64
+                    | Xsaveopt
+                    | Xsaveopt64
+                    | Xsavec
+                    | Xsavec64
+                    | Xrstor
+                    | Xrstor64
+            )
+        })
+    }
+
+    fn in_masked_move(&self) -> bool {
+        use Mnemonic::*;
+        self.insn.is_some_and(|i| matches!(i.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu))
+    }
+
+    /// POPA has faulted.
+    fn in_pop_all(&self, native: &Frame) -> bool {
+        native.vector != NONE
+            && self.insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Popa | Mnemonic::Popad))
+    }
+
+    /// At a store of ten bytes.
+    fn in_long_store(&self) -> bool {
+        self.insn.is_some_and(|i| {
+            i.op_count() > 0 && i.op0_kind() == OpKind::Memory && i.memory_size().size() == 10
+        })
+    }
+
+    /// At an instruction that computes in stages, of which silicon may have done some before a fault.
+    fn in_stages(&self) -> bool {
+        use Mnemonic::*;
+        self.insn.is_some_and(|i| matches!(i.mnemonic(), Dpps | Dppd | Vdpps | Vdppd | Vcvtps2ph))
     }
 
     /// ENTER has faulted.
@@ -105,27 +152,34 @@ impl Stop {
 
     /// Both sides are right in their own way, and what they left differs.
     fn may_differ(&self, native: &Frame, guest: &Frame) -> bool {
-        let at_end = native.vector == 13 && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
+        let at_end =
+            matches!(native.vector, 12 | 13) && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
         // A write that is not allowed.
         let unchanged = guest.vector == 13 || guest.vector == 14 && guest.error & 3 == 3;
-        let not_stored = matches!(guest.vector, 13 | 17) && native.get(at::STATUS) & ES != 0;
+        let not_stored = guest.vector == 17 || guest.vector == 13 && native.get(at::STATUS) & ES != 0;
+        let area = self.has_area && matches!(guest.vector, 12..=14) && native.rip != guest.rip;
         scales(native)
             || scales(guest)
             || at_end
             || unchanged && self.has_arpl
             || not_stored && self.has_x87_store
+            || self.in_stages() && native.vector == guest.vector
             || self.in_enter(native) && guest.vector != NONE
-            || self.in_area(guest) && native.vector == 13
-            || self.in_area(native) && guest.vector == 13
+            || area
+            || self.in_area(guest) && matches!(native.vector, 12 | 13)
+            || self.in_masked_move() && native.vector == 13 && guest.vector == 17
+            || self.in_area(native) && matches!(guest.vector, 12 | 13)
+            || self.has_area && native.vector == 12 && guest.vector == 13
+            || self.at_area() && native.vector == 12 && guest.vector == 13
+            || self.at_area() && native.vector == 17 && guest.vector == 13
+            || self.elsewhere(native)
+            || self.uses_narrow_string && native.cs != CS32 as u64
     }
 
-    /// A string instruction with 32-bit addresses has faulted.
-    fn in_string(&self, native: &Frame) -> bool {
-        let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
-        native.vector != NONE
-            && self
-                .insn
-                .is_some_and(|i| i.is_string_instruction() && (narrow(i.op0_kind()) || narrow(i.op1_kind())))
+    /// An instruction has faulted that is not of the sequence, which has jumped into an older one: what it is is not known.
+    fn elsewhere(&self, native: &Frame) -> bool {
+        let code = CODE..CODE + CODE_BYTES as u64;
+        native.vector != NONE && self.insn.is_none() && code.contains(&native.rip)
     }
 
     /// A transfer to an address that is not canonical: natively not done, in the guest done.
@@ -134,10 +188,8 @@ impl Stop {
         native.vector == 13
             && guest.vector == 13
             && native.error == guest.error
+            // Only a transfer leads there; it need not be of the sequence, which may jump into an older one.
             && !canonical(guest.rip)
-            && self
-                .insn
-                .is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Ret | Mnemonic::Jmp | Mnemonic::Call))
     }
 }
 
@@ -155,12 +207,12 @@ fn error(f: &Frame) -> u64 {
     if upper { f.error | 1 } else { f.error }
 }
 
-fn gprs_agree(a: &Frame, b: &Frame, in_string: bool) -> bool {
+fn gprs_agree(a: &Frame, b: &Frame, narrow_string: bool) -> bool {
     if a.cs == CS32 as u64 {
         return (0..8).all(|n| a.gpr[n] as u32 == b.gpr[n] as u32);
     }
     a.gpr == b.gpr
-        || in_string
+        || narrow_string
             && (0..16).all(|n| {
                 let mask = if matches!(n, 1 | 6 | 7) { u32::MAX as u64 } else { u64::MAX };
                 (a.gpr[n] ^ b.gpr[n]) & mask == 0
@@ -191,24 +243,31 @@ pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
     if a == b && native.image == guest.image {
         return true;
     }
-    if stop.may_differ(a, b) {
+    // What is in use is in the area's header and decides what is stored, and either may be loaded again.
+    if stop.may_differ(a, b) || stop.has_area && stop.has_zeroing {
         return true;
     }
     let registers = PARTS.iter().all(|at| a.xsave[at.clone()] == b.xsave[at.clone()])
         && stacks_agree(a, b, stop.in_mmx(a))
         && flags(a, stop.undefined) == flags(b, stop.undefined)
         && (a.fs, a.gs, a.vector) == (b.fs, b.gs, b.vector)
-        && (a.address == b.address || stop.in_area(a) && (a.address ^ b.address) & 0xffff_f000 == 0)
+        && (a.address == b.address
+            || (stop.in_area(a) || stop.in_pop_all(a)) && (a.address ^ b.address) & 0xffff_f000 == 0)
         && error(a) == error(b);
     if registers && stop.in_transfer(a, b) {
         return true;
     }
     registers
-        && gprs_agree(a, b, stop.in_string(a))
+        && (gprs_agree(a, b, stop.has_narrow_string) || stop.in_pop_all(a))
         && (a.vector == NONE || (a.rip, a.cs) == (b.rip, b.cs))
-        && native.image[..READ_ONLY.start] == guest.image[..READ_ONLY.start]
-        && native.image[READ_ONLY.end..] == guest.image[READ_ONLY.end..]
+        && (stop.in_long_store() && a.vector == PAGE_FAULT || images_agree(native.image, guest.image))
 }
+
+fn images_agree(native: &[u8], guest: &[u8]) -> bool {
+    native[..READ_ONLY.start] == guest[..READ_ONLY.start] && native[READ_ONLY.end..] == guest[READ_ONLY.end..]
+}
+
+const PAGE_FAULT: u64 = 14;
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().rev().map(|b| format!("{b:02x}")).collect()

@@ -49,6 +49,9 @@ fn main() -> ExitCode {
 
 fn start(arguments: Arguments) -> Result<bool> {
     if arguments.coverage {
+        if let Some(folder) = coverage::path().parent() {
+            std::fs::create_dir_all(folder)?;
+        }
         std::fs::write(coverage::path(), coverage::text())?;
         println!("wrote {}", coverage::FILE);
         return Ok(true);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use iced_x86::{Encoder, Mnemonic};
+use iced_x86::{Encoder, Mnemonic, OpKind};
 use tessera_tcg::opt::OptFlags;
 
 use crate::compare::{After, Stop, agree, describe};
@@ -198,12 +198,45 @@ impl Rig {
             Mnemonic::Fisttp,
             Mnemonic::Fbstp,
         ]);
+        let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
+        let narrow_string = code.insns.iter().position(|p| {
+            p.insn.is_string_instruction() && (narrow(p.insn.op0_kind()) || narrow(p.insn.op1_kind()))
+        });
+        let has_narrow_string = narrow_string.is_some();
+        let uses_narrow_string = narrow_string.is_some_and(|n| n + 1 < code.insns.len());
+        let has_zeroing = has(&[Mnemonic::Vzeroall, Mnemonic::Vzeroupper]);
+        let has_area = has(&[
+            Mnemonic::Xsave,
+            Mnemonic::Xsave64,
+            Mnemonic::Xsaveopt,
+            Mnemonic::Xsaveopt64,
+            Mnemonic::Xsavec,
+            Mnemonic::Xsavec64,
+        ]);
         if vector == NONE {
-            return Stop { undefined: code.undefined, insn: None, has_arpl, has_x87_store };
+            return Stop {
+                undefined: code.undefined,
+                insn: None,
+                has_arpl,
+                has_x87_store,
+                has_area,
+                has_zeroing,
+                has_narrow_string,
+                uses_narrow_string,
+            };
         }
         let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
         let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
-        Stop { undefined: code.undefined_at(rip, end), insn, has_arpl, has_x87_store }
+        Stop {
+            undefined: code.undefined_at(rip, end),
+            insn,
+            has_arpl,
+            has_x87_store,
+            has_area,
+            has_zeroing,
+            has_narrow_string,
+            uses_narrow_string,
+        }
     }
 
     /// Runs one case.
@@ -248,7 +281,7 @@ mod tests {
         let image = vec![0; IMAGE];
         let mem = |address: u64| {
             let mut i = Instruction::with2(Code::Mov_rm32_r32, Register::EAX, Register::ECX).unwrap();
-            i.set_op0_kind(iced_x86::OpKind::Memory);
+            i.set_op0_kind(OpKind::Memory);
             i.set_memory_displ_size(8);
             i.set_memory_displacement64(address);
             i

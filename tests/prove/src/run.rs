@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::codes::Table;
+use crate::codes::{self, Table};
 use crate::generate::{Case, Generator};
 use crate::guest::{Watchdog, model};
 use crate::layout::IMAGE;
@@ -94,6 +94,9 @@ pub fn run(options: Options, interrupted: Arc<AtomicBool>) -> Result<bool> {
     }
     let directed = generator(&options)?.directed().div_ceil(BATCH as u64);
     let jobs = options.jobs.max(1);
+    if let Some(note) = codes::left_out(&model()) {
+        println!("{note}");
+    }
     println!("seed {}, {jobs} jobs, {} directed cases", options.seed, directed * BATCH as u64);
     let shared = Arc::new(Shared {
         options,

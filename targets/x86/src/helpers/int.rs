@@ -533,10 +533,8 @@ fn extract(value: u64, mask: u64) -> u64 {
     result
 }
 
-extern "C" fn random(_: &mut X86Env) -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    // Each state is keyed freshly by the standard library from the system's random numbers.
-    std::hash::RandomState::new().build_hasher().finish()
+extern "C" fn random(env: &mut X86Env) -> u64 {
+    env.platform.random()
 }
 
 extern "C" fn probe_read(env: &mut X86Env, address: u64, size: u64, mmu: u64) -> u64 {

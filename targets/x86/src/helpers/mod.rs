@@ -62,9 +62,11 @@ pub mod sse;
 pub mod system;
 pub mod vec_op;
 pub mod x87;
+mod x87_codes;
 pub mod x87_host;
 pub mod x87_image;
 pub mod x87_native;
+mod x87_number;
 pub mod x87_state;
 
 const INT_BASE: u16 = 0;

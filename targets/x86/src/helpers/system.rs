@@ -6,6 +6,7 @@
 //! guest's registers where they are.
 
 use tessera_tcg::guest::Effects;
+use tessera_tcg::ir::GlobalSet;
 
 use super::{exception, fault, touches};
 use crate::cpuid::Feature;
@@ -116,8 +117,8 @@ helpers! { super::SYSTEM_BASE;
     );
     /// `(index)`: RDPMC.
     RDPMC = rdpmc(1), Effects::FAULTS;
-    /// `(index)`: XGETBV.
-    XGETBV = xgetbv(1), Effects::FAULTS;
+    /// `(index)`: XGETBV, which tells of all registers whether they are in use.
+    XGETBV = xgetbv(1), Effects { reads: GlobalSet::ALL, ..Effects::FAULTS };
     /// `(index, value)`: XSETBV.
     XSETBV = xsetbv(2), Effects::ALL;
     /// `(index)`: RDPKRU.

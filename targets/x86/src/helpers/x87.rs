@@ -16,9 +16,13 @@ use tessera_tcg::guest::{Access, Effects};
 use tessera_tcg::ir::flags;
 use tessera_tcg::softmmu;
 
+use super::x87_codes::MISC_ALL;
+pub use super::x87_codes::{Misc, Source, arith_code, compare_code, layout_code, store_code};
+pub(super) use super::x87_codes::{arith_parts, compare_parts, source_of, store_parts};
 use super::x87_host::{self as host, Binary, Format, Popping, Pushing, Unary};
 use super::x87_image::{self as image, Layout};
-use super::x87_state::{Class, F80, INDEFINITE, ZERO, classify, f80, parts, status};
+use super::x87_number::{memory_operand, number};
+use super::x87_state::{Class, F80, INDEFINITE, ZERO, classify, parts, status};
 use super::{exception, fault};
 use crate::cpuid::Feature;
 use crate::guest::X86;
@@ -65,147 +69,6 @@ helpers! { super::X87_BASE;
 }
 
 const MF: u16 = 16;
-
-// ----- codes that translations pass -----
-
-/// What [`LOAD`] takes from memory and [`ARITH_MEMORY`] and [`COMPARE`] compute with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-#[allow(missing_docs)]
-pub enum Source {
-    F32,
-    F64,
-    I16,
-    I32,
-    I64,
-    F80,
-    Bcd,
-    /// A register.
-    Register,
-}
-
-const SOURCES: [Source; 8] = [
-    Source::F32,
-    Source::F64,
-    Source::I16,
-    Source::I32,
-    Source::I64,
-    Source::F80,
-    Source::Bcd,
-    Source::Register,
-];
-
-/// Argument of [`ARITH`] and [`ARITH_MEMORY`]: for registers, whether ST(i) is the destination, and whether to pop.
-pub fn arith_code(op: Binary, source: Source, i: usize, to_i: bool, pop: bool) -> u64 {
-    op as u64 | (source as u64) << 4 | (i as u64 & 7) << 8 | (to_i as u64) << 12 | (pop as u64) << 13
-}
-
-/// Argument of [`COMPARE`]: source, register, how often to pop, quiet, and whether the result goes to the condition codes
-/// (else it is only returned).
-pub fn compare_code(source: Source, i: usize, pops: u8, quiet: bool, condition: bool) -> u64 {
-    source as u64
-        | (i as u64 & 7) << 4
-        | (pops as u64 & 3) << 8
-        | (quiet as u64) << 10
-        | (condition as u64) << 11
-}
-
-/// Destination argument of [`STORE`]; `None` is the 80-bit format.
-pub fn store_code(format: Option<Format>, pop: bool) -> u64 {
-    format.map_or(15, |f| f as u64) | (pop as u64) << 4
-}
-
-/// The parts of an [`arith_code`]: operation, source, register, whether that is the destination, whether to pop.
-pub(super) fn arith_parts(code: u64) -> (Binary, Source, u8, bool, bool) {
-    let op = BINARIES[code as usize % 8 % BINARIES.len()];
-    (op, SOURCES[code as usize >> 4 & 7], (code >> 8 & 7) as u8, code >> 12 & 1 != 0, code >> 13 & 1 != 0)
-}
-
-/// The parts of a [`compare_code`], in the order of its arguments.
-pub(super) fn compare_parts(code: u64) -> (Source, u8, u8, bool, bool) {
-    let source = SOURCES[code as usize & 7];
-    (source, (code >> 4 & 7) as u8, (code >> 8 & 3) as u8, code >> 10 & 1 != 0, code >> 11 & 1 != 0)
-}
-
-/// The source that [`LOAD`] is passed.
-pub(super) fn source_of(code: u64) -> Source {
-    SOURCES[code as usize & 7]
-}
-
-/// The parts of a [`store_code`].
-pub(super) fn store_parts(code: u64) -> (Option<Format>, bool) {
-    (FORMATS.get(code as usize & 15).copied(), code >> 4 & 1 != 0)
-}
-
-/// Layout argument of [`STORE_STATE`] and [`LOAD_STATE`]; `registers` for FNSAVE and FRSTOR.
-pub fn layout_code(layout: Layout, registers: bool) -> u64 {
-    layout.wide as u64 | (layout.protected as u64) << 1 | (registers as u64) << 2
-}
-
-/// Operations of [`MISC`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-#[allow(missing_docs)]
-pub enum Misc {
-    ChangeSign,
-    Absolute,
-    Test,
-    Examine,
-    IncrementTop,
-    DecrementTop,
-    Sqrt,
-    Round,
-    PowerMinus1,
-    Sine,
-    Cosine,
-    Scale,
-    Remainder,
-    RemainderNearest,
-    ArcTangent,
-    YLog2X,
-    YLog2XPlus1,
-    Tangent,
-    SineCosine,
-    Extract,
-}
-
-const MISC_ALL: [Misc; 20] = [
-    Misc::ChangeSign,
-    Misc::Absolute,
-    Misc::Test,
-    Misc::Examine,
-    Misc::IncrementTop,
-    Misc::DecrementTop,
-    Misc::Sqrt,
-    Misc::Round,
-    Misc::PowerMinus1,
-    Misc::Sine,
-    Misc::Cosine,
-    Misc::Scale,
-    Misc::Remainder,
-    Misc::RemainderNearest,
-    Misc::ArcTangent,
-    Misc::YLog2X,
-    Misc::YLog2XPlus1,
-    Misc::Tangent,
-    Misc::SineCosine,
-    Misc::Extract,
-];
-
-const BINARIES: [Binary; 6] =
-    [Binary::Add, Binary::Mul, Binary::Sub, Binary::SubReverse, Binary::Div, Binary::DivReverse];
-
-const FORMATS: [Format; 9] = [
-    Format::F32,
-    Format::F64,
-    Format::I16,
-    Format::I32,
-    Format::I64,
-    Format::TruncatedI16,
-    Format::TruncatedI32,
-    Format::TruncatedI64,
-    Format::Bcd,
-];
 
 // ----- exceptions -----
 
@@ -268,65 +131,6 @@ fn commit(fpu: &mut Fpu, sw: u16) -> bool {
 extern "C" fn x87_wait(env: &mut X86Env) -> u64 {
     pending(env);
     0
-}
-
-// ----- numbers from memory -----
-
-/// Widens an IEEE 754 number of `fraction` fraction bits: the number and its exceptions (SNaN, denormal).
-fn widen(bits: u64, fraction: u32, exponent_bits: u32) -> (F80, u16) {
-    let sign = ((bits >> (fraction + exponent_bits)) as u16 & 1) << 15;
-    let max = (1u32 << exponent_bits) - 1;
-    let exponent = (bits >> fraction) as u32 & max;
-    let mantissa = (bits & ((1 << fraction) - 1)) << (63 - fraction);
-    let bias = 0x3fff - (max >> 1);
-    match exponent {
-        0 if mantissa == 0 => (f80(sign, 0), 0),
-        0 => {
-            // The value is mantissa * 2^-63 * 2^(1 - bias), to be normalised.
-            let shift = mantissa.leading_zeros();
-            (f80(sign | (bias + 1 - shift) as u16, mantissa << shift), status::DE)
-        }
-        e if e == max && mantissa == 0 => (f80(sign | 0x7fff, 1 << 63), 0),
-        e if e == max => {
-            let quiet = 1 << 62;
-            let invalid = if mantissa & quiet == 0 { status::IE } else { 0 };
-            (f80(sign | 0x7fff, mantissa | quiet | 1 << 63), invalid)
-        }
-        e => (f80(sign | (e + bias) as u16, mantissa | 1 << 63), 0),
-    }
-}
-
-fn from_integer(v: i64) -> F80 {
-    if v == 0 {
-        return ZERO;
-    }
-    let sign = if v < 0 { 0x8000 } else { 0 };
-    let magnitude = v.unsigned_abs();
-    let shift = magnitude.leading_zeros();
-    f80(sign | (0x3fff + 63 - shift) as u16, magnitude << shift)
-}
-
-/// A number from memory and the exceptions of reading it.
-fn number(source: Source, low: u64, high: u64) -> (F80, u16) {
-    match source {
-        Source::F32 => widen(low & 0xffff_ffff, 23, 8),
-        Source::F64 => widen(low, 52, 11),
-        Source::I16 => (from_integer(low as i16 as i64), 0),
-        Source::I32 => (from_integer(low as i32 as i64), 0),
-        Source::I64 => (from_integer(low as i64), 0),
-        Source::F80 | Source::Register => (f80(high as u16, low), 0),
-        Source::Bcd => (host::from_bcd(&f80(high as u16, low)), 0),
-    }
-}
-
-/// A memory operand of an operation. Unlike a load, the operation sees the signalling NaN itself, so it is kept
-/// signalling; a denormal counts as a denormal operand, which the widened number no longer is.
-fn memory_operand(source: Source, value: u64) -> (F80, u16) {
-    let (mut v, e) = number(source, value, 0);
-    if e & status::IE != 0 {
-        v[7] &= !0x40;
-    }
-    (v, e & status::DE)
 }
 
 // ----- loads -----

@@ -126,7 +126,8 @@ extern "C" fn load_unit(env: &mut X86Env) -> u64 {
     let mut bytes: Image = [0; 108];
     image::store_environment(&env.fpu, LAYOUT, &mut bytes);
     image::store_registers(&env.fpu, &mut bytes[LAYOUT.bytes()..]);
-    // SAFETY: FRSTOR reads the 108 bytes. All exceptions are masked, so nothing is pending afterwards. That the unit is not
+    bytes[0] |= status::EXCEPTIONS as u8;
+    // SAFETY: FRSTOR reads the 108 bytes. All exceptions are masked (just now, if not before), so nothing is pending afterwards. That the unit is not
     // as the calling convention wants it is harmless: Rust code does not use it until `save_unit`.
     unsafe { asm!("frstor [{}]", in(reg) bytes.as_ptr(), options(nostack, readonly)) };
     env.x87_resident = 1;

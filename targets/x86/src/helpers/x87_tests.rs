@@ -1,5 +1,8 @@
 //! Bookkeeping around the arithmetic: stack faults, masked and unmasked responses, widening, comparisons.
 
+use super::super::x87_codes::{BINARIES, FORMATS, SOURCES};
+use super::super::x87_number::from_integer;
+use super::super::x87_state::f80;
 use super::*;
 
 const ONE: F80 = f80(0x3fff, 1 << 63);

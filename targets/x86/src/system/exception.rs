@@ -408,13 +408,18 @@ fn record(env: &mut X86Env, exception: &Exception) {
     }
 }
 
+/// I/D in a page fault's error code.
+const PF_FETCH: u32 = 1 << 4;
 /// FSW.ES.
 const X87_PENDING: u16 = 1 << 7;
 
-/// A pending x87 exception comes before what a waiting instruction's memory operand raises. The page walk raises #GP(0) for a non-canonical address, whatever the segment; if it was a stack access of the current
-/// instruction, this is #SS(0).
+/// A pending x87 exception comes before what a waiting instruction's memory operand raises, but not before what its fetch
+/// does. The page walk raises #GP(0) for a non-canonical address, whatever the segment; if it was a stack access of the
+/// current instruction, this is #SS(0).
 fn refine(env: &mut X86Env, exception: Exception) -> Exception {
-    let memory = matches!(exception.vector, vector::GP | vector::SS | vector::PF | vector::AC);
+    // A fetch says so where it can fault on a page that data accesses can read.
+    let fetch = exception.vector == vector::PF && exception.error.is_some_and(|e| e & PF_FETCH != 0);
+    let memory = !fetch && matches!(exception.vector, vector::GP | vector::SS | vector::PF | vector::AC);
     if memory && env.fpu.status & X87_PENDING != 0 && env.cr0.contains(Cr0::NE) && waits_for_x87(env) {
         return Exception { vector: vector::MF, error: None, address: 0 };
     }

@@ -290,6 +290,7 @@ pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, supervisor: bool, wide: bool
         } else {
             env.fpu = Fpu::INITIAL;
         }
+        env.update_fpu_mode();
     }
     if rfbm & SSE != 0 {
         if bv & SSE != 0 {

@@ -176,8 +176,8 @@ impl Translator<'_> {
         if !self.is(mode::CODE_LIMIT) {
             return;
         }
-        let limit = self.env.seg[crate::state::seg::CS].limit;
-        if limit == 0xffff && self.b.constant(ip).is_some_and(|ip| ip <= 0xffff) {
+        let usual = !self.is(mode::DEBUG);
+        if usual && self.b.constant(ip).is_some_and(|ip| ip <= 0xffff) {
             return;
         }
         self.b.call(helpers::int::CHECK_CODE, &[ip]);

@@ -168,14 +168,17 @@ fn jump_if_zero(t: &mut Translator<'_>, i: &Instruction, w: Width) {
 fn bound(t: &mut Translator<'_>, i: &Instruction) {
     debug_assert!(i.op1_kind() == OpKind::Memory);
     let w = t.width(i, 0);
+    let index = t.reg(i.op0_register());
+    let index = t.sx(w, index);
+    let [least, most] = [i64::MIN, i64::MAX].map(|v| t.b.iconst(v as u64));
+    let mem = t.mem();
+    // An index below the lower bound raises #BR before silicon looks at the upper one.
     let lower = t.address(i, w.bytes(), false);
+    let lower = t.b.load(w, Ext::Sign64, lower, mem);
+    t.call(helpers::int::CHECK_BOUND, &[index, lower, most]);
     let offset = t.offset(i);
     let offset = t.b.add_imm(t.address_width(i), offset, w.bytes() as i64);
     let upper = t.linear(segment_number(i.memory_segment()), offset, w.bytes(), false);
-    let mem = t.mem();
-    let lower = t.b.load(w, Ext::Sign64, lower, mem);
     let upper = t.b.load(w, Ext::Sign64, upper, mem);
-    let index = t.reg(i.op0_register());
-    let index = t.sx(w, index);
-    t.call(helpers::int::CHECK_BOUND, &[index, lower, upper]);
+    t.call(helpers::int::CHECK_BOUND, &[index, least, upper]);
 }

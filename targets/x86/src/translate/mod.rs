@@ -211,8 +211,8 @@ impl<'a> Translator<'a> {
             let pc = self.b.iconst(pc);
             self.b.call(helpers::system::CHECK_BREAKPOINT, &[pc]);
         }
-        if self.mode & mode::CODE_LIMIT != 0 && self.env.seg[crate::state::seg::CS].limit != 0xffff {
-            // Odd limits are rare: check each instruction's last byte instead of having more block modes.
+        if self.is(mode::CODE_LIMIT | mode::DEBUG) {
+            // Odd limits are rare: check each instruction's last byte instead of having a block mode for each limit.
             let last = self.b.iconst(self.next.wrapping_sub(1).wrapping_sub(self.cs_base) & 0xffff_ffff);
             self.b.call(helpers::int::CHECK_CODE, &[last]);
         }

@@ -24,6 +24,10 @@
 //! | AAA, AAS | OF, SF, ZF, PF | clear; the others of AL |
 //! | AAM | OF, AF, CF | clear |
 //! | AAD | OF, AF, CF | of the addition |
+//! | FCOMI, FUCOMI, FCMOV | C1 | kept, unless the stack underflows |
+//! | FPREM, FPREM1 | C0, C3 where there is no quotient | kept |
+//! | FLD of a denormal, exception unmasked | register stack | the number is pushed |
+//! | x87 instructions without a memory operand | data pointer | kept |
 //!
 //! "As for a count of 1" means: the flag depends on the operands as it would if the count were 1. Counts are what is left
 //! of them after masking to 5 or 6 bits.

@@ -333,7 +333,8 @@ fn wait(t: &mut Translator<'_>, _: &Instruction) {
     if t.is(mode::FPU_MP | mode::FPU_TS) {
         return t.raise(vector::NM, None);
     }
-    if t.is(mode::X87_UNMASKED) {
+    // Under TS without MP the mode does not tell whether an exception may be pending.
+    if t.is(mode::X87_UNMASKED) || t.is(mode::FPU_TS) {
         t.call(helper::WAIT, &[]);
     }
 }

@@ -133,7 +133,8 @@ impl Groups {
 
     fn access(&mut self, at: usize, address: usize, bytes: u32, mmu: u8, write: bool) {
         let Address { root, offset } = self.known(address);
-        let end = offset.saturating_add(i64::from(bytes));
+        // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
+        let Some(end) = offset.checked_add(i64::from(bytes)) else { return };
         let same = |o: &Open| o.root == root && o.mmu == mmu;
         let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
         if let Some(slot) = found
@@ -224,6 +225,18 @@ mod tests {
         assert_eq!(members(&text(300, "v4 = load.64 [v3] mmu0")), alone);
         assert_eq!(members(&text(8, "v4 = load.64 [v3] mmu1")), alone);
         assert_ne!(members(&text(8, "v4 = load.64 [v3] mmu0")), alone);
+    }
+
+    #[test]
+    fn distances_at_the_end_of_their_range_make_no_group() {
+        let text = "insn 0x1000\nv0 = get r0\nv1 = const 0x7ffffffffffffffc\nv2 = add.64 v0, v1\n\
+                    v3 = load.64 [v2] mmu0\nv4 = load.64 [v2] mmu0\nset r1, v3\nset r2, v4\nleave 0\n";
+        assert_eq!(members(text), [Member::Alone, Member::Alone]);
+        let fits = text.replace("fffc", "fff7");
+        assert_eq!(
+            members(&fits),
+            [Member::Leader { slot: 0, low: 0, high: 8 }, Member::Follower { slot: 0 }]
+        );
     }
 
     #[test]

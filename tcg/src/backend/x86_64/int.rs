@@ -66,7 +66,9 @@ impl Emitter<'_> {
     fn alu(&mut self, op: BinOp, w: Width, a: Value, b: Value) {
         let (mut a, mut b) = (a, b);
         let commutes = op != BinOp::Sub;
-        if commutes && self.imm(self.b.live.resolve(a), w).is_some() {
+        // Not two constants: an increment is one of the first operand.
+        let immediate = |e: &Self, v| e.imm(e.b.live.resolve(v), w).is_some();
+        if commutes && immediate(self, a) && !immediate(self, b) {
             std::mem::swap(&mut a, &mut b);
         }
         let mut fused = self.fused();

@@ -30,7 +30,8 @@ fn control_registers(k: &mut Kit) -> R {
         code!(k; mov(rax, cr0); and(eax, 0xFFFF_FFFEu32));
         k.raises("PG without PE", gp(0), |k| k.mov(cr0, rax))?;
         // ET is always set, reserved bits in the lower half stay clear.
-        code!(k; mov(rax, cr0); mov(rbx, rax); and(eax, !0x10); or(eax, 0x40); mov(cr0, rax); mov(rcx, cr0); mov(cr0, rbx); and(ecx, 0x50));
+        code!(k; mov(rax, cr0); mov(rbx, rax); and(eax, !0x10); or(eax, 0x40); mov(cr0, rax); mov(rcx, cr0);
+            mov(cr0, rbx); and(ecx, 0x50));
         k.eq("ET and bit 6", ecx, 0x10)
     })?;
     k.check("CR4: reserved bits", "3A, 2.5; 2B, MOV", |k| {
@@ -47,7 +48,8 @@ fn control_registers(k: &mut Kit) -> R {
         k.raises("bit 63 without PCIDE", gp(0), |k| k.mov(cr3, rax))
     })?;
     k.check("CR2 and CR8", "3A, 2.5 and 10.8.6; 2B, MOV", |k| {
-        code!(k; mov(rax, 0x1234_5678_9ABC_DEF0u64); mov(cr2, rax); mov(rbx, cr2); mov(eax, 7); mov(cr8, rax); mov(rcx, cr8));
+        code!(k; mov(rax, 0x1234_5678_9ABC_DEF0u64); mov(cr2, rax); mov(rbx, cr2); mov(eax, 7); mov(cr8, rax);
+            mov(rcx, cr8));
         k.eq64("CR2", rbx, 0x1234_5678_9ABC_DEF0)?;
         k.eq64("CR8", rcx, 7)?;
         code!(k; mov(eax, 0xFEE0_0080u32); mov(ebx, dword_ptr(rax)); and(ebx, 0xFF));
@@ -60,7 +62,8 @@ fn control_registers(k: &mut Kit) -> R {
     k.check("SMSW, LMSW, CLTS", "2B, SMSW; 2A, LMSW, CLTS", |k| {
         code!(k; mov(rbx, cr0); smsw(rax); cmp(rax, rbx));
         k.holds("SMSW of 64 bits", |c, to| c.je(to))?;
-        code!(k; mov(eax, 0xFFFF_0009u32); lmsw(ax); mov(rbx, cr0); clts(); mov(rcx, cr0); and(ebx, 0xF); and(ecx, 0xF));
+        code!(k; mov(eax, 0xFFFF_0009u32); lmsw(ax); mov(rbx, cr0); clts(); mov(rcx, cr0); and(ebx, 0xF);
+            and(ecx, 0xF));
         k.eq("MP, EM, TS, PE by LMSW", ebx, 9)?;
         k.eq("after CLTS", ecx, 1)?;
         code!(k; xor(eax, eax); lmsw(ax); mov(rbx, cr0); and(ebx, 1));
@@ -68,7 +71,8 @@ fn control_registers(k: &mut Kit) -> R {
     })?;
     k.check("debug registers and CR4.DE", "3B, 17.2.2; 2B, MOV", |k| {
         k.cr4_bits(0, 8)?;
-        code!(k; mov(eax, 0x1234); mov(rbx, 1u64 << 32); raw(&[0x0F, 0x23, 0xF0]); mov(eax, 0xFFFF_0FF0u32); mov(dr6, rax); raw(&[0x0F, 0x21, 0xE1]));
+        code!(k; mov(eax, 0x1234); mov(rbx, 1u64 << 32); raw(&[0x0F, 0x23, 0xF0]); mov(eax, 0xFFFF_0FF0u32);
+            mov(dr6, rax); raw(&[0x0F, 0x21, 0xE1]));
         k.eq("DR4 is DR6 without DE", ecx, 0xFFFF_0FF0)?;
         k.cr4_bits(8, 0)?;
         k.raises("DR4 with DE", UD, |k| k.faulting(|k| k.raw(&[0x0F, 0x21, 0xE1])))?;
@@ -78,7 +82,8 @@ fn control_registers(k: &mut Kit) -> R {
         k.raises("upper half of DR6", gp(0), |k| k.mov(dr6, rax))?;
         code!(k; mov(rax, rbx));
         k.raises("upper half of DR7", gp(0), |k| k.mov(dr7, rax))?;
-        code!(k; mov(rax, 0x1234_5678_9ABCu64); mov(dr2, rax); mov(rcx, dr2); xor(eax, eax); mov(dr7, rax); mov(rdx, dr7); mov(dr6, rax); mov(rsi, dr6));
+        code!(k; mov(rax, 0x1234_5678_9ABCu64); mov(dr2, rax); mov(rcx, dr2); xor(eax, eax); mov(dr7, rax);
+            mov(rdx, dr7); mov(dr6, rax); mov(rsi, dr6));
         k.eq64("DR2", rcx, 0x1234_5678_9ABC)?;
         k.eq64("DR7: bit 10 is set", rdx, 0x400)?;
         k.eq64("DR6: reserved bits", rsi, 0xFFFF_0FF0)
@@ -113,7 +118,8 @@ fn model_specific(k: &mut Kit) -> R {
         Ok(())
     })?;
     k.check("RDMSR and WRMSR use 32-bit halves", "2C, RDMSR", |k| {
-        code!(k; mov(rax, 0xAAAA_AAAA_0000_0077u64); mov(rdx, 0xBBBB_BBBB_0000_0000u64); mov(rcx, 0xCCCC_CCCC_0000_0000u64 | u64::from(TSC_AUX));
+        code!(k; mov(rax, 0xAAAA_AAAA_0000_0077u64); mov(rdx, 0xBBBB_BBBB_0000_0000u64);
+            mov(rcx, 0xCCCC_CCCC_0000_0000u64 | u64::from(TSC_AUX));
             wrmsr(); mov(rax, -1i64); mov(rdx, -1i64); rdmsr());
         k.eq64("RAX", rax, 0x77)?;
         k.eq64("RDX", rdx, 0)
@@ -132,11 +138,13 @@ fn model_specific(k: &mut Kit) -> R {
 
 fn identification(k: &mut Kit) -> R {
     k.check("CPUID", "2A, CPUID", |k| {
-        code!(k; mov(rax, 0xFFFF_FFFF_0000_0000u64); mov(rbx, -1i64); xor(ecx, ecx); cpuid(); shr(rbx, 32); mov(rsi, rax); shr(rsi, 32));
+        code!(k; mov(rax, 0xFFFF_FFFF_0000_0000u64); mov(rbx, -1i64); xor(ecx, ecx); cpuid(); shr(rbx, 32);
+            mov(rsi, rax); shr(rsi, 32));
         k.eq64("upper half of RAX", rsi, 0)?;
         k.eq64("upper half of RBX", rbx, 0)?;
         // Beyond the last basic leaf: what the last one says.
-        code!(k; mov(r8d, eax); mov(ecx, 0); cpuid(); mov(r9d, eax); mov(r10d, ebx); mov(eax, 0x4FFF_FFFF); xor(ecx, ecx); cpuid());
+        code!(k; mov(r8d, eax); mov(ecx, 0); cpuid(); mov(r9d, eax); mov(r10d, ebx); mov(eax, 0x4FFF_FFFF);
+            xor(ecx, ecx); cpuid());
         let ok = k.fresh();
         code!(k; cmp(eax, r9d); jne(k.to(&ok)); cmp(ebx, r10d));
         k.label(&ok)?;
@@ -154,7 +162,8 @@ fn identification(k: &mut Kit) -> R {
         k.eq("OSXSAVE set", edi, 1 << 27)
     })?;
     k.check("flag ID can be changed", "2A, CPUID", |k| {
-        code!(k; pushfq(); pop(rax); mov(rbx, rax); xor(eax, 0x20_0000); push(rax); popfq(); pushfq(); pop(rcx); push(rbx); popfq(); xor(ecx, ebx));
+        code!(k; pushfq(); pop(rax); mov(rbx, rax); xor(eax, 0x20_0000); push(rax); popfq(); pushfq();
+            pop(rcx); push(rbx); popfq(); xor(ecx, ebx));
         k.eq("bits that changed", ecx, 0x20_0000)
     })
 }
@@ -162,7 +171,8 @@ fn identification(k: &mut Kit) -> R {
 fn time(k: &mut Kit) -> R {
     k.check("RDTSC, RDTSCP, RDPID", "2C, RDTSC, RDTSCP, RDPID", |k| {
         k.msr(TSC_AUX, 0x1234_5678)?;
-        code!(k; mov(rax, -1i64); mov(rdx, -1i64); rdtsc(); mov(rbx, rdx); shr(rbx, 32); mov(rsi, rax); shr(rsi, 32); shl(rdx, 32); or(rdx, rax); mov(rdi, rdx));
+        code!(k; mov(rax, -1i64); mov(rdx, -1i64); rdtsc(); mov(rbx, rdx); shr(rbx, 32); mov(rsi, rax);
+            shr(rsi, 32); shl(rdx, 32); or(rdx, rax); mov(rdi, rdx));
         k.eq64("upper half of RDX", rbx, 0)?;
         k.eq64("upper half of RAX", rsi, 0)?;
         code!(k; mov(rcx, -1i64); rdtscp(); shl(rdx, 32); or(rdx, rax); cmp(rdx, rdi));
@@ -236,13 +246,19 @@ fn extended_state(k: &mut Kit) -> R {
         k.cr4_bits(OSXSAVE, 0)?;
         code!(k; xor(ecx, ecx); xgetbv(); mov(r8d, eax); and(eax, 1));
         k.eq("x87 is always enabled", eax, 1)?;
-        for (what, index, value) in [("without x87", 0u32, 2u64), ("reserved bit", 0, 1 | 1 << 62), ("XCR1", 1, 1), ("AVX without SSE", 0, 5)] {
+        for (what, index, value) in [
+            ("without x87", 0u32, 2u64),
+            ("reserved bit", 0, 1 | 1 << 62),
+            ("XCR1", 1, 1),
+            ("AVX without SSE", 0, 5),
+        ] {
             code!(k; mov(ecx, index); mov(eax, value as u32); mov(edx, (value >> 32) as u32));
             k.raises(what, gp(0), |k| k.faulting(|k| k.xsetbv()))?;
         }
         code!(k; mov(ecx, 2));
         k.raises("XGETBV of XCR2", gp(0), |k| k.faulting(|k| k.xgetbv()))?;
-        code!(k; xor(ecx, ecx); xor(edx, edx); mov(eax, 3); xsetbv(); xgetbv(); mov(ebx, eax); mov(eax, r8d); xsetbv());
+        code!(k; xor(ecx, ecx); xor(edx, edx); mov(eax, 3); xsetbv(); xgetbv(); mov(ebx, eax); mov(eax, r8d);
+            xsetbv());
         k.eq("XCR0", ebx, 3)?;
         k.user("XSETBV in ring 3", gp(0), |k| {
             code!(k; xor(ecx, ecx); xor(edx, edx); mov(eax, 1));
@@ -263,33 +279,39 @@ fn extended_state(k: &mut Kit) -> R {
         };
         code!(k; xor(ecx, ecx); xor(edx, edx); mov(eax, 3); xsetbv(); mov(ebx, PAGES));
         clear(k)?;
-        code!(k; mov(eax, 0x4711); movd(xmm3, eax); fninit(); fld1(); mov(eax, 3); xor(edx, edx); xsave(ptr(rbx)));
+        code!(k; mov(eax, 0x4711); movd(xmm3, eax); fninit(); fld1(); mov(eax, 3); xor(edx, edx);
+            xsave(ptr(rbx)));
         k.var("XSTATE_BV", PAGES + 512, 3)?;
         k.var("XMM3", PAGES + 160 + 48, 0x4711)?;
         k.var("ST0", PAGES + 32 + 4, 0x8000_0000)?;
         code!(k; pxor(xmm3, xmm3); fninit(); mov(eax, 3); xor(edx, edx); xrstor(ptr(rbx)); movd(ecx, xmm3));
         k.eq("XMM3 restored", ecx, 0x4711)?;
         // A component whose bit is clear gets its initial value.
-        code!(k; and(dword_ptr(PAGES + 512), !2u32); mov(eax, 3); xor(edx, edx); xrstor(ptr(rbx)); movd(ecx, xmm3));
+        code!(k; and(dword_ptr(PAGES + 512), !2u32); mov(eax, 3); xor(edx, edx); xrstor(ptr(rbx));
+            movd(ecx, xmm3));
         k.eq("XMM3 initialised", ecx, 0)?;
         code!(k; mov(ebx, PAGES + 8); mov(eax, 3); xor(edx, edx));
         k.raises("XSAVE not aligned", gp(0), |k| k.faulting(|k| k.xsave(ptr(rbx))))?;
         code!(k; mov(ebx, PAGES); mov(dword_ptr(PAGES + 512 + 4), 0x4000_0000); mov(eax, 3); xor(edx, edx));
         k.raises("XSTATE_BV beyond XCR0", gp(0), |k| k.faulting(|k| k.xrstor(ptr(rbx))))?;
-        code!(k; mov(dword_ptr(PAGES + 512 + 4), 0); mov(dword_ptr(PAGES + 520), 1); mov(eax, 3); xor(edx, edx));
+        code!(k; mov(dword_ptr(PAGES + 512 + 4), 0); mov(dword_ptr(PAGES + 520), 1); mov(eax, 3);
+            xor(edx, edx));
         k.raises("reserved header bytes", gp(0), |k| k.faulting(|k| k.xrstor(ptr(rbx))))?;
-        code!(k; mov(dword_ptr(PAGES + 520), 0); mov(dword_ptr(PAGES + 24), 0xFFFF_0000u32); or(dword_ptr(PAGES + 512), 2); mov(eax, 3); xor(edx, edx));
+        code!(k; mov(dword_ptr(PAGES + 520), 0); mov(dword_ptr(PAGES + 24), 0xFFFF_0000u32);
+            or(dword_ptr(PAGES + 512), 2); mov(eax, 3); xor(edx, edx));
         k.raises("reserved bits of MXCSR", gp(0), |k| k.faulting(|k| k.xrstor(ptr(rbx))))?;
         k.cr4_bits(0, OSXSAVE)
     })?;
     k.check("XSAVE writes what is asked for", "1, 13.7 to 13.10", |k| {
         k.cr4_bits(OSXSAVE, 0)?;
-        code!(k; xor(ecx, ecx); xor(edx, edx); mov(eax, 3); xsetbv(); mov(ebx, PAGES); mov(edi, PAGES); mov(eax, -1); mov(ecx, 128));
+        code!(k; xor(ecx, ecx); xor(edx, edx); mov(eax, 3); xsetbv(); mov(ebx, PAGES); mov(edi, PAGES);
+            mov(eax, -1); mov(ecx, 128));
         k.rep().stosd()?;
         code!(k; xor(eax, eax); mov(ecx, 128));
         k.rep().stosd()?;
         // x87 alone.
-        code!(k; mov(eax, 0x4711); movd(xmm0, eax); fninit(); fld1(); mov(eax, 1); xor(edx, edx); xsave(ptr(rbx)));
+        code!(k; mov(eax, 0x4711); movd(xmm0, eax); fninit(); fld1(); mov(eax, 1); xor(edx, edx);
+            xsave(ptr(rbx)));
         k.var("XSTATE_BV", PAGES + 512, 1)?;
         k.var("XMM0 is not written", PAGES + 160, 0xFFFF_FFFF)?;
         // XSAVEOPT and XSAVEC leave out what is in its initial state.
@@ -302,7 +324,8 @@ fn extended_state(k: &mut Kit) -> R {
         k.cr4_bits(0, OSXSAVE)
     })?;
     k.check("FXSAVE and FXRSTOR", "2A, FXSAVE, FXRSTOR", |k| {
-        code!(k; mov(ebx, PAGES); fninit(); fld1(); mov(eax, 0x99); movd(xmm15, eax); fxsave64(ptr(rbx)); pxor(xmm15, xmm15); fxrstor64(ptr(rbx));
+        code!(k; mov(ebx, PAGES); fninit(); fld1(); mov(eax, 0x99); movd(xmm15, eax); fxsave64(ptr(rbx));
+            pxor(xmm15, xmm15); fxrstor64(ptr(rbx));
             movd(ecx, xmm15));
         k.eq("XMM15", ecx, 0x99)?;
         k.masked("abridged tag word", PAGES + 4, 0xFF, 0x80)?;

@@ -64,8 +64,10 @@ fn dr6_is(k: &mut Kit, what: &str, expected: u32) -> R {
 /// were pushed last in V[3], and sets RF for the return.
 fn counting_handler(k: &mut Kit) -> R {
     k.aside("count", |k| {
-        code!(k; push(rax); push(rbx); mov(ebx, dword_ptr(V[0])); mov(rax, qword_ptr(rsp + 16)); mov(qword_ptr(rbx * 8 + SCRATCH), rax);
-            inc(dword_ptr(V[0])); mov(rax, dr6); or(dword_ptr(V[1]), eax); mov(eax, dword_ptr(rsp + 32)); mov(dword_ptr(V[3]), eax); or(dword_ptr(rsp + 32), RF);
+        code!(k; push(rax); push(rbx); mov(ebx, dword_ptr(V[0])); mov(rax, qword_ptr(rsp + 16));
+            mov(qword_ptr(rbx * 8 + SCRATCH), rax);
+            inc(dword_ptr(V[0])); mov(rax, dr6); or(dword_ptr(V[1]), eax); mov(eax, dword_ptr(rsp + 32));
+            mov(dword_ptr(V[3]), eax); or(dword_ptr(rsp + 32), RF);
             mov(eax, 0xFFFF_0FF0u32); mov(dr6, rax); pop(rbx); pop(rax); iretq());
         Ok(())
     })
@@ -159,7 +161,8 @@ fn single_step(k: &mut Kit) -> R {
     k.check("single step over a jump and a call", "3B, 17.3.1.4", |k| {
         count(k)?;
         step(k)?;
-        code!(k; jmp(k.to("ssj.1")); nop(); label("ssj.1"); call(k.to("ssj.2")); nop(); label("ssj.2"); pop(rax); label("ssj.3"));
+        code!(k; jmp(k.to("ssj.1")); nop(); label("ssj.1"); call(k.to("ssj.2")); nop(); label("ssj.2");
+            pop(rax); label("ssj.3"));
         stop(k)?;
         for (index, label) in ["ssj.1", "ssj.2", "ssj.3"].into_iter().enumerate() {
             let rip = k.imm(label);
@@ -304,10 +307,12 @@ fn data(k: &mut Kit) -> R {
         count(k)?;
         breakpoint(k, 0, PAGES + 8, enabled(0, WRITE, LEN4))?;
         // Not these: a read, neighbours.
-        code!(k; mov(eax, dword_ptr(PAGES + 8)); mov(byte_ptr(PAGES + 7), al); mov(byte_ptr(PAGES + 12), al); mov(qword_ptr(PAGES), rax));
+        code!(k; mov(eax, dword_ptr(PAGES + 8)); mov(byte_ptr(PAGES + 7), al); mov(byte_ptr(PAGES + 12), al);
+            mov(qword_ptr(PAGES), rax));
         counted(k, &[])?;
         // These: one byte of it, from before, unaligned, and a wide one.
-        code!(k; mov(byte_ptr(PAGES + 11), al); label("dk.1"); mov(dword_ptr(PAGES + 5), eax); label("dk.2"); add(word_ptr(PAGES + 9), 1); label("dk.3");
+        code!(k; mov(byte_ptr(PAGES + 11), al); label("dk.1"); mov(dword_ptr(PAGES + 5), eax); label("dk.2");
+            add(word_ptr(PAGES + 9), 1); label("dk.3");
             movups(xmmword_ptr(PAGES), xmm0); label("dk.4"));
         off(k)?;
         counted(k, &["dk.1", "dk.2", "dk.3", "dk.4"])?;
@@ -316,11 +321,14 @@ fn data(k: &mut Kit) -> R {
     k.check("data breakpoints of 1, 2 and 8 bytes", "3B, 17.2.4 and table 17-1", |k| {
         count(k)?;
         breakpoint(k, 2, PAGES + 3, enabled(2, ACCESS, LEN1))?;
-        code!(k; mov(al, byte_ptr(PAGES + 2)); mov(al, byte_ptr(PAGES + 4)); mov(al, byte_ptr(PAGES + 3)); label("dl.1"); mov(eax, dword_ptr(PAGES)); label("dl.2"));
+        code!(k; mov(al, byte_ptr(PAGES + 2)); mov(al, byte_ptr(PAGES + 4)); mov(al, byte_ptr(PAGES + 3));
+            label("dl.1"); mov(eax, dword_ptr(PAGES)); label("dl.2"));
         breakpoint(k, 2, PAGES + 2, enabled(2, ACCESS, LEN2))?;
-        code!(k; mov(al, byte_ptr(PAGES + 1)); mov(al, byte_ptr(PAGES + 4)); mov(al, byte_ptr(PAGES + 3)); label("dl.3"));
+        code!(k; mov(al, byte_ptr(PAGES + 1)); mov(al, byte_ptr(PAGES + 4)); mov(al, byte_ptr(PAGES + 3));
+            label("dl.3"));
         breakpoint(k, 2, PAGES + 8, enabled(2, ACCESS, LEN8))?;
-        code!(k; mov(al, byte_ptr(PAGES + 7)); mov(al, byte_ptr(PAGES + 16)); mov(al, byte_ptr(PAGES + 15)); label("dl.4"));
+        code!(k; mov(al, byte_ptr(PAGES + 7)); mov(al, byte_ptr(PAGES + 16)); mov(al, byte_ptr(PAGES + 15));
+            label("dl.4"));
         // The low address bits are ignored for longer ones.
         breakpoint(k, 2, PAGES + 0x13, enabled(2, ACCESS, LEN4))?;
         code!(k; mov(al, byte_ptr(PAGES + 0x14)); mov(al, byte_ptr(PAGES + 0x10)); label("dl.5"));
@@ -422,7 +430,8 @@ fn ring3(k: &mut Kit) -> R {
         k.msr(0xC000_0084, TF.into())?;
         k.user("code", UD.anywhere(), |k| {
             step(k)?;
-            code!(k; syscall(); label("sc.1"); nop(); label("sc.2"); pushfq(); and(dword_ptr(rsp), !TF); popfq(); ud2());
+            code!(k; syscall(); label("sc.1"); nop(); label("sc.2"); pushfq(); and(dword_ptr(rsp), !TF);
+                popfq(); ud2());
             Ok(())
         })?;
         k.var("the system call ran", V[2], 1)?;

@@ -78,7 +78,8 @@ fn availability(k: &mut Kit) -> R {
 /// Leaves an unmasked divide-by-zero pending in the x87.
 fn pending(k: &mut Kit) -> R {
     // Control word: all masked but #Z.
-    code!(k; fninit(); mov(word_ptr(SCRATCH), 0x37B); fldcw(word_ptr(SCRATCH)); fld1(); fldz(); fdivp(st1, st0));
+    code!(k; fninit(); mov(word_ptr(SCRATCH), 0x37B); fldcw(word_ptr(SCRATCH)); fld1(); fldz();
+        fdivp(st1, st0));
     Ok(())
 }
 
@@ -87,7 +88,8 @@ fn numeric_errors(k: &mut Kit) -> R {
         k.cr0_bits(NE, 0)?;
         pending(k)?;
         // Not with others, nor with those that do not wait.
-        code!(k; nop(); fnstsw(word_ptr(SCRATCH + 2)); mov(ebx, dword_ptr(SCRATCH)); shr(ebx, 16); and(ebx, 0x80FF));
+        code!(k; nop(); fnstsw(word_ptr(SCRATCH + 2)); mov(ebx, dword_ptr(SCRATCH)); shr(ebx, 16);
+            and(ebx, 0x80FF));
         k.eq("status: ES, ZE", ebx, 0x8084)?;
         k.raises("FLD1", MF, |k| k.faulting(|k| k.fld1()))?;
         k.raises("WAIT", MF, |k| k.faulting(|k| k.wait()))?;
@@ -106,17 +108,30 @@ fn numeric_errors(k: &mut Kit) -> R {
     })?;
     k.check("with NE clear, the error goes to IRQ 13", "1, 8.7.2; 3A, 2.5", |k| {
         // The old interrupt controllers: vectors 0x68 and 0x70, all masked but 13 and the cascade.
-        for (port, value) in [(0x20u32, 0x11u32), (0x21, 0x68), (0x21, 4), (0x21, 1), (0xA0, 0x11), (0xA1, 0x70), (0xA1, 2), (0xA1, 1), (0x21, 0xFB), (0xA1, 0xDF)] {
+        for (port, value) in [
+            (0x20u32, 0x11u32),
+            (0x21, 0x68),
+            (0x21, 4),
+            (0x21, 1),
+            (0xA0, 0x11),
+            (0xA1, 0x70),
+            (0xA1, 2),
+            (0xA1, 1),
+            (0x21, 0xFB),
+            (0xA1, 0xDF),
+        ] {
             code!(k; mov(al, value); out(port as i32, al));
         }
         k.aside("irq13", |k| {
-            code!(k; push(rax); inc(dword_ptr(V[0])); xor(eax, eax); out(0xF0, al); fnclex(); mov(al, 0x20); out(0xA0, al); out(0x20, al); pop(rax); iretq());
+            code!(k; push(rax); inc(dword_ptr(V[0])); xor(eax, eax); out(0xF0, al); fnclex(); mov(al, 0x20);
+                out(0xA0, al); out(0x20, al); pop(rax); iretq());
             Ok(())
         })?;
         let handler = k.imm("irq13");
         k.idt(0x75, gate(CODE64, handler, INT32, 0))?;
         // LINT0 takes the old controllers' interrupts.
-        code!(k; mov(eax, 0xFEE0_00F0u32); mov(dword_ptr(rax), 0x1FF); mov(eax, 0xFEE0_0350u32); mov(dword_ptr(rax), 0x700));
+        code!(k; mov(eax, 0xFEE0_00F0u32); mov(dword_ptr(rax), 0x1FF); mov(eax, 0xFEE0_0350u32);
+            mov(dword_ptr(rax), 0x700));
         k.cr0_bits(0, NE)?;
         pending(k)?;
         // The next waiting instruction freezes until the interrupt is taken.
@@ -129,7 +144,8 @@ fn numeric_errors(k: &mut Kit) -> R {
 
 fn simd_errors(k: &mut Kit) -> R {
     k.check("#XM and OSXMMEXCPT", "1, 11.5; 3A, 6.15 (#XM)", |k| {
-        code!(k; mov(dword_ptr(SCRATCH), 0x1D80); ldmxcsr(dword_ptr(SCRATCH)); mov(eax, 0x3F80_0000); movd(xmm0, eax); pxor(xmm1, xmm1));
+        code!(k; mov(dword_ptr(SCRATCH), 0x1D80); ldmxcsr(dword_ptr(SCRATCH)); mov(eax, 0x3F80_0000);
+            movd(xmm0, eax); pxor(xmm1, xmm1));
         k.raises("DIVSS by zero", XM, |k| k.divss(xmm0, xmm1))?;
         code!(k; movd(ebx, xmm0); stmxcsr(dword_ptr(SCRATCH)); mov(ecx, dword_ptr(SCRATCH)); and(ecx, 0x3F));
         k.eq("destination unchanged", ebx, 0x3F80_0000)?;
@@ -138,7 +154,8 @@ fn simd_errors(k: &mut Kit) -> R {
         k.raises("without OSXMMEXCPT", UD, |k| k.faulting(|k| k.divss(xmm0, xmm1)))?;
         k.cr4_bits(OSXMMEXCPT, 0)?;
         // Unmasked flags that are set already raise nothing.
-        code!(k; mov(dword_ptr(SCRATCH), 0x1D84); ldmxcsr(dword_ptr(SCRATCH)); addss(xmm0, xmm0); mov(dword_ptr(SCRATCH), 0x1F80); ldmxcsr(dword_ptr(SCRATCH)));
+        code!(k; mov(dword_ptr(SCRATCH), 0x1D84); ldmxcsr(dword_ptr(SCRATCH)); addss(xmm0, xmm0);
+            mov(dword_ptr(SCRATCH), 0x1F80); ldmxcsr(dword_ptr(SCRATCH)));
         Ok(())
     })?;
     k.check(
@@ -182,7 +199,8 @@ fn alignment(k: &mut Kit) -> R {
             for value in [USER_DATA, STACK3 + USER_ALIAS - 4, pushed, USER64, k.user_imm(&inside)] {
                 code!(k; mov(eax, value); push(rax));
             }
-            code!(k; mov(ebx, USER_ALIAS + SCRATCH); mov(edi, USER_ALIAS + SCRATCH); mov(esi, USER_ALIAS + SCRATCH + 2); fninit());
+            code!(k; mov(ebx, USER_ALIAS + SCRATCH); mov(edi, USER_ALIAS + SCRATCH);
+                mov(esi, USER_ALIAS + SCRATCH + 2); fninit());
             code!(k; iretq(); label(&inside); label(&at));
             emit(k)?;
             k.ud2()?;

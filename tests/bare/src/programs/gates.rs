@@ -29,8 +29,10 @@ const fn idt_code(vector: u32, ext: u32) -> u32 {
 fn routines(k: &mut Kit) -> R {
     // A handler that notes flags, CS and stack, and returns.
     k.aside("note", |k| {
-        code!(k; push(eax); pushfd(); pop(dword_ptr(V[0])); mov(eax, cs); mov(dword_ptr(V[1]), eax); lea(eax, dword_ptr(esp + 4));
-            mov(dword_ptr(V[2]), eax); mov(eax, dword_ptr(esp + 12)); mov(dword_ptr(V[3]), eax); pop(eax); iretd());
+        code!(k; push(eax); pushfd(); pop(dword_ptr(V[0])); mov(eax, cs); mov(dword_ptr(V[1]), eax);
+            lea(eax, dword_ptr(esp + 4));
+            mov(dword_ptr(V[2]), eax); mov(eax, dword_ptr(esp + 12)); mov(dword_ptr(V[3]), eax); pop(eax);
+            iretd());
         Ok(())
     })
 }
@@ -40,7 +42,8 @@ fn interrupt_gates(k: &mut Kit) -> R {
         for (access, in_handler) in [(INT32, 0), (TRAP32, 0x200)] {
             let handler = k.imm("note");
             k.idt(VEC, gate(CODE32, handler, access, 0))?;
-            code!(k; push(0x4AD7); popfd(); int(VEC as i32); pushfd(); pop(ebx); mov(ecx, 2); push(ecx); popfd());
+            code!(k; push(0x4AD7); popfd(); int(VEC as i32); pushfd(); pop(ebx); mov(ecx, 2); push(ecx);
+                popfd());
             k.masked("IF in the handler", V[0], 0x200, in_handler)?;
             k.masked("NT and TF in the handler", V[0], 0x4100, 0)?;
             k.masked("flags kept in the handler", V[0], 0x8D5, 0x8D5)?;
@@ -51,7 +54,8 @@ fn interrupt_gates(k: &mut Kit) -> R {
     })?;
     k.check("16-bit gates push words", "3A, 6.12; 3B, 21.3", |k| {
         k.elsewhere(32, "note16", |k| {
-            code!(k; mov(dword_ptr(V[2]), esp); mov(eax, dword_ptr(esp)); movzx(ecx, word_ptr(esp + 4)); iret());
+            code!(k; mov(dword_ptr(V[2]), esp); mov(eax, dword_ptr(esp)); movzx(ecx, word_ptr(esp + 4));
+                iret());
             Ok(())
         });
         // A 16-bit gate reaches only the first 64 KiB of a segment: one that starts with the image.
@@ -63,7 +67,8 @@ fn interrupt_gates(k: &mut Kit) -> R {
             // The return address has 16 bits, too.
             let inside = k.fresh();
             let done = format!("{inside}.done");
-            code!(k; mov(esp, STACK); jmp_far(FREE as u16 + 8, k.off(&inside)); label(&inside); stc(); int(VEC as i32); label(&format!("{inside}.ip"));
+            code!(k; mov(esp, STACK); jmp_far(FREE as u16 + 8, k.off(&inside)); label(&inside); stc();
+                int(VEC as i32); label(&format!("{inside}.ip"));
                 jmp_far(CODE32 as u16, k.imm(&done)); label(&done));
             let frame = (FREE + 8) << 16 | k.off(&format!("{inside}.ip"));
             k.eq("IP and CS", eax, frame)?;
@@ -220,7 +225,8 @@ fn stack_switches(k: &mut Kit) -> R {
             code!(k; mov(eax, TSS_SEL); ltr(ax));
             let (inside, after) = (k.fresh(), k.fresh());
             k.arm(&after)?;
-            code!(k; push(USER_DATA); push(STACK3); push(2); push(USER32); push(k.imm(&inside)); iretd(); label(&inside);
+            code!(k; push(USER_DATA); push(STACK3); push(2); push(USER32); push(k.imm(&inside)); iretd();
+                label(&inside);
                 int(VEC as i32); label(&after));
             k.seen(what, exc, None)?;
             // The outgoing task saw nothing: it is still at the instruction, in ring 3.
@@ -235,8 +241,10 @@ fn stack_switches(k: &mut Kit) -> R {
 
 fn call_gates(k: &mut Kit) -> R {
     k.aside("gate.target", |k| {
-        code!(k; mov(dword_ptr(V[2]), esp); mov(eax, cs); mov(dword_ptr(V[1]), eax); mov(eax, dword_ptr(esp + 8)); mov(dword_ptr(V[3]), eax);
-            mov(eax, dword_ptr(esp + 12)); mov(dword_ptr(V[4]), eax); mov(eax, dword_ptr(esp + 16)); mov(dword_ptr(V[5]), eax);
+        code!(k; mov(dword_ptr(V[2]), esp); mov(eax, cs); mov(dword_ptr(V[1]), eax);
+            mov(eax, dword_ptr(esp + 8)); mov(dword_ptr(V[3]), eax);
+            mov(eax, dword_ptr(esp + 12)); mov(dword_ptr(V[4]), eax); mov(eax, dword_ptr(esp + 16));
+            mov(dword_ptr(V[5]), eax);
             mov(eax, dword_ptr(esp + 20)); mov(dword_ptr(V[6]), eax); retf_1(8));
         Ok(())
     })?;
@@ -268,7 +276,8 @@ fn call_gates(k: &mut Kit) -> R {
     })?;
     k.check("16-bit call gate", "3A, 5.8.3; 3B, 21.4", |k| {
         k.aside("gate.16", |k| {
-            code!(k; mov(dword_ptr(V[2]), esp); movzx(eax, word_ptr(esp + 4)); mov(dword_ptr(V[3]), eax); raw(&[0x66, 0xCA, 2, 0]));
+            code!(k; mov(dword_ptr(V[2]), esp); movzx(eax, word_ptr(esp + 4)); mov(dword_ptr(V[3]), eax);
+                raw(&[0x66, 0xCA, 2, 0]));
             Ok(())
         })?;
         // Both ends must lie in the first 64 KiB of their segments.
@@ -278,7 +287,8 @@ fn call_gates(k: &mut Kit) -> R {
         k.descriptor(FREE, gate(FREE + 8, target, CALL16 | RING3, 1))?;
         k.user("after the call", UD.anywhere(), |k| {
             let inside = k.fresh();
-            code!(k; jmp_far((FREE + 16) as u16 | 3, k.off(&inside)); label(&inside); raw(&[0x66, 0x68, 0x34, 0x12]);
+            code!(k; jmp_far((FREE + 16) as u16 | 3, k.off(&inside)); label(&inside);
+                raw(&[0x66, 0x68, 0x34, 0x12]);
                 call_far(FREE as u16 | 3, 0); mov(ebx, esp); ud2());
             Ok(())
         })?;

@@ -34,7 +34,8 @@ fn to_self(k: &mut Kit, vector: u32) -> R {
 
 /// Sends an NMI to this processor, by its APIC ID, and gives it time to arrive. Clobbers RAX and RBX.
 fn nmi_to_self(k: &mut Kit) -> R {
-    code!(k; mov(eax, APIC + 0x20); mov(ebx, dword_ptr(rax)); and(ebx, 0xFF00_0000u32); mov(eax, APIC + 0x310); mov(dword_ptr(rax), ebx));
+    code!(k; mov(eax, APIC + 0x20); mov(ebx, dword_ptr(rax)); and(ebx, 0xFF00_0000u32); mov(eax, APIC + 0x310);
+        mov(dword_ptr(rax), ebx));
     apic(k, 0x300, 0x400)?;
     let again = k.fresh();
     code!(k; mov(eax, 1000); label(&again); pause(); dec(eax); jne(k.to(&again)));
@@ -47,7 +48,8 @@ fn set_up(k: &mut Kit) -> R {
         [("low", LOW, V[0], V[2]), ("high", HIGH, V[1], V[3]), ("nmi", 2, V[4], V[5])]
     {
         k.aside(label, |k| {
-            code!(k; push(rax); push(rbx); mov(rax, qword_ptr(rsp + 16)); mov(qword_ptr(place), rax); inc(dword_ptr(counter));
+            code!(k; push(rax); push(rbx); mov(rax, qword_ptr(rsp + 16)); mov(qword_ptr(place), rax);
+                inc(dword_ptr(counter));
                 mov(ebx, dword_ptr(V[6])); mov(byte_ptr(rbx + SCRATCH), vector); inc(dword_ptr(V[6])));
             if vector >= 32 {
                 code!(k; mov(eax, APIC + 0xB0); mov(dword_ptr(rax), 0));
@@ -107,7 +109,8 @@ fn shadows(k: &mut Kit) -> R {
         code!(k; sti(); mov(ss, ecx); label("movss.0"); nop(); label("movss.1"); nop(); cli());
         let (first, second) = (k.imm("movss.0"), k.imm("movss.1"));
         let ok = k.fresh();
-        code!(k; mov(rbx, qword_ptr(V[2])); cmp(rbx, first as i32); je(k.to(&ok)); cmp(rbx, second as i32); label(&ok));
+        code!(k; mov(rbx, qword_ptr(V[2])); cmp(rbx, first as i32); je(k.to(&ok)); cmp(rbx, second as i32);
+            label(&ok));
         k.holds("behind MOV SS", |c, to| c.je(to))
     })?;
     k.check("an interrupt in the middle of REP", "2B, REP; 3A, 6.6", |k| {
@@ -152,7 +155,8 @@ fn priorities(k: &mut Kit) -> R {
         code!(k; mov(eax, LOW >> 4); mov(cr8, rax));
         to_self(k, LOW)?;
         to_self(k, HIGH)?;
-        code!(k; sti(); nop(); nop(); mov(ebx, dword_ptr(V[0])); mov(ecx, dword_ptr(V[1])); xor(eax, eax); mov(cr8, rax); nop(); nop(); cli());
+        code!(k; sti(); nop(); nop(); mov(ebx, dword_ptr(V[0])); mov(ecx, dword_ptr(V[1])); xor(eax, eax);
+            mov(cr8, rax); nop(); nop(); cli());
         k.eq("class held back", ebx, 0)?;
         k.eq("class above", ecx, 1)?;
         k.var("when CR8 falls", V[0], 1)
@@ -171,7 +175,8 @@ fn priorities(k: &mut Kit) -> R {
             code!(k; push(rax));
             to_self(k, HIGH)?;
             to_self(k, LOW)?;
-            code!(k; sti(); nop(); nop(); cli(); mov(eax, dword_ptr(V[1])); mov(dword_ptr(V[7]), eax); mov(eax, dword_ptr(V[0])); mov(dword_ptr(V[7] + 4), eax));
+            code!(k; sti(); nop(); nop(); cli(); mov(eax, dword_ptr(V[1])); mov(dword_ptr(V[7]), eax);
+                mov(eax, dword_ptr(V[0])); mov(dword_ptr(V[7] + 4), eax));
             let handler = k.imm("low");
             k.idt(LOW, gate(CODE64, handler, INT32, 0))?;
             code!(k; mov(eax, APIC + 0xB0); mov(dword_ptr(rax), 0); pop(rax); iretq());
@@ -203,7 +208,8 @@ fn nmi(k: &mut Kit) -> R {
             nmi_to_self(k)?;
             // More than one that waits counts once.
             nmi_to_self(k)?;
-            code!(k; nop(); nop(); mov(eax, dword_ptr(V[0])); mov(dword_ptr(V[1]), eax); label(&second); pop(rbx); pop(rax); iretq());
+            code!(k; nop(); nop(); mov(eax, dword_ptr(V[0])); mov(dword_ptr(V[1]), eax); label(&second);
+                pop(rbx); pop(rax); iretq());
             Ok(())
         })?;
         let handler = k.imm("nmi.nest");
@@ -220,7 +226,8 @@ fn nmi(k: &mut Kit) -> R {
             let second = k.fresh();
             code!(k; jne(k.to(&second)));
             nmi_to_self(k)?;
-            code!(k; nop(); int(0x60); nop(); mov(eax, dword_ptr(V[0])); mov(dword_ptr(V[1]), eax); label(&second); pop(rbx); pop(rax); iretq());
+            code!(k; nop(); int(0x60); nop(); mov(eax, dword_ptr(V[0])); mov(dword_ptr(V[1]), eax);
+                label(&second); pop(rbx); pop(rax); iretq());
             Ok(())
         })?;
         k.aside("only.iret", |k| k.iretq())?;

@@ -32,16 +32,19 @@ pub fn emit(k: &mut Kit) -> R {
         k.raises("bit 56", gp(0), |k| k.mov(al, byte_ptr(rbx)))?;
         code!(k; mov(rbx, u64::MAX << 56));
         k.raises("first of the upper half", pf(0), |k| k.mov(al, byte_ptr(rbx)))?;
-        code!(k; mov(ecx, FS_BASE); xor(eax, eax); mov(edx, (HIGH >> 32) as u32); wrmsr(); mov(edx, (HOLE >> 32) as u32));
+        code!(k; mov(ecx, FS_BASE); xor(eax, eax); mov(edx, (HIGH >> 32) as u32); wrmsr();
+            mov(edx, (HOLE >> 32) as u32));
         k.raises("FS base", gp(0), |k| k.faulting(|k| k.wrmsr()))?;
         k.msr(FS_BASE, 0)
     })?;
     k.check("memory behind the fifth level", "3A, 4.5 and figure 4-8", |k| {
         k.poke(PML5 + 8, u64::from(PML4) | 7)?;
         k.poke(PML5 + 511 * 8, u64::from(PML4) | 7)?;
-        code!(k; mov(rax, cr3); mov(cr3, rax); mov(dword_ptr(SCRATCH), 0x4711); mov(rbx, HIGH + u64::from(SCRATCH)); mov(ecx, dword_ptr(rbx)));
+        code!(k; mov(rax, cr3); mov(cr3, rax); mov(dword_ptr(SCRATCH), 0x4711);
+            mov(rbx, HIGH + u64::from(SCRATCH)); mov(ecx, dword_ptr(rbx)));
         k.eq("lower half", ecx, 0x4711)?;
-        code!(k; mov(rbx, (u64::MAX << 48) + u64::from(SCRATCH)); mov(edx, dword_ptr(rbx)); mov(dword_ptr(rbx), 0x4712); mov(esi, dword_ptr(SCRATCH)));
+        code!(k; mov(rbx, (u64::MAX << 48) + u64::from(SCRATCH)); mov(edx, dword_ptr(rbx));
+            mov(dword_ptr(rbx), 0x4712); mov(esi, dword_ptr(SCRATCH)));
         k.eq("upper half", edx, 0x4711)?;
         k.eq("written there", esi, 0x4712)?;
         k.masked("accessed", PML5 + 8, 0x60, 0x20)?;
@@ -85,7 +88,8 @@ pub fn emit(k: &mut Kit) -> R {
             Ok(())
         })?;
         k.poke(PML5 + 8, u64::from(PML4) | 7)?;
-        code!(k; mov(rax, cr3); mov(cr3, rax); mov(rbx, HIGH); mov(eax, k.imm("far.up")); add(rbx, rax); call(rbx); mov(rdx, HIGH); cmp(rcx, rdx));
+        code!(k; mov(rax, cr3); mov(cr3, rax); mov(rbx, HIGH); mov(eax, k.imm("far.up")); add(rbx, rax);
+            call(rbx); mov(rdx, HIGH); cmp(rcx, rdx));
         k.holds("RIP up there", |c, to| c.ja(to))?;
         let after = k.fresh();
         k.aside("far.fault", |k| k.faulting(|k| k.ud2()))?;

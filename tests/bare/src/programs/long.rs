@@ -174,7 +174,8 @@ fn canonical(k: &mut Kit) -> R {
 fn segments(k: &mut Kit) -> R {
     k.check("bases and limits of CS, DS, ES and SS do not count", "1, 3.4.2.1; 3A, 5.3.1", |k| {
         k.descriptor(FREE, segment(0x1234_5000, 0, WRITABLE, B))?;
-        code!(k; mov(eax, FREE); mov(ds, eax); mov(es, eax); mov(ss, eax); mov(dword_ptr(SCRATCH), 0x77); mov(ebx, dword_ptr(SCRATCH));
+        code!(k; mov(eax, FREE); mov(ds, eax); mov(es, eax); mov(ss, eax); mov(dword_ptr(SCRATCH), 0x77);
+            mov(ebx, dword_ptr(SCRATCH));
             xor(eax, eax); mov(ds, eax); mov(ecx, dword_ptr(SCRATCH)); mov(eax, DATA); mov(ss, eax));
         k.eq("through DS", ebx, 0x77)?;
         k.eq("through null", ecx, 0x77)?;
@@ -266,39 +267,50 @@ fn segments(k: &mut Kit) -> R {
         k.var64("base", SCRATCH + 2, GDT.into())?;
         k.masked("what is behind", SCRATCH + 8, 0xFFFF_0000, 0xFFFF_0000)
     })?;
-    k.check("64-bit forms of instructions about selectors", "2A, LAR, LSS; 2B, MOV, SLDT, STR; 2D, VERR", |k| {
-        code!(k; mov(rbx, -1i64); raw(&[0x48, 0x0F, 0x00, 0xCB]); mov(rcx, -1i64); raw(&[0x48, 0x0F, 0x00, 0xC1]));
-        k.eq64("STR", rbx, TSS_SEL.into())?;
-        k.eq64("SLDT", rcx, 0)?;
-        code!(k; mov(rcx, 0xFFFF_FFFF_FFFF_0000u64 | u64::from(USER_DATA)); raw(&[0x48, 0x8E, 0xC1]); mov(ebx, es); nop());
-        k.eq("MOV ES, RCX", ebx, USER_DATA)?;
-        code!(k; raw(&[0x48, 0x0F, 0x00, 0xE1]));
-        k.holds("VERR", |c, to| c.je(to))?;
-        code!(k; mov(ecx, CODE64); raw(&[0x48, 0x0F, 0x00, 0xE9]));
-        k.holds("VERW", |c, to| c.jne(to))?;
-        code!(k; mov(rbx, -1i64); raw(&[0x48, 0x0F, 0x02, 0xD9]));
-        code!(k; and(rbx, 0xF0_FF00));
-        k.eq64("LAR", rbx, 0xA0_9B00)?;
-        // Pointers of 16:64 bits: LSS, LFS, LGS by RBX.
-        code!(k; mov(rax, 0x1122_3344_5566_7788u64); mov(qword_ptr(SCRATCH), rax); mov(dword_ptr(SCRATCH + 8), DATA); mov(ebx, SCRATCH);
-            raw(&[0x48, 0x0F, 0xB2, 0x0B]); raw(&[0x48, 0x0F, 0xB4, 0x33]); raw(&[0x48, 0x0F, 0xB5, 0x3B]); mov(eax, fs); mov(edx, gs));
-        for (what, register) in [("LSS", rcx), ("LFS", rsi), ("LGS", rdi)] {
-            k.eq64(what, register, 0x1122_3344_5566_7788)?;
-        }
-        k.eq("FS", eax, DATA)?;
-        k.eq("GS", edx, DATA)
-    })?;
+    k.check(
+        "64-bit forms of instructions about selectors",
+        "2A, LAR, LSS; 2B, MOV, SLDT, STR; 2D, VERR",
+        |k| {
+            code!(k; mov(rbx, -1i64); raw(&[0x48, 0x0F, 0x00, 0xCB]); mov(rcx, -1i64);
+            raw(&[0x48, 0x0F, 0x00, 0xC1]));
+            k.eq64("STR", rbx, TSS_SEL.into())?;
+            k.eq64("SLDT", rcx, 0)?;
+            code!(k; mov(rcx, 0xFFFF_FFFF_FFFF_0000u64 | u64::from(USER_DATA)); raw(&[0x48, 0x8E, 0xC1]);
+            mov(ebx, es); nop());
+            k.eq("MOV ES, RCX", ebx, USER_DATA)?;
+            code!(k; raw(&[0x48, 0x0F, 0x00, 0xE1]));
+            k.holds("VERR", |c, to| c.je(to))?;
+            code!(k; mov(ecx, CODE64); raw(&[0x48, 0x0F, 0x00, 0xE9]));
+            k.holds("VERW", |c, to| c.jne(to))?;
+            code!(k; mov(rbx, -1i64); raw(&[0x48, 0x0F, 0x02, 0xD9]));
+            code!(k; and(rbx, 0xF0_FF00));
+            k.eq64("LAR", rbx, 0xA0_9B00)?;
+            // Pointers of 16:64 bits: LSS, LFS, LGS by RBX.
+            code!(k; mov(rax, 0x1122_3344_5566_7788u64); mov(qword_ptr(SCRATCH), rax);
+            mov(dword_ptr(SCRATCH + 8), DATA); mov(ebx, SCRATCH);
+            raw(&[0x48, 0x0F, 0xB2, 0x0B]); raw(&[0x48, 0x0F, 0xB4, 0x33]); raw(&[0x48, 0x0F, 0xB5, 0x3B]);
+            mov(eax, fs); mov(edx, gs));
+            for (what, register) in [("LSS", rcx), ("LFS", rsi), ("LGS", rdi)] {
+                k.eq64(what, register, 0x1122_3344_5566_7788)?;
+            }
+            k.eq("FS", eax, DATA)?;
+            k.eq("GS", edx, DATA)
+        },
+    )?;
     k.check("64-bit far jump and return with a count", "2A, JMP; 2B, RET", |k| {
         let (next, back) = (k.fresh(), k.fresh());
-        code!(k; mov(eax, k.imm(&next)); mov(qword_ptr(SCRATCH), rax); mov(dword_ptr(SCRATCH + 8), CODE64); mov(ecx, 1); mov(ebx, SCRATCH);
+        code!(k; mov(eax, k.imm(&next)); mov(qword_ptr(SCRATCH), rax); mov(dword_ptr(SCRATCH + 8), CODE64);
+            mov(ecx, 1); mov(ebx, SCRATCH);
             raw(&[0x48, 0xFF, 0x2B]); mov(ecx, 0); label(&next));
         k.eq("jumped", ecx, 1)?;
-        code!(k; mov(rbx, rsp); push(0x11); push(0x22); push(CODE64 as i32); mov(eax, k.imm(&back)); push(rax); raw(&[0x48, 0xCA, 16, 0]); ud2();
+        code!(k; mov(rbx, rsp); push(0x11); push(0x22); push(CODE64 as i32); mov(eax, k.imm(&back)); push(rax);
+            raw(&[0x48, 0xCA, 16, 0]); ud2();
             label(&back); sub(rbx, rsp));
         k.eq64("RSP", rbx, 0)
     })?;
     k.check("PUSH and POP of FS and GS", "2B, PUSH, POP", |k| {
-        code!(k; mov(eax, USER_DATA); mov(fs, eax); mov(rbx, rsp); push(fs); pop(gs); push(gs); pop(fs); sub(rbx, rsp); mov(ecx, gs));
+        code!(k; mov(eax, USER_DATA); mov(fs, eax); mov(rbx, rsp); push(fs); pop(gs); push(gs); pop(fs);
+            sub(rbx, rsp); mov(ecx, gs));
         k.eq64("RSP", rbx, 0)?;
         k.eq("GS", ecx, USER_DATA)
     })
@@ -306,8 +318,10 @@ fn segments(k: &mut Kit) -> R {
 
 fn interrupts(k: &mut Kit) -> R {
     k.aside("note", |k| {
-        code!(k; push(rax); mov(rax, rsp); add(rax, 8); mov(qword_ptr(V[0]), rax); mov(eax, ss); mov(dword_ptr(V[1]), eax); mov(rax, qword_ptr(rsp + 32));
-            mov(qword_ptr(V[2]), rax); mov(rax, qword_ptr(rsp + 40)); mov(qword_ptr(V[3]), rax); pushfq(); pop(qword_ptr(V[4])); pop(rax);
+        code!(k; push(rax); mov(rax, rsp); add(rax, 8); mov(qword_ptr(V[0]), rax); mov(eax, ss);
+            mov(dword_ptr(V[1]), eax); mov(rax, qword_ptr(rsp + 32));
+            mov(qword_ptr(V[2]), rax); mov(rax, qword_ptr(rsp + 40)); mov(qword_ptr(V[3]), rax); pushfq();
+            pop(qword_ptr(V[4])); pop(rax);
             iretq());
         Ok(())
     })?;
@@ -378,7 +392,8 @@ fn interrupts(k: &mut Kit) -> R {
             k.poke(IDT + VEC * 16 + 8, upper)?;
             k.raises(what, exc, |k| k.int(VEC as i32))?;
         }
-        code!(k; mov(word_ptr(SCRATCH), VEC * 16 + 14); mov(dword_ptr(SCRATCH + 2), IDT); mov(dword_ptr(SCRATCH + 6), 0);
+        code!(k; mov(word_ptr(SCRATCH), VEC * 16 + 14); mov(dword_ptr(SCRATCH + 2), IDT);
+            mov(dword_ptr(SCRATCH + 6), 0);
             lidt(tbyte_ptr(SCRATCH)));
         k.raises("beyond the limit", gp(code), |k| k.int(VEC as i32))
     })?;
@@ -426,7 +441,8 @@ fn iret(k: &mut Kit) -> R {
         let next = k.fresh();
         let rip = k.imm(&next);
         frame(k, 0, (STACK - 0x123).into(), 0xAD7, CODE64, rip.into())?;
-        code!(k; iretq(); label(&next); mov(rbx, rsp); pushfq(); pop(rcx); mov(edx, ss); mov(esp, STACK); mov(eax, DATA); mov(ss, eax); cld());
+        code!(k; iretq(); label(&next); mov(rbx, rsp); pushfq(); pop(rcx); mov(edx, ss); mov(esp, STACK);
+            mov(eax, DATA); mov(ss, eax); cld());
         k.eq64("RSP", rbx, (STACK - 0x123).into())?;
         k.eq64("flags", rcx, 0xAD7)?;
         k.eq("SS null", edx, 0)
@@ -455,15 +471,18 @@ fn iret(k: &mut Kit) -> R {
     })?;
     k.check("IRETD and IRETW in 64-bit mode", "2A, IRET", |k| {
         let next = k.fresh();
-        code!(k; mov(rbx, rsp); sub(rsp, 20); mov(dword_ptr(rsp), k.imm(&next)); mov(dword_ptr(rsp + 4), CODE64); mov(dword_ptr(rsp + 8), 0x3);
-            mov(dword_ptr(rsp + 12), STACK); mov(dword_ptr(rsp + 16), DATA); iretd(); label(&next); setb(al); movzx(ecx, al); sub(rbx, rsp));
+        code!(k; mov(rbx, rsp); sub(rsp, 20); mov(dword_ptr(rsp), k.imm(&next));
+            mov(dword_ptr(rsp + 4), CODE64); mov(dword_ptr(rsp + 8), 0x3);
+            mov(dword_ptr(rsp + 12), STACK); mov(dword_ptr(rsp + 16), DATA); iretd(); label(&next); setb(al);
+            movzx(ecx, al); sub(rbx, rsp));
         k.eq("CF", ecx, 1)?;
         k.eq64("RSP", rbx, 0)
     })?;
     k.check("IRETQ cannot set VM, and clears data segments", "2A, IRET; 3A, 5.8.6", |k| {
         let (inside, after) = (k.fresh(), k.fresh());
         let rip = k.user_imm(&inside);
-        code!(k; mov(eax, DATA); mov(es, eax); mov(eax, USER_DATA); mov(ds, eax); mov(fs, eax); mov(eax, DATA); mov(gs, eax));
+        code!(k; mov(eax, DATA); mov(es, eax); mov(eax, USER_DATA); mov(ds, eax); mov(fs, eax); mov(eax, DATA);
+            mov(gs, eax));
         k.arm(&after)?;
         frame(k, USER_DATA.into(), (STACK3 + USER_ALIAS).into(), 0x2_0002, USER64, rip.into())?;
         code!(k; iretq(); label(&inside); mov(eax, ds); mov(ebx, es); mov(ecx, fs); mov(edx, gs));
@@ -480,21 +499,25 @@ fn iret(k: &mut Kit) -> R {
 
 fn far(k: &mut Kit) -> R {
     k.aside("gate64", |k| {
-        code!(k; mov(qword_ptr(V[0]), rsp); mov(eax, ss); mov(dword_ptr(V[1]), eax); mov(rax, qword_ptr(rsp + 16)); mov(qword_ptr(V[2]), rax);
+        code!(k; mov(qword_ptr(V[0]), rsp); mov(eax, ss); mov(dword_ptr(V[1]), eax);
+            mov(rax, qword_ptr(rsp + 16)); mov(qword_ptr(V[2]), rax);
             mov(rax, qword_ptr(rsp + 24)); mov(qword_ptr(V[3]), rax); raw(&[0x48, 0xCB]));
         Ok(())
     })?;
     k.check("far jumps and calls by memory", "2A, JMP, CALL", |k| {
         let next = k.fresh();
-        code!(k; mov(dword_ptr(SCRATCH), k.imm(&next)); mov(dword_ptr(SCRATCH + 4), CODE64); jmp(fword_ptr(SCRATCH)); ud2(); label(&next));
+        code!(k; mov(dword_ptr(SCRATCH), k.imm(&next)); mov(dword_ptr(SCRATCH + 4), CODE64);
+            jmp(fword_ptr(SCRATCH)); ud2(); label(&next));
         let (there, back) = (k.fresh(), k.fresh());
         k.aside(&there, |k| {
             code!(k; mov(rcx, qword_ptr(rsp)); mov(rdx, qword_ptr(rsp + 8)); raw(&[0x48, 0xCB]));
             Ok(())
         })?;
         // m16:64.
-        code!(k; mov(rbx, rsp); mov(eax, k.imm(&there)); mov(qword_ptr(SCRATCH), rax); mov(word_ptr(SCRATCH + 8), CODE64);
-            raw(&[0x48, 0xFF, 0x1C, 0x25, SCRATCH as u8, (SCRATCH >> 8) as u8, 0, 0]); label(&back); sub(rbx, rsp));
+        code!(k; mov(rbx, rsp); mov(eax, k.imm(&there)); mov(qword_ptr(SCRATCH), rax);
+            mov(word_ptr(SCRATCH + 8), CODE64);
+            raw(&[0x48, 0xFF, 0x1C, 0x25, SCRATCH as u8, (SCRATCH >> 8) as u8, 0, 0]); label(&back);
+            sub(rbx, rsp));
         let rip = k.imm(&back);
         k.eq64("return RIP", rcx, rip.into())?;
         k.eq64("return CS", rdx, CODE64.into())?;
@@ -556,7 +579,8 @@ fn compatibility(k: &mut Kit) -> R {
             code!(k; inc(eax); push(eax); mov(ebx, esp); pop(eax); jmp_far(CODE64 as u16, k.imm(&back)));
             Ok(())
         });
-        code!(k; mov(rax, 0x7777_7777_0000_0041u64); mov(dword_ptr(SCRATCH), k.imm("compat0")); mov(dword_ptr(SCRATCH + 4), CODE32);
+        code!(k; mov(rax, 0x7777_7777_0000_0041u64); mov(dword_ptr(SCRATCH), k.imm("compat0"));
+            mov(dword_ptr(SCRATCH + 4), CODE32);
             jmp(fword_ptr(SCRATCH)); label(&next));
         k.eq("EAX", eax, 0x42)?;
         k.eq("ESP after a 4-byte push", ebx, STACK - 4)
@@ -588,7 +612,8 @@ fn compatibility(k: &mut Kit) -> R {
         k.poke(SCRATCH + 0xFC, 0x1234_5678)?;
         let after = k.fresh();
         k.arm(&after)?;
-        code!(k; mov(dword_ptr(SCRATCH), k.imm("compat.limit")); mov(dword_ptr(SCRATCH + 4), CODE32); jmp(fword_ptr(SCRATCH)); label(&after));
+        code!(k; mov(dword_ptr(SCRATCH), k.imm("compat.limit")); mov(dword_ptr(SCRATCH + 4), CODE32);
+            jmp(fword_ptr(SCRATCH)); label(&after));
         let at = k.imm("compat.limit.at");
         k.seen("beyond the limit", gp(0), Some(at))?;
         k.var("read within", EXC_BX, 0x1234_5678)
@@ -597,12 +622,15 @@ fn compatibility(k: &mut Kit) -> R {
         let next = k.fresh();
         let back = next.clone();
         k.elsewhere(16, "compat16", move |k| {
-            code!(k; mov(ax, 0x5678); mov(bx, 0xFFFF); mov(cl, byte_ptr(bx + 0x101)); mov(esi, CODE64); push(esi); mov(esi, k.imm(&back)); push(esi);
+            code!(k; mov(ax, 0x5678); mov(bx, 0xFFFF); mov(cl, byte_ptr(bx + 0x101)); mov(esi, CODE64);
+                push(esi); mov(esi, k.imm(&back)); push(esi);
                 raw(&[0x66, 0xCB]));
             Ok(())
         });
-        code!(k; mov(eax, 0xAAAA_0000u32); xor(ecx, ecx); mov(byte_ptr(0x100), 0x42); mov(dword_ptr(SCRATCH), k.off("compat16"));
-            mov(dword_ptr(SCRATCH + 4), CODE16); mov(rsp, u64::from(STACK)); jmp(fword_ptr(SCRATCH)); label(&next));
+        code!(k; mov(eax, 0xAAAA_0000u32); xor(ecx, ecx); mov(byte_ptr(0x100), 0x42);
+            mov(dword_ptr(SCRATCH), k.off("compat16"));
+            mov(dword_ptr(SCRATCH + 4), CODE16); mov(rsp, u64::from(STACK)); jmp(fword_ptr(SCRATCH));
+            label(&next));
         k.eq("EAX", eax, 0xAAAA_5678)?;
         k.eq("byte at 0xFFFF + 0x101", ecx, 0x42)
     })
@@ -627,27 +655,33 @@ fn modes(k: &mut Kit) -> R {
         let back = k.fresh();
         let up = back.clone();
         k.elsewhere(32, "down.32", |k| {
-            code!(k; mov(eax, DATA); mov(ds, eax); mov(es, eax); mov(ss, eax); mov(eax, cr0); and(eax, 0x7FFF_FFFF); mov(cr0, eax));
+            code!(k; mov(eax, DATA); mov(ds, eax); mov(es, eax); mov(ss, eax); mov(eax, cr0);
+                and(eax, 0x7FFF_FFFF); mov(cr0, eax));
             // Protected mode: EFER.LMA is gone.
-            code!(k; mov(ecx, EFER); rdmsr(); mov(dword_ptr(V[0]), eax); jmp_far(CODE16 as u16, k.off("down.16")));
+            code!(k; mov(ecx, EFER); rdmsr(); mov(dword_ptr(V[0]), eax);
+                jmp_far(CODE16 as u16, k.off("down.16")));
             Ok(())
         });
         k.elsewhere(16, "down.16", |k| {
             // JMP far with a 32-bit offset.
             let jump = [&[0x66, 0xEA], &k.imm("up.32").to_le_bytes()[..], &[CODE32 as u8, 0]].concat();
-            code!(k; mov(ax, DATA16); mov(ds, eax); mov(ss, eax); mov(eax, cr0); and(al, 0xFEu32); mov(cr0, eax);
+            code!(k; mov(ax, DATA16); mov(ds, eax); mov(ss, eax); mov(eax, cr0); and(al, 0xFEu32);
+                mov(cr0, eax);
                 jmp_far(IMAGE_SEGMENT as u16, k.off("down.real")));
             // SHL of the selector makes the base here.
-            code!(k; label("down.real"); mov(ax, 0xFFFF); mov(ds, eax); mov(bl, byte_ptr(0x10)); xor(ax, ax); mov(ds, eax); mov(ss, eax);
+            code!(k; label("down.real"); mov(ax, 0xFFFF); mov(ds, eax); mov(bl, byte_ptr(0x10)); xor(ax, ax);
+                mov(ds, eax); mov(ss, eax);
                 mov(word_ptr(V[1]), cs); mov(eax, cr0); or(al, 1); mov(cr0, eax); raw(&jump));
             Ok(())
         });
         k.elsewhere(32, "up.32", move |k| {
-            code!(k; mov(eax, DATA); mov(ds, eax); mov(es, eax); mov(ss, eax); mov(eax, cr0); or(eax, 0x8000_0000u32); mov(cr0, eax);
+            code!(k; mov(eax, DATA); mov(ds, eax); mov(es, eax); mov(ss, eax); mov(eax, cr0);
+                or(eax, 0x8000_0000u32); mov(cr0, eax);
                 jmp_far(CODE64 as u16, k.imm(&up)));
             Ok(())
         });
-        code!(k; mov(dword_ptr(SCRATCH), k.imm("down.32")); mov(dword_ptr(SCRATCH + 4), CODE32); jmp(fword_ptr(SCRATCH)); label(&back));
+        code!(k; mov(dword_ptr(SCRATCH), k.imm("down.32")); mov(dword_ptr(SCRATCH + 4), CODE32);
+            jmp(fword_ptr(SCRATCH)); label(&back));
         k.masked("EFER without paging: LME, not LMA", V[0], 0x500, 0x100)?;
         k.masked("CS in real mode", V[1], 0xFFFF, IMAGE_SEGMENT)?;
         code!(k; mov(ecx, EFER); rdmsr(); and(eax, 0x500));

@@ -150,7 +150,8 @@ fn rights(k: &mut Kit) -> R {
         fresh(k)?;
         k.cr4_bits(0x80, 0)?;
         map(k, 0, PAGE | P | 0x100)?;
-        code!(k; mov(dword_ptr(PAGES), 0x11); mov(dword_ptr(PAGES + 0x1000), 0x22); mov(ebx, TEST); mov(ecx, dword_ptr(rbx)));
+        code!(k; mov(dword_ptr(PAGES), 0x11); mov(dword_ptr(PAGES + 0x1000), 0x22); mov(ebx, TEST);
+            mov(ecx, dword_ptr(rbx)));
         k.eq("global page", ecx, 0x11)?;
         map(k, 0, (PAGE + 0x1000) | P | 0x100)?;
         code!(k; mov(ecx, dword_ptr(rbx)));
@@ -165,7 +166,8 @@ fn rights(k: &mut Kit) -> R {
         map(k, 0, PAGE)?;
         // The handler maps the page.
         k.aside("mapper", |k| {
-            code!(k; push(rax); inc(dword_ptr(V[0])); mov(rax, cr2); mov(qword_ptr(V[1]), rax); mov(dword_ptr(PT_TEST), (PAGE | ALL) as u32); pop(rax);
+            code!(k; push(rax); inc(dword_ptr(V[0])); mov(rax, cr2); mov(qword_ptr(V[1]), rax);
+                mov(dword_ptr(PT_TEST), (PAGE | ALL) as u32); pop(rax);
                 add(rsp, 8); iretq());
             Ok(())
         })?;
@@ -240,7 +242,8 @@ fn execution(k: &mut Kit) -> R {
         map(k, 0, PAGE | ALL)?;
         map(k, 1, PAGE + 0x1000)?;
         // MOV EAX, imm32: two bytes here, three there.
-        code!(k; mov(word_ptr(PAGES + 0xFFE), 0x44B8); mov(dword_ptr(PAGES + 0x1000), 0xC311_2233u32); xor(eax, eax); mov(ebx, TEST + 0xFFE));
+        code!(k; mov(word_ptr(PAGES + 0xFFE), 0x44B8); mov(dword_ptr(PAGES + 0x1000), 0xC311_2233u32);
+            xor(eax, eax); mov(ebx, TEST + 0xFFE));
         let after = k.fresh();
         k.arm(&after)?;
         code!(k; call(rbx); label(&after));
@@ -279,7 +282,8 @@ fn reserved(k: &mut Kit) -> R {
         // Not present: no bit is reserved.
         map(k, 0, PAGE | 1 << 51)?;
         faults(k, "not present", 0, TEST, |k| k.mov(al, byte_ptr(rbx)))?;
-        code!(k; mov(eax, 0x8000_0008u32); cpuid(); movzx(ecx, al); mov(eax, 1); shl(rax, cl); or(rax, (PAGES | 7) as i32);
+        code!(k; mov(eax, 0x8000_0008u32); cpuid(); movzx(ecx, al); mov(eax, 1); shl(rax, cl);
+            or(rax, (PAGES | 7) as i32);
             mov(qword_ptr(PT_TEST), rax); mov(ebx, TEST); invlpg(byte_ptr(rbx)));
         faults(k, "bit MAXPHYADDR", 9, TEST, |k| k.mov(al, byte_ptr(rbx)))
     })?;
@@ -373,7 +377,8 @@ fn large(k: &mut Kit) -> R {
         fresh(k)?;
         code!(k; mov(dword_ptr(PAGES), 0x11); mov(dword_ptr(PAGES + 0x1000), 0x22));
         k.poke(PD_TEST, ALL | PS)?;
-        code!(k; mov(rax, cr3); mov(cr3, rax); mov(ebx, TEST + PAGES); mov(ecx, dword_ptr(rbx)); mov(edx, dword_ptr(rbx + 0x1000)));
+        code!(k; mov(rax, cr3); mov(cr3, rax); mov(ebx, TEST + PAGES); mov(ecx, dword_ptr(rbx));
+            mov(edx, dword_ptr(rbx + 0x1000)));
         k.eq("large", ecx, 0x11)?;
         k.poke(PT_TEST + (PAGES >> 12) * 8, (PAGE + 0x1000) | ALL)?;
         k.poke(PT_TEST + (PAGES >> 12) * 8 + 8, PAGE | ALL)?;
@@ -406,7 +411,8 @@ fn crossing(k: &mut Kit) -> R {
         map(k, 0, PAGE | ALL)?;
         map(k, 1, PAGE + 0x1000)?;
         for (what, emit) in list {
-            code!(k; mov(dword_ptr(PAGES + 0xFFC), 0x5A5A_5A5A); mov(ebx, TEST + 0xFFC); mov(rdi, rbx); mov(rax, 0x1111_1111_1111_1111u64);
+            code!(k; mov(dword_ptr(PAGES + 0xFFC), 0x5A5A_5A5A); mov(ebx, TEST + 0xFFC); mov(rdi, rbx);
+                mov(rax, 0x1111_1111_1111_1111u64);
                 mov(rdx, rax); fninit(); fld1());
             faults(k, what, 2, TEST + 0x1000, emit)?;
             k.var("first page", PAGES + 0xFFC, 0x5A5A_5A5A)?;
@@ -414,7 +420,8 @@ fn crossing(k: &mut Kit) -> R {
         // The same with the second page read-only.
         map(k, 1, (PAGE + 0x1000) | P)?;
         for (what, emit) in list {
-            code!(k; mov(dword_ptr(PAGES + 0xFFC), 0x5A5A_5A5A); mov(ebx, TEST + 0xFFC); mov(rdi, rbx); mov(rax, 0x1111_1111_1111_1111u64);
+            code!(k; mov(dword_ptr(PAGES + 0xFFC), 0x5A5A_5A5A); mov(ebx, TEST + 0xFFC); mov(rdi, rbx);
+                mov(rax, 0x1111_1111_1111_1111u64);
                 mov(rdx, rax); fninit(); fld1());
             faults(k, what, 3, TEST + 0x1000, emit)?;
             k.var("first page", PAGES + 0xFFC, 0x5A5A_5A5A)?;
@@ -547,7 +554,8 @@ fn supervisor_modes(k: &mut Kit) -> R {
         k.eq("with AC", ecx, 0x42)?;
         code!(k; mov(ebx, TEST));
         faults(k, "after CLAC", 1, TEST, |k| k.mov(al, byte_ptr(rbx)))?;
-        code!(k; pushfq(); or(dword_ptr(rsp), AC); popfq(); mov(al, byte_ptr(rbx)); pushfq(); and(dword_ptr(rsp), !AC); popfq());
+        code!(k; pushfq(); or(dword_ptr(rsp), AC); popfq(); mov(al, byte_ptr(rbx)); pushfq();
+            and(dword_ptr(rsp), !AC); popfq());
         map(k, 0, PAGE | P)?;
         code!(k; mov(ebx, TEST); mov(al, byte_ptr(rbx)));
         // Ring 3 is not concerned, and may not say STAC.

@@ -44,8 +44,10 @@ fn paging_on(k: &mut Kit) -> R {
     let next = k.fresh();
     code!(k; mov(edi, TABLES); xor(eax, eax); mov(ecx, 0x8000 / 4));
     k.rep().stosd()?;
-    code!(k; mov(edi, LOW); mov(eax, ALL); label(&next); stosd(); add(eax, 0x1000); cmp(eax, 0x40_0000); jb(k.to(&next)));
-    code!(k; mov(dword_ptr(DIR), LOW | ALL); mov(dword_ptr(DIR + (TEST >> 22) * 4), PAGES_OF_TEST | ALL); mov(eax, DIR); mov(cr3, eax));
+    code!(k; mov(edi, LOW); mov(eax, ALL); label(&next); stosd(); add(eax, 0x1000); cmp(eax, 0x40_0000);
+        jb(k.to(&next)));
+    code!(k; mov(dword_ptr(DIR), LOW | ALL); mov(dword_ptr(DIR + (TEST >> 22) * 4), PAGES_OF_TEST | ALL);
+        mov(eax, DIR); mov(cr3, eax));
     k.cr0_bits(PG | WP, 0)
 }
 
@@ -107,15 +109,18 @@ fn two_levels(k: &mut Kit) -> R {
         paging_on(k)?;
         code!(k; mov(dword_ptr(PAGES), 0x4711));
         k.cr4_bits(PSE, 0)?;
-        code!(k; mov(dword_ptr(DIR + (TEST >> 22) * 4), ALL | PS); mov(eax, cr3); mov(cr3, eax); mov(ebx, TEST + PAGES); mov(ecx, dword_ptr(ebx)));
+        code!(k; mov(dword_ptr(DIR + (TEST >> 22) * 4), ALL | PS); mov(eax, cr3); mov(cr3, eax);
+            mov(ebx, TEST + PAGES); mov(ecx, dword_ptr(ebx)));
         k.eq("read", ecx, 0x4711)?;
         code!(k; mov(dword_ptr(ebx), 0x4712));
         k.masked("dirty", DIR + (TEST >> 22) * 4, A | D, A | D)?;
         // Bit 21 is reserved with PSE-36.
-        code!(k; mov(dword_ptr(DIR + (TEST >> 22) * 4), ALL | PS | 1 << 21); mov(eax, cr3); mov(cr3, eax); mov(ebx, TEST));
+        code!(k; mov(dword_ptr(DIR + (TEST >> 22) * 4), ALL | PS | 1 << 21); mov(eax, cr3); mov(cr3, eax);
+            mov(ebx, TEST));
         faults(k, "reserved bit", 9, |k| k.mov(al, byte_ptr(ebx)))?;
         // Without PSE the entry leads to a table: the page of zeros at 0x2000 of nothing but this check's making.
-        code!(k; mov(dword_ptr(PAGES + 0x3000), PAGES | ALL); mov(dword_ptr(DIR + (TEST >> 22) * 4), (PAGES + 0x3000) | ALL | PS));
+        code!(k; mov(dword_ptr(PAGES + 0x3000), PAGES | ALL);
+            mov(dword_ptr(DIR + (TEST >> 22) * 4), (PAGES + 0x3000) | ALL | PS));
         k.cr4_bits(0, PSE)?;
         code!(k; mov(ebx, TEST); mov(ecx, dword_ptr(ebx)));
         k.eq("bit 7 without PSE", ecx, 0x4712)?;
@@ -238,8 +243,10 @@ fn tasks(k: &mut Kit) -> R {
         paging_on(k)?;
         map(k, 0, PAGES | ALL)?;
         // A second directory, in which the test page is another one.
-        code!(k; mov(dword_ptr(PAGES), 0x11); mov(dword_ptr(PAGES + 0x1000), 0x22); mov(dword_ptr(PAE_DIR), LOW | ALL);
-            mov(dword_ptr(PAE_DIR + (TEST >> 22) * 4), PAE_TABLE | ALL); mov(dword_ptr(PAE_TABLE), (PAGES + 0x1000) | ALL));
+        code!(k; mov(dword_ptr(PAGES), 0x11); mov(dword_ptr(PAGES + 0x1000), 0x22);
+            mov(dword_ptr(PAE_DIR), LOW | ALL);
+            mov(dword_ptr(PAE_DIR + (TEST >> 22) * 4), PAE_TABLE | ALL);
+            mov(dword_ptr(PAE_TABLE), (PAGES + 0x1000) | ALL));
         let (there, over) = (k.fresh(), k.fresh());
         let eip = k.imm(&there);
         for (offset, value) in [
@@ -259,8 +266,10 @@ fn tasks(k: &mut Kit) -> R {
         ] {
             code!(k; mov(dword_ptr(TSS_B + offset), value));
         }
-        code!(k; mov(dword_ptr(TSS + 0x1C), DIR); mov(ebx, dword_ptr(TEST)); call_far(TSS_B_SEL as u16, 0); mov(esi, dword_ptr(TEST)); jmp(k.to(&over));
-            label(&there); mov(eax, dword_ptr(TEST)); mov(dword_ptr(V[0]), eax); mov(eax, cr3); mov(dword_ptr(V[1]), eax); iretd(); label(&over));
+        code!(k; mov(dword_ptr(TSS + 0x1C), DIR); mov(ebx, dword_ptr(TEST)); call_far(TSS_B_SEL as u16, 0);
+            mov(esi, dword_ptr(TEST)); jmp(k.to(&over));
+            label(&there); mov(eax, dword_ptr(TEST)); mov(dword_ptr(V[0]), eax); mov(eax, cr3);
+            mov(dword_ptr(V[1]), eax); iretd(); label(&over));
         k.eq("before", ebx, 0x11)?;
         k.var("in the task", V[0], 0x22)?;
         k.var("CR3 in the task", V[1], PAE_DIR)?;

@@ -64,7 +64,8 @@ fn interrupts(k: &mut Kit) -> R {
             Ok(())
         })?;
         code!(k; mov(word_ptr(ivt(0x60)), k.off("int.handler")); mov(word_ptr(ivt(0x60) + 2), IMAGE_SEGMENT));
-        code!(k; xor(eax, eax); xor(ebx, ebx); push(0x8D7); popf(); int(0x60); pushf(); pop(cx); push(2); popf(); movzx(ecx, cx));
+        code!(k; xor(eax, eax); xor(ebx, ebx); push(0x8D7); popf(); int(0x60); pushf(); pop(cx); push(2);
+            popf(); movzx(ecx, cx));
         k.eq("flags pushed", eax, 0x8D7)?;
         k.eq("flags in the handler", ebx, 0x8D7)?;
         k.eq("flags afterwards", ecx, 0x8D7)?;
@@ -120,13 +121,15 @@ fn limits(k: &mut Kit) -> R {
         Ok(())
     })?;
     k.check("16-bit addresses wrap within 64 KiB", "1, 3.3.5; 3B, 21.1.1", |k| {
-        code!(k; mov(byte_ptr(SCRATCH), 0x5A); mov(bx, 0xF000); mov(si, SCRATCH + 0x1_0000 - 0xF000); mov(al, byte_ptr(bx + si)); movzx(eax, al));
+        code!(k; mov(byte_ptr(SCRATCH), 0x5A); mov(bx, 0xF000); mov(si, SCRATCH + 0x1_0000 - 0xF000);
+            mov(al, byte_ptr(bx + si)); movzx(eax, al));
         k.eq("BX+SI", eax, 0x5A)
     })?;
     k.check("pushes and pops at the edges of the stack segment", "3B, 21.1.1; 2B, PUSH", |k| {
         // SS with another base, so that the wrapped stack hits nobody.
         code!(k; mov(ax, PAGES >> 4); mov(ss, eax); xor(sp, sp); push(0x1234); mov(bx, sp));
-        code!(k; mov(bp, 0xFFFE); mov(cx, word_ptr(bp)); pop(dx); mov(si, sp); xor(ax, ax); mov(ss, eax); mov(sp, STACK));
+        code!(k; mov(bp, 0xFFFE); mov(cx, word_ptr(bp)); pop(dx); mov(si, sp); xor(ax, ax); mov(ss, eax);
+            mov(sp, STACK));
         code!(k; movzx(ebx, bx); movzx(ecx, cx); movzx(edx, dx); movzx(esi, si));
         k.eq("SP after a push at 0", ebx, 0xFFFE)?;
         k.eq("pushed word", ecx, 0x1234)?;
@@ -144,10 +147,12 @@ fn limits(k: &mut Kit) -> R {
     })?;
     k.check("segment registers load without checks", "3B, 21.1.1", |k| {
         code!(k; mov(ax, 0xFFFF); mov(es, eax); mov(bl, byte_ptr(0x10).es()); push(es); pop(fs); mov(cx, fs);
-            mov(eax, 0x1234_0E00); mov(gs, eax); mov(dword_ptr(SCRATCH), 0xCAFE_F00Du32); mov(edx, dword_ptr(0).gs()); movzx(ecx, cx));
+            mov(eax, 0x1234_0E00); mov(gs, eax); mov(dword_ptr(SCRATCH), 0xCAFE_F00Du32);
+            mov(edx, dword_ptr(0).gs()); movzx(ecx, cx));
         k.eq("FS", ecx, 0xFFFF)?;
         k.eq("read through GS", edx, 0xCAFE_F00D)?;
-        code!(k; lds(bx, dword_ptr(SCRATCH)); mov(ax, ds); xor(cx, cx); mov(ds, ecx); movzx(eax, ax); movzx(ebx, bx));
+        code!(k; lds(bx, dword_ptr(SCRATCH)); mov(ax, ds); xor(cx, cx); mov(ds, ecx); movzx(eax, ax);
+            movzx(ebx, bx));
         k.eq("LDS: DS", eax, 0xCAFE)?;
         k.eq("LDS: BX", ebx, 0xF00D)
     })?;
@@ -157,12 +162,14 @@ fn limits(k: &mut Kit) -> R {
             Ok(())
         })?;
         let back = k.fresh();
-        code!(k; mov(ebx, esp); push(7); push(8); call_far(IMAGE_SEGMENT as u16, k.off("far.target")); label(&back); sub(ebx, esp));
+        code!(k; mov(ebx, esp); push(7); push(8); call_far(IMAGE_SEGMENT as u16, k.off("far.target"));
+            label(&back); sub(ebx, esp));
         let expected = IMAGE_SEGMENT << 16 | k.off(&back);
         k.eq("return address", eax, expected)?;
         k.eq("SP after RETF 4", ebx, 0)?;
         let there = k.fresh();
-        code!(k; mov(word_ptr(V[0]), k.off(&there)); mov(word_ptr(V[0] + 2), IMAGE_SEGMENT); raw(&[0xFF, 0x2E, V[0] as u8, (V[0] >> 8) as u8]));
+        code!(k; mov(word_ptr(V[0]), k.off(&there)); mov(word_ptr(V[0] + 2), IMAGE_SEGMENT);
+            raw(&[0xFF, 0x2E, V[0] as u8, (V[0] >> 8) as u8]));
         k.ud2()?;
         k.label(&there)
     })
@@ -174,18 +181,21 @@ fn far_pointers(k: &mut Kit) -> R {
         code!(k; les(bx, dword_ptr(SCRATCH)); mov(ax, es); movzx(ebx, bx); movzx(eax, ax));
         k.eq("LES: BX", ebx, 0x5678)?;
         k.eq("LES: ES", eax, 0x1234)?;
-        code!(k; lfs(cx, dword_ptr(SCRATCH)); mov(ax, fs); lgs(dx, dword_ptr(SCRATCH)); mov(bx, gs); movzx(ecx, cx); movzx(edx, dx);
+        code!(k; lfs(cx, dword_ptr(SCRATCH)); mov(ax, fs); lgs(dx, dword_ptr(SCRATCH)); mov(bx, gs);
+            movzx(ecx, cx); movzx(edx, dx);
             movzx(eax, ax); movzx(ebx, bx));
         k.eq("LFS: CX", ecx, 0x5678)?;
         k.eq("LFS: FS", eax, 0x1234)?;
         k.eq("LGS: DX", edx, 0x5678)?;
         k.eq("LGS: GS", ebx, 0x1234)?;
         // SS with its pointer: the stack is where it was, by another segment.
-        code!(k; mov(word_ptr(SCRATCH), STACK - 0x100); mov(word_ptr(SCRATCH + 2), 0x10); lss(sp, dword_ptr(SCRATCH)); mov(ax, ss); movzx(esi, sp);
+        code!(k; mov(word_ptr(SCRATCH), STACK - 0x100); mov(word_ptr(SCRATCH + 2), 0x10);
+            lss(sp, dword_ptr(SCRATCH)); mov(ax, ss); movzx(esi, sp);
             movzx(eax, ax); xor(bx, bx); raw(&[0x8E, 0xD3]); mov(sp, STACK));
         k.eq("LSS: SS", eax, 0x10)?;
         k.eq("LSS: SP", esi, STACK - 0x100)?;
-        code!(k; push(0x111); push(0x222); push(0x333); pop(es); pop(ds); pop(gs); mov(ax, ds); xor(bx, bx); raw(&[0x8E, 0xDB]); mov(cx, es); mov(dx, gs);
+        code!(k; push(0x111); push(0x222); push(0x333); pop(es); pop(ds); pop(gs); mov(ax, ds); xor(bx, bx);
+            raw(&[0x8E, 0xDB]); mov(cx, es); mov(dx, gs);
             movzx(eax, ax); movzx(ecx, cx); movzx(edx, dx));
         k.eq("POP ES", ecx, 0x333)?;
         k.eq("POP DS", eax, 0x222)?;
@@ -198,12 +208,14 @@ fn far_pointers(k: &mut Kit) -> R {
             code!(k; mov(cx, 0x77); retf());
             Ok(())
         })?;
-        code!(k; mov(word_ptr(SCRATCH), k.off("far.plain")); mov(word_ptr(SCRATCH + 2), IMAGE_SEGMENT); xor(ecx, ecx); mov(bx, sp));
+        code!(k; mov(word_ptr(SCRATCH), k.off("far.plain")); mov(word_ptr(SCRATCH + 2), IMAGE_SEGMENT);
+            xor(ecx, ecx); mov(bx, sp));
         k.raw(&[0xFF, 0x1E, SCRATCH as u8, (SCRATCH >> 8) as u8])?;
         code!(k; sub(bx, sp); movzx(ebx, bx));
         k.eq("called", ecx, 0x77)?;
         k.eq("SP", ebx, 0)?;
-        code!(k; mov(word_ptr(SCRATCH), 0x123); mov(dword_ptr(SCRATCH + 2), 0x0045_6789); lgdt(fword_ptr(SCRATCH)));
+        code!(k; mov(word_ptr(SCRATCH), 0x123); mov(dword_ptr(SCRATCH + 2), 0x0045_6789);
+            lgdt(fword_ptr(SCRATCH)));
         // SGDT, SIDT [disp16]
         k.raw(&[0x0F, 0x01, 0x06, (SCRATCH + 8) as u8, (SCRATCH >> 8) as u8])?;
         k.raw(&[0x0F, 0x01, 0x0E, (SCRATCH + 16) as u8, (SCRATCH >> 8) as u8])?;
@@ -230,7 +242,8 @@ fn protected_only(k: &mut Kit) -> R {
     k.check("SMSW and LMSW", "2A, LMSW; 2B, SMSW", |k| {
         code!(k; smsw(ebx); mov(eax, cr0); xor(ebx, eax); and(ebx, 0xFFFF));
         k.eq("SMSW and CR0 differ in", ebx, 0)?;
-        code!(k; mov(eax, cr0); or(al, 8); lmsw(ax); mov(ecx, cr0); clts(); mov(edx, cr0); and(ecx, 9); and(edx, 8));
+        code!(k; mov(eax, cr0); or(al, 8); lmsw(ax); mov(ecx, cr0); clts(); mov(edx, cr0); and(ecx, 9);
+            and(edx, 8));
         k.eq("TS by LMSW", ecx, 8)?;
         k.eq("TS after CLTS", edx, 0)
     })?;
@@ -273,8 +286,10 @@ fn switches(k: &mut Kit) -> R {
         k.raises("NW without CD", gp(0), |k| k.mov(cr0, eax))
     })?;
     k.check("segments keep their limits through protected mode", "3A, 9.9.2; 3A, 3.4.3", |k| {
-        code!(k; mov(word_ptr(V[0]), GDT_SIZE - 1); mov(dword_ptr(V[0] + 2), k.imm("gdt.image")); lgdt(fword_ptr(V[0]));
-            mov(eax, cr0); or(al, 1); mov(cr0, eax); mov(bx, DATA); mov(fs, ebx); and(al, 0xFEu32); mov(cr0, eax));
+        code!(k; mov(word_ptr(V[0]), GDT_SIZE - 1); mov(dword_ptr(V[0] + 2), k.imm("gdt.image"));
+            lgdt(fword_ptr(V[0]));
+            mov(eax, cr0); or(al, 1); mov(cr0, eax); mov(bx, DATA); mov(fs, ebx); and(al, 0xFEu32);
+            mov(cr0, eax));
         code!(k; mov(esi, LOADED); mov(eax, dword_ptr(esi).fs()); mov(ebx, eax); mov(ax, fs); movzx(eax, ax));
         k.eq("the selector stays", eax, DATA)?;
         code!(k; and(ebx, 0xFF));
@@ -283,12 +298,15 @@ fn switches(k: &mut Kit) -> R {
         code!(k; xor(ax, ax); mov(fs, eax); mov(eax, dword_ptr(esi).fs()); and(eax, 0xFF));
         k.eq("limit after a load in real mode", eax, 0xFA)?;
         // Put it right for whoever comes next.
-        code!(k; mov(eax, cr0); or(al, 1); mov(cr0, eax); mov(bx, DATA16); mov(fs, ebx); and(al, 0xFEu32); mov(cr0, eax); xor(bx, bx); mov(fs, ebx));
+        code!(k; mov(eax, cr0); or(al, 1); mov(cr0, eax); mov(bx, DATA16); mov(fs, ebx); and(al, 0xFEu32);
+            mov(cr0, eax); xor(bx, bx); mov(fs, ebx));
         k.raises("limit after all", gp(0), |k| k.mov(eax, dword_ptr(esi).fs()))
     })?;
     k.check("LMSW sets PE and cannot clear it", "2A, LMSW", |k| {
-        code!(k; mov(word_ptr(V[0]), GDT_SIZE - 1); mov(dword_ptr(V[0] + 2), k.imm("gdt.image")); lgdt(fword_ptr(V[0]));
-            smsw(ax); or(al, 1); lmsw(ax); and(al, 0xFEu32); lmsw(ax); mov(ebx, cr0); mov(eax, ebx); and(al, 0xFEu32);
+        code!(k; mov(word_ptr(V[0]), GDT_SIZE - 1); mov(dword_ptr(V[0] + 2), k.imm("gdt.image"));
+            lgdt(fword_ptr(V[0]));
+            smsw(ax); or(al, 1); lmsw(ax); and(al, 0xFEu32); lmsw(ax); mov(ebx, cr0); mov(eax, ebx);
+            and(al, 0xFEu32);
             mov(cr0, eax); mov(ecx, cr0); and(ebx, 1); and(ecx, 1));
         k.eq("PE after LMSW", ebx, 1)?;
         k.eq("PE after MOV to CR0", ecx, 0)

@@ -132,7 +132,8 @@ fn rights(k: &mut Kit) -> R {
         let (inside, after, at) = (k.fresh(), k.fresh(), k.fresh());
         k.descriptor(FREE, segment(0, FLAT, 0x99, G | B))?;
         k.arm(&after)?;
-        code!(k; jmp_far(FREE as u16, k.imm(&inside)); label(&inside); label(&at); mov(eax, dword_ptr(SCRATCH).cs());
+        code!(k; jmp_far(FREE as u16, k.imm(&inside)); label(&inside); label(&at);
+            mov(eax, dword_ptr(SCRATCH).cs());
             label(&after));
         k.var("vector", EXC_VECTOR, 13)?;
         let at = k.imm(&at);
@@ -200,7 +201,8 @@ fn loads(k: &mut Kit) -> R {
     })?;
     k.check("far pointers and pops of segments", "2A, LDS; 2B, POP", |k| {
         code!(k; mov(dword_ptr(SCRATCH), 0x1234_5678); mov(dword_ptr(SCRATCH + 4), USER_DATA));
-        code!(k; les(ebx, fword_ptr(SCRATCH)); lfs(ecx, fword_ptr(SCRATCH)); lgs(edx, fword_ptr(SCRATCH)); mov(eax, es); mov(esi, fs); mov(edi, gs));
+        code!(k; les(ebx, fword_ptr(SCRATCH)); lfs(ecx, fword_ptr(SCRATCH)); lgs(edx, fword_ptr(SCRATCH));
+            mov(eax, es); mov(esi, fs); mov(edi, gs));
         k.eq("LES: EBX", ebx, 0x1234_5678)?;
         k.eq("LFS: ECX", ecx, 0x1234_5678)?;
         k.eq("LGS: EDX", edx, 0x1234_5678)?;
@@ -209,17 +211,20 @@ fn loads(k: &mut Kit) -> R {
         }
         code!(k; lds(ebx, fword_ptr(SCRATCH)); mov(eax, ds); mov(ecx, DATA); mov(ds, ecx));
         k.eq("LDS: DS", eax, USER_DATA)?;
-        code!(k; mov(dword_ptr(SCRATCH), STACK - 0x40); mov(dword_ptr(SCRATCH + 4), DATA); lss(esp, fword_ptr(SCRATCH)); mov(ebx, esp); mov(esp, STACK));
+        code!(k; mov(dword_ptr(SCRATCH), STACK - 0x40); mov(dword_ptr(SCRATCH + 4), DATA);
+            lss(esp, fword_ptr(SCRATCH)); mov(ebx, esp); mov(esp, STACK));
         k.eq("LSS: ESP", ebx, STACK - 0x40)?;
         // 32-bit pops take four bytes, of which two count.
-        code!(k; push(0x1234_0000 | USER_DATA); push(0xABCD_0000 | DATA); push(USER_DATA); push(DATA); push(USER_DATA); pop(es); pop(ss); pop(fs); pop(ds); pop(gs);
+        code!(k; push(0x1234_0000 | USER_DATA); push(0xABCD_0000 | DATA); push(USER_DATA); push(DATA);
+            push(USER_DATA); pop(es); pop(ss); pop(fs); pop(ds); pop(gs);
             mov(eax, esp); mov(ebx, es); mov(ecx, fs); mov(edx, gs));
         k.eq("ESP", eax, STACK)?;
         for (what, register) in [("ES", ebx), ("FS", ecx), ("GS", edx)] {
             k.eq(what, register, USER_DATA)?;
         }
         // With a 16-bit operand.
-        code!(k; mov(eax, DATA); raw(&[0x66, 0x8E, 0xC0]); mov(ebx, es); mov(ecx, USER_DATA); raw(&[0x0F, 0x00, 0xE1]));
+        code!(k; mov(eax, DATA); raw(&[0x66, 0x8E, 0xC0]); mov(ebx, es); mov(ecx, USER_DATA);
+            raw(&[0x0F, 0x00, 0xE1]));
         k.eq("MOV ES, AX", ebx, DATA)?;
         k.holds("VERR of a 32-bit register", |c, to| c.je(to))?;
         code!(k; mov(ecx, CODE32); raw(&[0x0F, 0x00, 0xE9]));
@@ -233,7 +238,8 @@ fn loads(k: &mut Kit) -> R {
         k.masked("access byte after LAR, VERR, VERW, LSL", GDT + FREE + 4, 0xFF00, 0x9200)?;
         let inside = k.fresh();
         k.descriptor(FREE, data(0x9A))?;
-        code!(k; jmp_far(FREE as u16, k.imm(&inside)); label(&inside); jmp_far(CODE32 as u16, k.imm(&format!("{inside}.back"))));
+        code!(k; jmp_far(FREE as u16, k.imm(&inside)); label(&inside);
+            jmp_far(CODE32 as u16, k.imm(&format!("{inside}.back"))));
         k.label(&format!("{inside}.back"))?;
         k.masked("access byte after a far jump", GDT + FREE + 4, 0xFF00, 0x9B00)
     })?;
@@ -310,13 +316,15 @@ fn stacks(k: &mut Kit) -> R {
         k.var("ESP after PUSH", EXC_SP, bottom + 2)
     })?;
     k.check("16-bit stack segment", "3A, 5.3 and 3.4.5 (B flag); 1, 6.2.3", |k| {
-        code!(k; mov(eax, DATA16); mov(ss, eax); mov(esp, 0x1234_0000 + STACK); push(0x11); mov(ebx, esp); pop(ecx);
+        code!(k; mov(eax, DATA16); mov(ss, eax); mov(esp, 0x1234_0000 + STACK); push(0x11); mov(ebx, esp);
+            pop(ecx);
             mov(edx, esp); mov(eax, DATA); mov(ss, eax); mov(esp, STACK));
         k.eq("ESP after PUSH", ebx, 0x1234_0000 + STACK - 4)?;
         k.eq("popped", ecx, 0x11)?;
         k.eq("ESP after POP", edx, 0x1234_0000 + STACK)?;
         k.descriptor(FREE, segment(PAGES, 0xFFFF, WRITABLE, 0))?;
-        code!(k; mov(eax, FREE); mov(ss, eax); mov(esp, 0xABCD_0002u32); raw(&[0x66, 0x6A, 0x55]); push(0x66); mov(ebx, esp));
+        code!(k; mov(eax, FREE); mov(ss, eax); mov(esp, 0xABCD_0002u32); raw(&[0x66, 0x6A, 0x55]); push(0x66);
+            mov(ebx, esp));
         code!(k; mov(ecx, dword_ptr(PAGES + 0xFFFC)); mov(eax, DATA); mov(ss, eax); mov(esp, STACK));
         k.eq("ESP wraps in its lower half", ebx, 0xABCD_FFFC)?;
         k.eq("what was pushed there", ecx, 0x66)
@@ -326,7 +334,8 @@ fn stacks(k: &mut Kit) -> R {
         k.aside("iret.only", |k| k.iretd())?;
         let handler = k.imm("iret.only");
         k.idt(0x60, gate(CODE32, handler, INT32, 0))?;
-        code!(k; mov(eax, DATA16); mov(ss, eax); mov(esp, 0x4321_0000 + STACK); int(0x60); mov(ebx, esp); mov(eax, DATA);
+        code!(k; mov(eax, DATA16); mov(ss, eax); mov(esp, 0x4321_0000 + STACK); int(0x60); mov(ebx, esp);
+            mov(eax, DATA);
             mov(ss, eax); mov(esp, STACK));
         k.eq("ESP", ebx, 0x4321_0000 + STACK)
     })
@@ -361,7 +370,8 @@ fn transfers(k: &mut Kit) -> R {
             Ok(())
         })?;
         let back = k.fresh();
-        code!(k; mov(ebx, esp); push(1); push(2); call_far(CODE32 as u16, k.imm("far")); label(&back); sub(ebx, esp));
+        code!(k; mov(ebx, esp); push(1); push(2); call_far(CODE32 as u16, k.imm("far")); label(&back);
+            sub(ebx, esp));
         let ip = k.imm(&back);
         k.eq("return EIP", ecx, ip)?;
         code!(k; and(edx, 0xFFFF));
@@ -626,7 +636,8 @@ fn ring3(k: &mut Kit) -> R {
         k.masked("flags after POPF", EXC_BX, 0x3200, 0)?;
         k.user("IRET", UD.anywhere(), |k| {
             let next = k.fresh();
-            code!(k; push(0x3202); push(USER32); push(k.imm(&next)); iretd(); label(&next); pushfd(); pop(ebx); ud2());
+            code!(k; push(0x3202); push(USER32); push(k.imm(&next)); iretd(); label(&next); pushfd(); pop(ebx);
+                ud2());
             Ok(())
         })?;
         k.masked("flags after IRET", EXC_BX, 0x3200, 0)
@@ -634,8 +645,10 @@ fn ring3(k: &mut Kit) -> R {
     k.check("IOPL 3 opens CLI, STI and ports", "3A, 2.3; 1, 19.5.1", |k| {
         let (inside, after, at) = (k.fresh(), k.fresh(), k.fresh());
         k.arm(&after)?;
-        code!(k; push(USER_DATA); push(STACK3); push(0x3002); push(USER32); push(k.imm(&inside)); iretd(); label(&inside);
-            sti(); pushfd(); pop(ebx); cli(); pushfd(); pop(ecx); in_(al, 0x61); label(&at); hlt(); label(&after));
+        code!(k; push(USER_DATA); push(STACK3); push(0x3002); push(USER32); push(k.imm(&inside)); iretd();
+            label(&inside);
+            sti(); pushfd(); pop(ebx); cli(); pushfd(); pop(ecx); in_(al, 0x61); label(&at); hlt();
+            label(&after));
         let at = k.imm(&at);
         k.var("saved EIP", EXC_IP, at)?;
         k.masked("IF after STI", EXC_BX, 0x200, 0x200)?;

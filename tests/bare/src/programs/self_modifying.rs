@@ -12,7 +12,8 @@ pub fn emit(k: &mut Kit) -> R {
         // The immediate of MOV ECX, imm32.
         let place = k.imm("smc.next") + 1;
         for value in [0x1234_5678u32, 0x55] {
-            code!(k; mov(eax, value); mov(ebx, place); mov(dword_ptr(rbx), eax); jmp(k.to(&format!("smc.run.{value}"))));
+            code!(k; mov(eax, value); mov(ebx, place); mov(dword_ptr(rbx), eax);
+                jmp(k.to(&format!("smc.run.{value}"))));
             code!(k; label(&format!("smc.run.{value}")); call(k.to("smc.code")));
             k.eq("what the changed code does", ecx, value)?;
         }
@@ -22,7 +23,8 @@ pub fn emit(k: &mut Kit) -> R {
         })?;
         // With nothing in between.
         let inline = k.imm("smc.inline") + 1;
-        code!(k; mov(eax, 0x7777_7777); mov(ebx, inline); mov(dword_ptr(rbx), eax); label("smc.inline"); mov(ecx, 0x1111_1111));
+        code!(k; mov(eax, 0x7777_7777); mov(ebx, inline); mov(dword_ptr(rbx), eax); label("smc.inline");
+            mov(ecx, 0x1111_1111));
         k.eq("straight behind the store", ecx, 0x7777_7777)
     })?;
     k.check("an instruction overwrites itself", "3A, 11.6", |k| {
@@ -41,7 +43,8 @@ pub fn emit(k: &mut Kit) -> R {
     k.check("a loop that patches its own body", "3A, 11.6", |k| {
         // ADD ECX, imm8, whose immediate grows each time: 1 + 2 + ... + 50.
         let place = k.imm("loop.add") + 2;
-        code!(k; xor(ecx, ecx); mov(edx, 1); mov(ebx, place); label("loop.top"); mov(byte_ptr(rbx), dl); label("loop.add"); raw(&[0x83, 0xC1, 0x00]);
+        code!(k; xor(ecx, ecx); mov(edx, 1); mov(ebx, place); label("loop.top"); mov(byte_ptr(rbx), dl);
+            label("loop.add"); raw(&[0x83, 0xC1, 0x00]);
             inc(edx); cmp(edx, 51); jne(k.to("loop.top")));
         k.eq("sum", ecx, 1275)
     })?;
@@ -51,7 +54,8 @@ pub fn emit(k: &mut Kit) -> R {
         code!(k; mov(rax, cr3); mov(cr3, rax); mov(r8d, TEST); mov(r9d, TEST + 0x1000));
         for value in [0x11u32, 0x22, 0x33] {
             // MOV ECX, imm32; RET.
-            code!(k; mov(byte_ptr(r9), 0xB9); mov(dword_ptr(r9 + 1), value); mov(byte_ptr(r9 + 5), 0xC3u32); mov(eax, 0); cpuid(); call(r8));
+            code!(k; mov(byte_ptr(r9), 0xB9); mov(dword_ptr(r9 + 1), value); mov(byte_ptr(r9 + 5), 0xC3u32);
+                mov(eax, 0); cpuid(); call(r8));
             k.eq("first mapping", ecx, value)?;
             code!(k; call(r9));
             k.eq("second mapping", ecx, value)?;
@@ -60,7 +64,8 @@ pub fn emit(k: &mut Kit) -> R {
     })?;
     k.check("the same page, mapped to other code", "3A, 4.10.4.1", |k| {
         for (page, value) in [(PAGES, 0x11u32), (PAGES + 0x1000, 0x22)] {
-            code!(k; mov(byte_ptr(page), 0xB9); mov(dword_ptr(page + 1), value); mov(byte_ptr(page + 5), 0xC3u32));
+            code!(k; mov(byte_ptr(page), 0xB9); mov(dword_ptr(page + 1), value);
+                mov(byte_ptr(page + 5), 0xC3u32));
         }
         for (page, value) in [(PAGES, 0x11u32), (PAGES + 0x1000, 0x22), (PAGES, 0x11)] {
             k.poke(PT_TEST, u64::from(page) | 3)?;
@@ -96,7 +101,8 @@ pub fn emit(k: &mut Kit) -> R {
     })?;
     k.check("data beside code", "3A, 11.6", |k| {
         // A counter in the same line as the code that counts.
-        code!(k; mov(ecx, 100); label("beside.loop"); inc(dword_ptr(k.imm("beside.data"))); dec(ecx); jne(k.to("beside.loop")); jmp(k.to("beside.over")));
+        code!(k; mov(ecx, 100); label("beside.loop"); inc(dword_ptr(k.imm("beside.data"))); dec(ecx);
+            jne(k.to("beside.loop")); jmp(k.to("beside.over")));
         k.data("beside.data", &[0; 8])?;
         k.label("beside.over")?;
         let counter = k.imm("beside.data");
@@ -105,7 +111,8 @@ pub fn emit(k: &mut Kit) -> R {
     k.check("code changed by a write that faults in its second half", "3A, 11.6; 3A, 6.5", |k| {
         k.poke(PT_TEST, u64::from(PAGES) | 3)?;
         k.poke(PT_TEST + 8, 0)?;
-        code!(k; mov(rax, cr3); mov(cr3, rax); mov(dword_ptr(PAGES + 0xFF8), 0x0000_11B9); mov(dword_ptr(PAGES + 0xFFC), 0x9090_C300u32); mov(ebx, TEST + 0xFF8); call(rbx));
+        code!(k; mov(rax, cr3); mov(cr3, rax); mov(dword_ptr(PAGES + 0xFF8), 0x0000_11B9);
+            mov(dword_ptr(PAGES + 0xFFC), 0x9090_C300u32); mov(ebx, TEST + 0xFF8); call(rbx));
         k.eq("before", ecx, 0x11)?;
         code!(k; mov(rax, 0x1111_1111_1111_1111u64));
         k.raises("write across", pf(2), |k| k.mov(qword_ptr(rbx + 4), rax))?;

@@ -20,9 +20,11 @@ const EXPERIMENTS: u32 = 6;
 pub fn emit(k: &mut Kit) -> R {
     // The memory at MARK is mapped by the second large page.
     let (started, done) = (k.fresh(), k.fresh());
-    code!(k; cmp(dword_ptr(MARK), MAGIC); je(k.to(&started)); mov(dword_ptr(MARK), MAGIC); mov(dword_ptr(STAGE), 0); label(&started));
+    code!(k; cmp(dword_ptr(MARK), MAGIC); je(k.to(&started)); mov(dword_ptr(MARK), MAGIC);
+        mov(dword_ptr(STAGE), 0); label(&started));
     // Each start begins the next experiment; one that is survived leaves its number with a flag.
-    code!(k; cmp(dword_ptr(STAGE), EXPERIMENTS); jae(k.to(&done)); inc(dword_ptr(STAGE)); mov(eax, dword_ptr(STAGE)));
+    code!(k; cmp(dword_ptr(STAGE), EXPERIMENTS); jae(k.to(&done)); inc(dword_ptr(STAGE));
+        mov(eax, dword_ptr(STAGE)));
     for (index, experiment) in
         [no_idt, no_stack, gates_missing, real_mode, page_faults, task_missing].into_iter().enumerate()
     {
@@ -67,22 +69,26 @@ fn no_stack(k: &mut Kit) -> R {
 
 fn gates_missing(k: &mut Kit) -> R {
     // The table is all zeros: #UD, #NP for its gate, #NP for that, #DF's gate is missing, too.
-    code!(k; mov(word_ptr(SCRATCH), 0xFFF); mov(rax, u64::from(PAGES)); mov(qword_ptr(SCRATCH + 2), rax); lidt(tbyte_ptr(SCRATCH)));
+    code!(k; mov(word_ptr(SCRATCH), 0xFFF); mov(rax, u64::from(PAGES)); mov(qword_ptr(SCRATCH + 2), rax);
+        lidt(tbyte_ptr(SCRATCH)));
     k.faulting(|k| k.ud2())
 }
 
 fn to_protected(k: &mut Kit, target: &str) -> R {
-    code!(k; mov(dword_ptr(SCRATCH), k.imm(target)); mov(dword_ptr(SCRATCH + 4), CODE32); jmp(fword_ptr(SCRATCH)));
+    code!(k; mov(dword_ptr(SCRATCH), k.imm(target)); mov(dword_ptr(SCRATCH + 4), CODE32);
+        jmp(fword_ptr(SCRATCH)));
     Ok(())
 }
 
 fn real_mode(k: &mut Kit) -> R {
     k.elsewhere(32, "to.real", |k| {
-        code!(k; mov(eax, cr0); and(eax, 0x7FFF_FFFF); mov(cr0, eax); jmp_far(CODE16 as u16, k.off("to.real.16")));
+        code!(k; mov(eax, cr0); and(eax, 0x7FFF_FFFF); mov(cr0, eax);
+            jmp_far(CODE16 as u16, k.off("to.real.16")));
         Ok(())
     });
     k.elsewhere(16, "to.real.16", |k| {
-        code!(k; mov(ax, DATA16); mov(ds, eax); mov(ss, eax); mov(word_ptr(SCRATCH), 0); mov(dword_ptr(SCRATCH + 2), 0); lidt(fword_ptr(SCRATCH));
+        code!(k; mov(ax, DATA16); mov(ds, eax); mov(ss, eax); mov(word_ptr(SCRATCH), 0);
+            mov(dword_ptr(SCRATCH + 2), 0); lidt(fword_ptr(SCRATCH));
             mov(eax, cr0); and(al, 0xFEu32); mov(cr0, eax));
         k.faulting(|k| k.int3())
     });
@@ -90,13 +96,15 @@ fn real_mode(k: &mut Kit) -> R {
 }
 
 fn page_faults(k: &mut Kit) -> R {
-    code!(k; mov(word_ptr(SCRATCH), 0xFFF); mov(eax, TEST); mov(qword_ptr(SCRATCH + 2), rax); lidt(tbyte_ptr(SCRATCH)));
+    code!(k; mov(word_ptr(SCRATCH), 0xFFF); mov(eax, TEST); mov(qword_ptr(SCRATCH + 2), rax);
+        lidt(tbyte_ptr(SCRATCH)));
     k.faulting(|k| k.mov(eax, dword_ptr(TEST as u64)))
 }
 
 fn task_missing(k: &mut Kit) -> R {
     k.elsewhere(32, "to.tasks", |k| {
-        code!(k; mov(eax, cr0); and(eax, 0x7FFF_FFFF); mov(cr0, eax); mov(word_ptr(SCRATCH), 0x7FF); mov(dword_ptr(SCRATCH + 2), IDT); lidt(fword_ptr(SCRATCH)));
+        code!(k; mov(eax, cr0); and(eax, 0x7FFF_FFFF); mov(cr0, eax); mov(word_ptr(SCRATCH), 0x7FF);
+            mov(dword_ptr(SCRATCH + 2), IDT); lidt(fword_ptr(SCRATCH)));
         k.poke(IDT + 8 * 8, gate(0, 0, TASK, 0))?;
         k.poke(IDT + 6 * 8, 0)?;
         k.poke(IDT + 11 * 8, 0)?;

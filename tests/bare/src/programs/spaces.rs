@@ -19,7 +19,8 @@ pub fn emit(k: &mut Kit) -> R {
         k.cr4_bits(PCIDE, 0)?;
         code!(k; mov(rax, cr0); and(eax, 0x7FFF_FFFF));
         k.raises("paging off", gp(0), |k| k.mov(cr0, rax))?;
-        code!(k; mov(rax, cr3); or(rax, 0x123); mov(cr3, rax); mov(rbx, cr3); and(ebx, 0xFFF); mov(rax, KEEP); mov(rcx, cr3); or(rax, rcx); mov(cr3, rax);
+        code!(k; mov(rax, cr3); or(rax, 0x123); mov(cr3, rax); mov(rbx, cr3); and(ebx, 0xFFF); mov(rax, KEEP);
+            mov(rcx, cr3); or(rax, rcx); mov(cr3, rax);
             mov(rdx, cr3); sub(rdx, rcx));
         k.eq("identifier", ebx, 0x123)?;
         k.eq64("bit 63 is not kept", rdx, 0)?;
@@ -43,7 +44,8 @@ pub fn emit(k: &mut Kit) -> R {
         }
         // A change is seen after the space is loaded without keeping.
         k.poke(PT_TEST, u64::from(PAGES + 0x2000) | 3)?;
-        code!(k; mov(dword_ptr(PAGES + 0x2000), 0x33); mov(rax, u64::from(PML4) | 1); mov(cr3, rax); mov(ecx, dword_ptr(rbx)));
+        code!(k; mov(dword_ptr(PAGES + 0x2000), 0x33); mov(rax, u64::from(PML4) | 1); mov(cr3, rax);
+            mov(ecx, dword_ptr(rbx)));
         k.eq("changed mapping", ecx, 0x33)?;
         code!(k; mov(rax, KEEP | u64::from(PML4_B) | 2); mov(cr3, rax); mov(ecx, dword_ptr(rbx)));
         k.eq("the other space", ecx, 0x22)?;
@@ -53,19 +55,25 @@ pub fn emit(k: &mut Kit) -> R {
     k.check("INVPCID", "2A, INVPCID; 3A, 4.10.4.1", |k| {
         two_spaces(k)?;
         k.cr4_bits(PCIDE | PGE, 0)?;
-        code!(k; mov(ebx, TEST); mov(rax, u64::from(PML4_B) | 2); mov(cr3, rax); mov(ecx, dword_ptr(rbx)); mov(rax, u64::from(PML4) | 1); mov(cr3, rax));
-        for (kind, what) in [(0u32, "one address"), (1, "one context"), (2, "all with global"), (3, "all without global")] {
+        code!(k; mov(ebx, TEST); mov(rax, u64::from(PML4_B) | 2); mov(cr3, rax); mov(ecx, dword_ptr(rbx));
+            mov(rax, u64::from(PML4) | 1); mov(cr3, rax));
+        for (kind, what) in
+            [(0u32, "one address"), (1, "one context"), (2, "all with global"), (3, "all without global")]
+        {
             // The mapping in the other space changes and is invalidated from here.
             k.poke(PT_B, u64::from(PAGES + 0x2000 + (kind & 1) * 0x1000) | 3)?;
-            code!(k; mov(dword_ptr(PAGES + 0x2000), 0x33); mov(dword_ptr(PAGES + 0x3000), 0x44); mov(qword_ptr(SCRATCH), 2); mov(eax, TEST); mov(qword_ptr(SCRATCH + 8), rax);
-                mov(edx, kind); invpcid(rdx, xmmword_ptr(SCRATCH)); mov(rax, KEEP | u64::from(PML4_B) | 2); mov(cr3, rax); mov(ecx, dword_ptr(rbx));
+            code!(k; mov(dword_ptr(PAGES + 0x2000), 0x33); mov(dword_ptr(PAGES + 0x3000), 0x44);
+                mov(qword_ptr(SCRATCH), 2); mov(eax, TEST); mov(qword_ptr(SCRATCH + 8), rax);
+                mov(edx, kind); invpcid(rdx, xmmword_ptr(SCRATCH)); mov(rax, KEEP | u64::from(PML4_B) | 2);
+                mov(cr3, rax); mov(ecx, dword_ptr(rbx));
                 mov(rax, KEEP | u64::from(PML4) | 1); mov(cr3, rax));
             k.eq(what, ecx, if kind & 1 == 0 { 0x33 } else { 0x44 })?;
         }
         // And in this one.
         code!(k; mov(eax, dword_ptr(rbx)));
         k.poke(PT_TEST, u64::from(PAGES + 0x1000) | 3)?;
-        code!(k; mov(qword_ptr(SCRATCH), 1); mov(edx, 0); invpcid(rdx, xmmword_ptr(SCRATCH)); mov(ecx, dword_ptr(rbx)));
+        code!(k; mov(qword_ptr(SCRATCH), 1); mov(edx, 0); invpcid(rdx, xmmword_ptr(SCRATCH));
+            mov(ecx, dword_ptr(rbx)));
         k.eq("this space", ecx, 0x22)?;
         code!(k; mov(rax, u64::from(PML4)); mov(cr3, rax));
         k.cr4_bits(0, PCIDE | PGE)
@@ -76,8 +84,11 @@ pub fn emit(k: &mut Kit) -> R {
         code!(k; mov(dword_ptr(SCRATCH), 0x1000); mov(edx, 0));
         k.raises("reserved bits", gp(0), |k| k.faulting(|k| k.invpcid(rdx, xmmword_ptr(SCRATCH))))?;
         code!(k; mov(dword_ptr(SCRATCH), 1); mov(edx, 1));
-        k.raises("an identifier without PCIDE", gp(0), |k| k.faulting(|k| k.invpcid(rdx, xmmword_ptr(SCRATCH))))?;
-        code!(k; mov(dword_ptr(SCRATCH), 0); mov(rax, 0x8000_0000_0000u64); mov(qword_ptr(SCRATCH + 8), rax); mov(edx, 0));
+        k.raises("an identifier without PCIDE", gp(0), |k| {
+            k.faulting(|k| k.invpcid(rdx, xmmword_ptr(SCRATCH)))
+        })?;
+        code!(k; mov(dword_ptr(SCRATCH), 0); mov(rax, 0x8000_0000_0000u64); mov(qword_ptr(SCRATCH + 8), rax);
+            mov(edx, 0));
         k.raises("address not canonical", gp(0), |k| k.faulting(|k| k.invpcid(rdx, xmmword_ptr(SCRATCH))))?;
         k.user("in ring 3", gp(0), |k| {
             code!(k; xor(edx, edx));
@@ -99,7 +110,8 @@ pub fn emit(k: &mut Kit) -> R {
     k.check("code in two spaces at one address", "3A, 4.10.4.1", |k| {
         two_spaces(k)?;
         for (page, value) in [(PAGES, 0x11u32), (PAGES + 0x1000, 0x22)] {
-            code!(k; mov(byte_ptr(page + 0x100), 0xB9); mov(dword_ptr(page + 0x101), value); mov(byte_ptr(page + 0x105), 0xC3u32));
+            code!(k; mov(byte_ptr(page + 0x100), 0xB9); mov(dword_ptr(page + 0x101), value);
+                mov(byte_ptr(page + 0x105), 0xC3u32));
         }
         code!(k; mov(ebx, TEST + 0x100); mov(esi, 0));
         for (base, expected) in [(PML4, 0x11), (PML4_B, 0x22), (PML4, 0x11), (PML4_B, 0x22)] {

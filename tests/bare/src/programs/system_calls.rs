@@ -33,7 +33,8 @@ pub fn emit(k: &mut Kit) -> R {
 
 fn syscall(k: &mut Kit) -> R {
     k.aside("syscall.entry", |k| {
-        code!(k; mov(qword_ptr(V[0]), rcx); mov(qword_ptr(V[1]), r11); pushfq(); pop(qword_ptr(V[2])); mov(eax, cs); mov(dword_ptr(V[3]), eax); mov(eax, ss);
+        code!(k; mov(qword_ptr(V[0]), rcx); mov(qword_ptr(V[1]), r11); pushfq(); pop(qword_ptr(V[2]));
+            mov(eax, cs); mov(dword_ptr(V[3]), eax); mov(eax, ss);
             mov(dword_ptr(V[4]), eax); mov(qword_ptr(V[5]), rsp); sysretq());
         Ok(())
     })?;
@@ -48,7 +49,8 @@ fn syscall(k: &mut Kit) -> R {
         set_up(k, "syscall.entry")?;
         let (at, end) = (k.fresh(), k.fresh());
         k.user("after SYSRET", UD.anywhere(), |k| {
-            code!(k; xor(eax, eax); stc(); std(); syscall(); label(&at); pushfq(); pop(rbx); mov(edx, ss); label(&end); ud2());
+            code!(k; xor(eax, eax); stc(); std(); syscall(); label(&at); pushfq(); pop(rbx); mov(edx, ss);
+                label(&end); ud2());
             Ok(())
         })?;
         let rip = k.user_imm(&at);
@@ -71,7 +73,8 @@ fn syscall(k: &mut Kit) -> R {
         });
         let after = k.fresh();
         k.arm(&after)?;
-        code!(k; mov(ecx, k.imm("sysret32") + USER_ALIAS); mov(r11d, 0x202); mov(eax, 0x41); sysret(); label(&after));
+        code!(k; mov(ecx, k.imm("sysret32") + USER_ALIAS); mov(r11d, 0x202); mov(eax, 0x41); sysret();
+            label(&after));
         let at = k.imm("sysret32.at") + USER_ALIAS;
         k.seen("HLT", gp(0), Some(at))?;
         k.var("CS", EXC_CS, USER32)?;
@@ -83,7 +86,8 @@ fn syscall(k: &mut Kit) -> R {
         set_up(k, "syscall.entry")?;
         let (inside, after) = (k.fresh(), k.fresh());
         k.arm(&after)?;
-        code!(k; mov(ecx, k.user_imm(&inside)); mov(r11d, 0x3_0202); mov(esp, STACK3 + USER_ALIAS); sysretq(); label(&inside); pushfq(); pop(rbx));
+        code!(k; mov(ecx, k.user_imm(&inside)); mov(r11d, 0x3_0202); mov(esp, STACK3 + USER_ALIAS); sysretq();
+            label(&inside); pushfq(); pop(rbx));
         k.faulting(|k| k.hlt())?;
         k.label(&after)?;
         k.seen("HLT", gp(0), None)?;
@@ -102,7 +106,8 @@ fn syscall(k: &mut Kit) -> R {
         k.elsewhere(32, "syscall32", |k| k.faulting(|k| k.raw(&[0x0F, 0x05])));
         let after = k.fresh();
         k.arm(&after)?;
-        code!(k; mov(dword_ptr(SCRATCH), k.imm("syscall32")); mov(dword_ptr(SCRATCH + 4), CODE32); jmp(fword_ptr(SCRATCH)); label(&after));
+        code!(k; mov(dword_ptr(SCRATCH), k.imm("syscall32")); mov(dword_ptr(SCRATCH + 4), CODE32);
+            jmp(fword_ptr(SCRATCH)); label(&after));
         let at = k.imm("syscall32");
         k.seen("SYSCALL in compatibility mode", UD, Some(at))
     })
@@ -114,7 +119,8 @@ fn sysenter(k: &mut Kit) -> R {
         Ok(())
     })?;
     k.aside("sysenter.entry", |k| {
-        code!(k; pushfq(); pop(qword_ptr(V[0])); mov(eax, cs); mov(dword_ptr(V[1]), eax); mov(eax, ss); mov(dword_ptr(V[2]), eax); mov(qword_ptr(V[3]), rsp);
+        code!(k; pushfq(); pop(qword_ptr(V[0])); mov(eax, cs); mov(dword_ptr(V[1]), eax); mov(eax, ss);
+            mov(dword_ptr(V[2]), eax); mov(qword_ptr(V[3]), rsp);
             sysexitq());
         Ok(())
     })?;
@@ -139,7 +145,8 @@ fn sysenter(k: &mut Kit) -> R {
         set_up(k, "sysenter.entry")?;
         let next = k.fresh();
         k.user("after SYSEXIT", UD.anywhere(), |k| {
-            code!(k; mov(edx, k.user_imm(&next)); mov(ecx, STACK3 + USER_ALIAS - 32); stc(); sysenter(); label(&next); mov(rbx, rsp); mov(esi, ss); ud2());
+            code!(k; mov(edx, k.user_imm(&next)); mov(ecx, STACK3 + USER_ALIAS - 32); stc(); sysenter();
+                label(&next); mov(rbx, rsp); mov(esi, ss); ud2());
             Ok(())
         })?;
         k.masked("flags: IF clear, CF kept", V[0], 0x201, 1)?;
@@ -153,7 +160,8 @@ fn sysenter(k: &mut Kit) -> R {
     k.check("SYSENTER from and SYSEXIT to compatibility mode", "2B, SYSENTER, SYSEXIT", move |k| {
         set_up(k, "sysenter.entry32")?;
         k.elsewhere(32, "compat.sysenter", |k| {
-            code!(k; mov(edx, k.imm("compat.sysenter.next") + USER_ALIAS); mov(ecx, STACK3 + USER_ALIAS - 32); sysenter();
+            code!(k; mov(edx, k.imm("compat.sysenter.next") + USER_ALIAS); mov(ecx, STACK3 + USER_ALIAS - 32);
+                sysenter();
                 label("compat.sysenter.next"); mov(ebx, esp));
             k.faulting(|k| k.hlt())
         });
@@ -185,7 +193,8 @@ fn bases(k: &mut Kit) -> R {
     k.check("SWAPGS", "2B, SWAPGS", |k| {
         k.msr(GS_BASE, SCRATCH.into())?;
         k.msr(KERNEL_GS_BASE, u64::from(SCRATCH) + 0x100)?;
-        code!(k; mov(dword_ptr(SCRATCH), 0x11); mov(dword_ptr(SCRATCH + 0x100), 0x22); mov(rsi, 0u64); mov(ebx, dword_ptr(rsi).gs()); swapgs();
+        code!(k; mov(dword_ptr(SCRATCH), 0x11); mov(dword_ptr(SCRATCH + 0x100), 0x22); mov(rsi, 0u64);
+            mov(ebx, dword_ptr(rsi).gs()); swapgs();
             mov(esi, dword_ptr(rsi).gs()); mov(ecx, KERNEL_GS_BASE); rdmsr());
         k.eq("GS before", ebx, 0x11)?;
         k.eq("GS after", esi, 0x22)?;
@@ -222,7 +231,8 @@ fn bases(k: &mut Kit) -> R {
         k.eq("base of null", eax, 0)?;
         // A limit does not count in 64-bit mode.
         k.descriptor(FREE, segment(SCRATCH, 0, WRITABLE, B))?;
-        code!(k; mov(eax, FREE); mov(fs, eax); mov(ebx, 0x100); mov(dword_ptr(rbx).fs(), 0x99); mov(ebx, dword_ptr(SCRATCH + 0x100)));
+        code!(k; mov(eax, FREE); mov(fs, eax); mov(ebx, 0x100); mov(dword_ptr(rbx).fs(), 0x99);
+            mov(ebx, dword_ptr(SCRATCH + 0x100)));
         k.eq("written beyond the limit", ebx, 0x99)
     })
 }

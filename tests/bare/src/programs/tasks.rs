@@ -76,19 +76,24 @@ fn switches(k: &mut Kit) -> R {
         let (there, back) = (k.fresh(), k.fresh());
         task_b(k, &there)?;
         set(k, field::EFLAGS, 0xAD7)?;
-        code!(k; mov(eax, 0x11); mov(ecx, 0x22); mov(edx, 0x33); mov(ebx, 0x44); mov(esi, 0x55); mov(edi, 0x66); mov(ebp, 0x77);
+        code!(k; mov(eax, 0x11); mov(ecx, 0x22); mov(edx, 0x33); mov(ebx, 0x44); mov(esi, 0x55);
+            mov(edi, 0x66); mov(ebp, 0x77);
             mov(esp, STACK - 64); stc(); jmp_far(TSS_B_SEL as u16, 0x1234_5678); label(&back); ud2());
         k.label(&there)?;
-        code!(k; pushfd(); mov(dword_ptr(SCRATCH), eax); mov(dword_ptr(SCRATCH + 4), ecx); mov(dword_ptr(SCRATCH + 8), edx);
-            mov(dword_ptr(SCRATCH + 12), ebx); mov(dword_ptr(SCRATCH + 16), ebp); mov(dword_ptr(SCRATCH + 20), esi);
+        code!(k; pushfd(); mov(dword_ptr(SCRATCH), eax); mov(dword_ptr(SCRATCH + 4), ecx);
+            mov(dword_ptr(SCRATCH + 8), edx);
+            mov(dword_ptr(SCRATCH + 12), ebx); mov(dword_ptr(SCRATCH + 16), ebp);
+            mov(dword_ptr(SCRATCH + 20), esi);
             mov(dword_ptr(SCRATCH + 24), edi); pop(ebx); mov(ecx, 2); push(ecx); popfd(); mov(edx, cr0));
         k.eq("flags", ebx, 0xAD7)?;
         code!(k; and(edx, 8));
         k.eq("CR0.TS", edx, 8)?;
-        for (index, value) in [0xA0A0, 0xC0C0, 0xD0D0, 0xB0B0, 0xB1B1, 0x5151, 0xD1D1].into_iter().enumerate() {
+        for (index, value) in [0xA0A0, 0xC0C0, 0xD0D0, 0xB0B0, 0xB1B1, 0x5151, 0xD1D1].into_iter().enumerate()
+        {
             k.var("general register", SCRATCH + index as u32 * 4, value)?;
         }
-        code!(k; mov(ebx, esp); str(ecx); and(ecx, 0xFFFF); mov(edx, fs); mov(esi, gs); sldt(edi); and(edi, 0xFFFF));
+        code!(k; mov(ebx, esp); str(ecx); and(ecx, 0xFFFF); mov(edx, fs); mov(esi, gs); sldt(edi);
+            and(edi, 0xFFFF));
         k.eq("ESP", ebx, STACK_B)?;
         k.eq("task register", ecx, TSS_B_SEL)?;
         k.eq("FS", edx, USER_DATA)?;
@@ -141,9 +146,12 @@ fn nested(k: &mut Kit) -> R {
     k.check("CALL to a task and IRET", "3A, 7.4", |k| {
         let (there, over) = (k.fresh(), k.fresh());
         task_b(k, &there)?;
-        code!(k; mov(ebx, 0x4444); mov(ecx, esp); call_far(TSS_B_SEL as u16, 0); sub(ecx, esp); pushfd(); pop(edx); jmp(k.to(&over)));
-        code!(k; label(&there); pushfd(); pop(dword_ptr(V[0])); movzx(eax, word_ptr(TSS_B)); mov(dword_ptr(V[1]), eax));
-        code!(k; mov(eax, dword_ptr(GDT + TSS_SEL + 4)); mov(dword_ptr(V[2]), eax); mov(eax, dword_ptr(GDT + TSS_B_SEL + 4));
+        code!(k; mov(ebx, 0x4444); mov(ecx, esp); call_far(TSS_B_SEL as u16, 0); sub(ecx, esp); pushfd();
+            pop(edx); jmp(k.to(&over)));
+        code!(k; label(&there); pushfd(); pop(dword_ptr(V[0])); movzx(eax, word_ptr(TSS_B));
+            mov(dword_ptr(V[1]), eax));
+        code!(k; mov(eax, dword_ptr(GDT + TSS_SEL + 4)); mov(dword_ptr(V[2]), eax);
+            mov(eax, dword_ptr(GDT + TSS_B_SEL + 4));
             mov(dword_ptr(V[3]), eax); iretd(); label(&over));
         k.masked("NT in the new task", V[0], 0x4000, 0x4000)?;
         k.var("link", V[1], TSS_SEL)?;
@@ -160,7 +168,8 @@ fn nested(k: &mut Kit) -> R {
         let (there, over) = (k.fresh(), k.fresh());
         task_b(k, &there)?;
         k.idt(VEC, gate(TSS_B_SEL, 0, TASK, 0))?;
-        code!(k; mov(ebx, 0x4444); int(VEC as i32); jmp(k.to(&over)); label(&there); mov(dword_ptr(V[0]), esp); iretd(); label(&over));
+        code!(k; mov(ebx, 0x4444); int(VEC as i32); jmp(k.to(&over)); label(&there); mov(dword_ptr(V[0]), esp);
+            iretd(); label(&over));
         k.eq("EBX afterwards", ebx, 0x4444)?;
         k.var("no error code", V[0], STACK_B)
     })?;
@@ -170,7 +179,8 @@ fn nested(k: &mut Kit) -> R {
         k.idt(13, gate(TSS_B_SEL, 0, TASK, 0))?;
         code!(k; mov(eax, GDT_SIZE); mov(es, eax); jmp(k.to(&over)); label(&there); pop(dword_ptr(V[0])));
         // The handler skips the instruction (two bytes) in the task's image.
-        code!(k; add(dword_ptr(TSS + field::EIP), 2); mov(eax, dword_ptr(TSS + field::EFLAGS)); mov(dword_ptr(V[1]), eax); iretd(); label(&over));
+        code!(k; add(dword_ptr(TSS + field::EIP), 2); mov(eax, dword_ptr(TSS + field::EFLAGS));
+            mov(dword_ptr(V[1]), eax); iretd(); label(&over));
         k.var("error code", V[0], GDT_SIZE)?;
         k.masked("RF saved", V[1], 0x1_0000, 0x1_0000)
     })?;
@@ -308,19 +318,23 @@ fn sixteen(k: &mut Kit) -> R {
         k.descriptor(FREE, segment(IMAGE, 0xFFFF, CODE, B))?;
         let ip = k.off(&there);
         for (index, value) in [
-            0, 0, 0, 0, 0, 0, 0, ip, 2, 0xA0A0, 0xC0C0, 0xD0D0, 0xB0B0, STACK_B, 0xB1B1, 0x5151, 0xD1D1, DATA, FREE, DATA,
-            DATA, LDT_SEL,
+            0, 0, 0, 0, 0, 0, 0, ip, 2, 0xA0A0, 0xC0C0, 0xD0D0, 0xB0B0, STACK_B, 0xB1B1, 0x5151, 0xD1D1,
+            DATA, FREE, DATA, DATA, LDT_SEL,
         ]
         .into_iter()
         .enumerate()
         {
             code!(k; mov(word_ptr(TSS16_A + index as u32 * 2), value));
         }
-        code!(k; mov(eax, USER_DATA); mov(fs, eax); mov(gs, eax); mov(ebx, 0x4444_4444); mov(ecx, esp); call_far(TSS16_A_SEL as u16, 0);
+        code!(k; mov(eax, USER_DATA); mov(fs, eax); mov(gs, eax); mov(ebx, 0x4444_4444); mov(ecx, esp);
+            call_far(TSS16_A_SEL as u16, 0);
             sub(ecx, esp); mov(edx, fs); jmp(k.to(&over)); label(&there));
-        code!(k; movzx(eax, ax); mov(dword_ptr(V[0]), eax); movzx(eax, sp); mov(dword_ptr(V[1]), eax); mov(eax, fs);
-            mov(dword_ptr(V[2]), eax); str(eax); and(eax, 0xFFFF); mov(dword_ptr(V[3]), eax); pushfd(); pop(dword_ptr(V[4])); movzx(eax, di);
-            mov(dword_ptr(V[5]), eax); sldt(eax); and(eax, 0xFFFF); mov(dword_ptr(V[6]), eax); iretd(); label(&over));
+        code!(k; movzx(eax, ax); mov(dword_ptr(V[0]), eax); movzx(eax, sp); mov(dword_ptr(V[1]), eax);
+            mov(eax, fs);
+            mov(dword_ptr(V[2]), eax); str(eax); and(eax, 0xFFFF); mov(dword_ptr(V[3]), eax); pushfd();
+            pop(dword_ptr(V[4])); movzx(eax, di);
+            mov(dword_ptr(V[5]), eax); sldt(eax); and(eax, 0xFFFF); mov(dword_ptr(V[6]), eax); iretd();
+            label(&over));
         k.var("AX", V[0], 0xA0A0)?;
         k.var("SP", V[1], STACK_B)?;
         k.var("FS", V[2], 0)?;

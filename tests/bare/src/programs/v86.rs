@@ -75,8 +75,10 @@ fn entering(k: &mut Kit) -> R {
     })?;
     k.check("data segments are null in the handler", "3B, 20.2.1; 2A, INT n", |k| {
         k.aside("v86.look", |k| {
-            code!(k; mov(eax, ds); mov(ebx, es); mov(ecx, fs); mov(edx, gs); push(eax); mov(eax, DATA); mov(ds, eax);
-                pop(dword_ptr(V[0])); mov(dword_ptr(V[1]), ebx); mov(dword_ptr(V[2]), ecx); mov(dword_ptr(V[3]), edx); iretd());
+            code!(k; mov(eax, ds); mov(ebx, es); mov(ecx, fs); mov(edx, gs); push(eax); mov(eax, DATA);
+                mov(ds, eax);
+                pop(dword_ptr(V[0])); mov(dword_ptr(V[1]), ebx); mov(dword_ptr(V[2]), ecx);
+                mov(dword_ptr(V[3]), edx); iretd());
             Ok(())
         })?;
         let handler = k.imm("v86.look");
@@ -106,7 +108,8 @@ fn entering(k: &mut Kit) -> R {
     k.check("IRET in ring 3 cannot set VM", "2A, IRET; 2B, POPF", |k| {
         k.user("POPF and IRET", UD.anywhere(), |k| {
             let next = k.fresh();
-            code!(k; push(0x2_0002); popfd(); pushfd(); pop(ebx); push(0x2_0002); push(USER32); push(k.imm(&next)); iretd());
+            code!(k; push(0x2_0002); popfd(); pushfd(); pop(ebx); push(0x2_0002); push(USER32);
+                push(k.imm(&next)); iretd());
             code!(k; label(&next); ud2());
             Ok(())
         })?;
@@ -139,7 +142,8 @@ fn sensitive(k: &mut Kit) -> R {
     })?;
     k.check("IOPL 3: they work", "3B, 20.2.7", |k| {
         v86(k, "flags", IOPL3, UD, "i3.flags", |k| {
-            code!(k; sti(); pushf(); pop(ax); cli(); pushf(); pop(bx); push(0xD5 | 0x4000); popf(); pushf(); pop(cx); pushfd(); pop(edx); ud2());
+            code!(k; sti(); pushf(); pop(ax); cli(); pushf(); pop(bx); push(0xD5 | 0x4000); popf(); pushf();
+                pop(cx); pushfd(); pop(edx); ud2());
             Ok(())
         })?;
         k.masked("after STI", EXC_AX, 0x3200, 0x3200)?;
@@ -150,7 +154,8 @@ fn sensitive(k: &mut Kit) -> R {
         k.idt(VEC, gate(CODE32, handler, INT32 | RING3, 0))?;
         v86(k, "INT n", IOPL3, int(VEC), "i3.int", |k| k.int(VEC as i32))?;
         v86(k, "IRET", IOPL3, UD, "i3.iret", |k| {
-            code!(k; push(0x0AD5); push(IMAGE_SEGMENT as i32); push(k.off("i3.iret.next")); iret(); label("i3.iret.next"); ud2());
+            code!(k; push(0x0AD5); push(IMAGE_SEGMENT as i32); push(k.off("i3.iret.next")); iret();
+                label("i3.iret.next"); ud2());
             Ok(())
         })?;
         k.masked("flags after IRET", EXC_FLAGS, 0x2_3FD5, 0x2_3AD5)
@@ -216,7 +221,8 @@ fn vme(k: &mut Kit) -> R {
         code!(k; mov(word_ptr(VEC * 4), k.off("vme.handler")); mov(word_ptr(VEC * 4 + 2), IMAGE_SEGMENT));
         v86(k, "IOPL 0", VIF, UD, "vme.int", |k| {
             // What the handler finds on the stack: IP, CS, flags with VIF as IF and with IOPL 3.
-            code!(k; stc(); int(VEC as i32); label("vme.after"); ud2(); label("vme.handler"); pop(ax); pop(bx); pop(cx); ud2());
+            code!(k; stc(); int(VEC as i32); label("vme.after"); ud2(); label("vme.handler"); pop(ax); pop(bx);
+                pop(cx); ud2());
             Ok(())
         })?;
         let ip = k.off("vme.after");
@@ -242,7 +248,8 @@ fn vme(k: &mut Kit) -> R {
         k.cr4_bits(VME, 0)?;
         redirection(k, None)?;
         v86(k, "CLI, STI, PUSHF", 0, UD, "vme.flags", |k| {
-            code!(k; sti(); pushf(); pop(ax); cli(); pushf(); pop(bx); push(0x202); popf(); pushf(); pop(cx); ud2());
+            code!(k; sti(); pushf(); pop(ax); cli(); pushf(); pop(bx); push(0x202); popf(); pushf(); pop(cx);
+                ud2());
             Ok(())
         })?;
         k.masked("after STI", EXC_AX, 0x3200, 0x3200)?;
@@ -250,7 +257,8 @@ fn vme(k: &mut Kit) -> R {
         k.masked("after POPF", EXC_CX, 0x3200, 0x3200)?;
         k.masked("IF, IOPL and VIF", EXC_FLAGS, VIF | 0x3200, VIF)?;
         v86(k, "IRET", 0, UD, "vme.iret", |k| {
-            code!(k; push(0x202); push(IMAGE_SEGMENT as i32); push(k.off("vme.iret.next")); iret(); label("vme.iret.next"); ud2());
+            code!(k; push(0x202); push(IMAGE_SEGMENT as i32); push(k.off("vme.iret.next")); iret();
+                label("vme.iret.next"); ud2());
             Ok(())
         })?;
         k.masked("VIF after IRET", EXC_FLAGS, VIF | 0x3200, VIF)?;
@@ -296,7 +304,8 @@ fn pvi(k: &mut Kit) -> R {
         k.masked("PUSHF shows IF itself", EXC_BX, 0x200, 0)?;
         let (inside, after) = (k.fresh(), k.fresh());
         k.arm(&after)?;
-        code!(k; push(USER_DATA); push(STACK3); push(VIP | 2); push(USER32); push(k.imm(&inside)); iretd(); label(&inside); sti(); label(&after));
+        code!(k; push(USER_DATA); push(STACK3); push(VIP | 2); push(USER32); push(k.imm(&inside)); iretd();
+            label(&inside); sti(); label(&after));
         let ip = k.imm(&inside);
         k.seen("STI with VIP", gp(0), Some(ip))
     })

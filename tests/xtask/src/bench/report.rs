@@ -72,6 +72,10 @@ impl Report {
         for (index, (side, answers)) in self.sides.iter().zip(&answers).enumerate() {
             let spread = Spread::of(&seconds[index]);
             line += &match (answers.last(), spread) {
+                // One run knows no deviation.
+                (Some(Answer::Took(_)), Some(spread)) if answers.len() == 1 => {
+                    format!(" {:>9} {:>4}", shown(spread.median), "?")
+                }
                 (Some(Answer::Took(_)), Some(spread)) => {
                     format!(
                         " {:>9} {:>4}",

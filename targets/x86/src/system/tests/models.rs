@@ -7,6 +7,8 @@ use iced_x86::code_asm::{CodeAssembler, eax, ecx, edx, mm0, mm1, ptr, st0, st1, 
 use super::engine::Engine;
 use super::*;
 use crate::cpuid::Feature;
+use crate::helpers::x87_state::status;
+use crate::state::mode;
 use crate::system::exception::vector;
 
 type M = Machine<Engine>;
@@ -128,6 +130,78 @@ fn amd_enters_the_kernel_by_syscall_in_legacy_mode() {
     let mut m = ready("Nehalem");
     m.env().efer |= Efer::SCE;
     assert_eq!(raises(&mut m, |a| a.syscall()), Some(vector::UD));
+}
+
+#[test]
+fn wait_reports_errors_under_ts_too_unless_mp_is_set() {
+    let mut m = ready("max");
+    m.env().fpu.control = 0x37f & !status::ZE;
+    m.env().fpu.status = status::ZE | status::ES | status::BUSY;
+    let cr0 = m.env().cr0.bits() & !(Cr0::TS | Cr0::MP | Cr0::EM).bits() | Cr0::NE.bits();
+    for (bits, expected) in [
+        (Cr0::empty(), vector::MF),
+        (Cr0::MP, vector::MF),
+        (Cr0::TS, vector::MF),
+        (Cr0::TS | Cr0::MP, vector::NM),
+    ] {
+        control::write_cr0(m.env(), cr0 | bits.bits()).expect("allowed");
+        assert_eq!(raises(&mut m, |a| a.wait()), Some(expected), "{bits:?}");
+    }
+}
+
+#[test]
+fn xrstor_of_the_x87_unit_alone_may_unmask_an_error() {
+    let mut m = ready("max");
+    let cr4 = m.env().cr4.bits();
+    control::write_cr4(m.env(), cr4 | Cr4::OSXSAVE.bits()).expect("allowed");
+    let cr0 = m.env().cr0.bits() & !(Cr0::TS | Cr0::EM).bits() | Cr0::NE.bits();
+    control::write_cr0(m.env(), cr0).expect("allowed");
+    m.put(0x6000, 2, (0x37f & !status::ZE).into());
+    m.put(0x6002, 2, (status::ZE | status::ES | status::BUSY).into());
+    m.put(0x6000 + 512, 8, 1);
+    let restore = |a: &mut CodeAssembler| {
+        a.fninit()?;
+        a.mov(eax, 1)?;
+        a.xor(edx, edx)?;
+        a.xrstor(ptr(0x6000))?;
+        a.wait()
+    };
+    assert_eq!(raises(&mut m, restore), Some(vector::MF));
+    assert_eq!(m.env().mode & mode::X87_UNMASKED, mode::X87_UNMASKED);
+    // The initial configuration masks it again.
+    m.put(0x6000 + 512, 8, 0);
+    let initial = |a: &mut CodeAssembler| {
+        a.mov(eax, 1)?;
+        a.xor(edx, edx)?;
+        a.xrstor(ptr(0x6000))
+    };
+    assert_eq!(raises(&mut m, initial), None);
+    assert_eq!(m.env().mode & mode::X87_UNMASKED, 0);
+}
+
+#[test]
+fn xgetbv_sees_the_registers_as_they_are() {
+    let mut m = ready("max");
+    let cr4 = m.env().cr4.bits();
+    control::write_cr4(m.env(), cr4 | Cr4::OSXSAVE.bits()).expect("allowed");
+    control::xsetbv(m.env(), 0, 7).expect("allowed");
+    for in_use in [0, 1, 2] {
+        // From the initial configuration, a change to one component in the block that asks.
+        let program = |a: &mut CodeAssembler| {
+            a.mov(eax, 7)?;
+            a.xor(edx, edx)?;
+            a.xrstor(ptr(0x6000))?;
+            match in_use {
+                0 => {}
+                1 => a.fld1()?,
+                _ => a.pcmpeqd(xmm0, xmm0)?,
+            }
+            a.mov(ecx, 1)?;
+            a.xgetbv()
+        };
+        assert_eq!(raises(&mut m, program), None);
+        assert_eq!(m.env().gpr[reg::RAX], in_use);
+    }
 }
 
 #[test]

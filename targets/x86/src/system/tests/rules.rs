@@ -4,7 +4,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::engine::{Engine, PAGES, Trap};
+use super::engine::{CODE, Engine, PAGES, Trap};
 use super::*;
 use crate::system::debug;
 
@@ -331,4 +331,27 @@ fn the_port_map_ends_where_the_task_state_does() {
     m.env().seg[seg::TR].access |= 8;
     m.put(TSS + 0x66, 2, 0xffff);
     assert!(!at(&mut m, 0xffff, 0, 1));
+}
+
+/// Blocks made under one limit of the code segment are used under another.
+#[test]
+fn the_limit_of_code_is_that_of_now() {
+    let mut m = Machine::<Engine>::ready_protected();
+    let ends = m.assemble(32, |a| {
+        a.inc(ebx)?;
+        a.inc(ebx)?;
+        a.inc(ebx)
+    });
+    let at = |m: &mut Machine<Engine>, limit: u64| {
+        let e = m.env();
+        e.seg[seg::CS].limit = limit as u32;
+        e.set_ip(CODE);
+        e.update_mode();
+        m.go().map(|trap| trap.at())
+    };
+    assert_eq!(at(&mut m, CODE + 0x100), None);
+    assert_eq!(at(&mut m, ends[1] - 1), Some((GP, ends[1])));
+    let e = m.env();
+    e.gpr[reg::RSP] += 12;
+    assert_eq!(at(&mut m, CODE + 0x200), None);
 }

@@ -149,6 +149,7 @@ pub(super) fn xrstor(t: &mut Translator<'_>, i: &Instruction, supervisor: u64, w
 }
 
 pub(super) fn xgetbv(t: &mut Translator<'_>) {
+    t.x87_home();
     let index = ecx(t);
     let v = t.call(h::XGETBV, &[index]);
     set_edx_eax(t, v);
