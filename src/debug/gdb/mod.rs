@@ -326,6 +326,10 @@ impl GdbServer {
             }
             self.interrupt = false;
             let caller = self.caller.as_mut()?;
+            if caller.unsent.borrow().len() > MAX_UNSENT {
+                caller.gone = true;
+                caller.waiting.clear();
+            }
             let Some(arrival) = caller.waiting.pop_front() else {
                 if caller.gone {
                     self.release = caller.speaks;
@@ -336,10 +340,12 @@ impl GdbServer {
             };
             match arrival {
                 Arrival::Ack => {}
-                Arrival::Nack => {
+                // What has not left yet cannot have arrived damaged.
+                Arrival::Nack if caller.unsent.borrow().is_empty() => {
                     let last = caller.last.clone();
                     caller.unsent.borrow_mut().extend_from_slice(&last);
                 }
+                Arrival::Nack => {}
                 Arrival::Interrupt => self.interrupt = caller.executes(),
                 Arrival::Damaged => caller.acknowledge(b'-'),
                 Arrival::Packet(body) => {

@@ -230,6 +230,22 @@ fn packets_that_mean_nothing_leave_the_session_as_it_is() {
 }
 
 #[test]
+fn a_caller_who_does_not_read_is_hung_up_on() {
+    let mut rig = Rig::new("deaf", false);
+    assert_eq!(rig.ask("m0,4000").len(), 0x8000);
+    rig.send(&b"-".repeat(4000));
+    assert!(rig.server.caller.as_ref().unwrap().unsent.borrow().len() <= 2 * MAX_UNSENT);
+    let mut asks = Vec::new();
+    for _ in 0..20 {
+        // It may have hung up already.
+        let _ = rig.peer.as_mut().unwrap().write(&packet(b"m0,4000").repeat(40));
+        asks.extend(rig.serve());
+    }
+    assert!(rig.server.caller.is_none());
+    assert_eq!(asks, [Ask::Release]);
+}
+
+#[test]
 fn registers_memory_and_breakpoints() {
     let mut rig = Rig::new("target", false);
     assert_eq!(rig.ask("P0=8877665544332211"), "OK");
