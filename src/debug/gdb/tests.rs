@@ -238,7 +238,7 @@ fn a_caller_who_does_not_read_is_hung_up_on() {
     let mut asks = Vec::new();
     for _ in 0..20 {
         // It may have hung up already.
-        let _ = rig.peer.as_mut().unwrap().write(&packet(b"m0,4000").repeat(40));
+        let _ = Write::write(rig.peer.as_mut().unwrap(), &packet(b"m0,4000").repeat(40));
         asks.extend(rig.serve());
     }
     assert!(rig.server.caller.is_none());

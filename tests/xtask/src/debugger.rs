@@ -27,6 +27,10 @@ const SCRIPT: Duration = Duration::from_secs(60);
 const BOOT: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(20);
 
+/// How many steps are timed, and the fewest a second that pass, also on a busy machine.
+const STEPS: u32 = 10_000;
+const SLOWEST: f64 = 2000.0;
+
 /// Every test.
 pub fn all() -> Vec<BootTest> {
     let test = |name: &str, run: fn(&Rig) -> Result<Outcome>| BootTest {
@@ -46,6 +50,7 @@ pub fn all() -> Vec<BootTest> {
         test("gdb/long-mode", long_mode),
         test("gdb/kernel", kernel),
         test("gdb/user-program", user_program),
+        test("gdb/steps", steps),
         test("gdb/robustness", robustness),
     ]
 }
@@ -389,6 +394,47 @@ fn look_at(rig: &Rig, mut console: Console, socket: &Socket, again: u64) -> Resu
 fn packet(body: &str) -> Vec<u8> {
     let sum = body.bytes().fold(0u8, |sum, byte| sum.wrapping_add(byte));
     format!("${body}#{sum:02x}").into_bytes()
+}
+
+/// Sends a packet and reads the answer's body, without acknowledgements.
+fn exchange(stream: &mut UnixStream, body: &str) -> Result<String> {
+    stream.write_all(&packet(body))?;
+    let mut said = Vec::new();
+    let mut buf = [0; 4096];
+    loop {
+        let count = stream.read(&mut buf)?;
+        ensure!(count > 0, "the emulator hangs up");
+        said.extend_from_slice(&buf[..count]);
+        let text = String::from_utf8_lossy(&said);
+        if let Some((_, rest)) = text.split_once('$')
+            && let Some((answer, sum)) = rest.split_once('#')
+            && sum.len() == 2
+        {
+            return Ok(answer.to_owned());
+        }
+    }
+}
+
+/// How many steps a second go over a socket. The figure is shown; that it is no crawl is checked.
+fn steps(rig: &Rig) -> Result<Outcome> {
+    let socket = Socket::new();
+    let mut command = Command::new(&rig.emulator);
+    command.args(["-display", "none", "-serial", "null", "-S", "-gdb", &socket.option()]);
+    let mut console = Console::spawn(command)?;
+    let mut stream = socket.call()?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    exchange(&mut stream, "QStartNoAckMode")?;
+    let started = Instant::now();
+    for _ in 0..STEPS {
+        let answer = exchange(&mut stream, "vCont;s:1;c")?;
+        ensure!(answer.starts_with("T05"), "a step is answered by {answer}");
+    }
+    let rate = f64::from(STEPS) / started.elapsed().as_secs_f64();
+    stream.write_all(&packet("k"))?;
+    let status = console.wait(ANSWER)?;
+    ensure!(status.success(), "the emulator ended with {status}{}", console.tail());
+    ensure!(rate > SLOWEST, "only {rate:.0} steps a second");
+    Ok(Outcome::Passed(format!("{rate:.0} steps a second")))
 }
 
 /// Sends bytes and leaves.
