@@ -81,10 +81,10 @@ fn cargo_steps() -> Vec<CargoStep> {
     steps
 }
 
-/// Random sequences for a minute, on every processor. Always the same ones, so that it is the change that is judged;
+/// Random sequences for two minutes, on every processor. Always the same ones, so that it is the change that is judged;
 /// `cargo xtask prove` takes others each time.
 const PROVE: &[&str] =
-    &["run", "--quiet", "--release", "--package", "tessera-prove", "--", "--seconds", "60", "--seed", "1"];
+    &["run", "--quiet", "--release", "--package", "tessera-prove", "--", "--seconds", "120", "--seed", "1"];
 
 /// Runs the steps; the exit code says whether all that ran passed.
 pub fn run(options: &Options) -> Result<ExitCode> {
