@@ -46,7 +46,9 @@ impl Ratio {
     pub fn of(over: &[f64], under: &[f64]) -> Option<Self> {
         let ratios: Vec<_> = over.iter().zip(under).map(|(over, under)| over / under).collect();
         let spread = Spread::of(&ratios)?;
-        Some(if spread.deviation() > MEANINGLESS { Ratio::Unclear(spread) } else { Ratio::Clear(spread) })
+        // The deviation of a ratio that is infinite is not a number.
+        let clear = spread.deviation() <= MEANINGLESS;
+        Some(if clear { Ratio::Clear(spread) } else { Ratio::Unclear(spread) })
     }
 }
 
@@ -75,6 +77,8 @@ mod tests {
         assert!(matches!(Ratio::of(&[6.0, 12.0, 5.8], &[2.0, 2.0, 2.0]), Some(Ratio::Unclear(_))));
         // What slows both sides down alike harms no ratio.
         assert!(matches!(Ratio::of(&[6.0, 12.0], &[2.0, 4.0]), Some(Ratio::Clear(_))));
+        // A run whose end was seen together with its start took no time.
+        assert!(matches!(Ratio::of(&[6.0, 6.0], &[2.0, 0.0]), Some(Ratio::Unclear(_))));
         assert!(Ratio::of(&[], &[]).is_none());
     }
 
