@@ -24,6 +24,7 @@
 //! - anything, if an instruction faults that is not of the sequence, but of an older one that a jump has hit;
 //! - anything in a sequence with both XSAVE and VZEROUPPER or VZEROALL: which components are in use then is the silicon's
 //!   affair, as zero in a register that was written may be either;
+//! - memory when PUSHA faults, for the same reason;
 //! - registers when POPA faults, and the address within the page: silicon has loaded some, in its own order;
 //! - the first eight bytes of a ten-byte store whose last two fault;
 //! - sticky flags when DPPS, DPPD or VCVTPS2PH fault: silicon has done a part by then;
@@ -145,6 +146,12 @@ impl Stop {
         self.insn.is_some_and(|i| matches!(i.mnemonic(), Dpps | Dppd | Vdpps | Vdppd | Vcvtps2ph))
     }
 
+    /// PUSHA has faulted.
+    fn in_push_all(&self, native: &Frame) -> bool {
+        native.vector != NONE
+            && self.insn.is_some_and(|i| matches!(i.mnemonic(), Mnemonic::Pusha | Mnemonic::Pushad))
+    }
+
     /// ENTER has faulted.
     fn in_enter(&self, native: &Frame) -> bool {
         native.vector != NONE && self.insn.is_some_and(|i| i.mnemonic() == Mnemonic::Enter)
@@ -260,7 +267,9 @@ pub fn agree(native: After<'_>, guest: After<'_>, stop: &Stop) -> bool {
     registers
         && (gprs_agree(a, b, stop.has_narrow_string) || stop.in_pop_all(a))
         && (a.vector == NONE || (a.rip, a.cs) == (b.rip, b.cs))
-        && (stop.in_long_store() && a.vector == PAGE_FAULT || images_agree(native.image, guest.image))
+        && (stop.in_long_store() && a.vector == PAGE_FAULT
+            || stop.in_push_all(a)
+            || images_agree(native.image, guest.image))
 }
 
 fn images_agree(native: &[u8], guest: &[u8]) -> bool {

@@ -98,9 +98,8 @@ fn push_all(t: &mut Translator<'_>, w: Width) {
         let sp = t.stack_pointer(-bytes * (n as i64 + 1));
         t.stack_address(sp, w.bytes(), true)
     });
-    // All or nothing: the items lie in the pages of the first and the last one.
-    probe(t, w, addresses[0]);
-    probe(t, w, addresses[7]);
+    // All or nothing; the first that faults, in the order in which they are pushed, tells its address.
+    addresses.iter().for_each(|&addr| probe(t, w, addr));
     for (n, addr) in addresses.into_iter().enumerate() {
         let v = t.gpr(n);
         t.store(w, addr, v);
