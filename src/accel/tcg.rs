@@ -21,7 +21,7 @@ use tessera_tcg::softmmu::{self, Watch, WatchOwner};
 use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
-use tessera_x86::platform::{InvalidMsr, Platform};
+use tessera_x86::platform::{InvalidMsr, Platform, hashed_random};
 use tessera_x86::state::{RFlags, X86Env};
 use tessera_x86::system::{self, exit};
 
@@ -135,8 +135,9 @@ impl Platform for PcPlatform {
 
     fn tsc(&mut self) -> u64 {
         // A guest that waits by its clock does not see ticks missing because the host has no time for the timer thread.
-        self.timers.run_overdue(self.clock.now_ns());
-        self.clock.tsc()
+        let (now, tsc) = self.clock.now_ns_and_tsc();
+        self.timers.run_overdue(now);
+        tsc
     }
 
     fn tsc_hz(&self) -> u64 {
@@ -145,10 +146,7 @@ impl Platform for PcPlatform {
 
     fn random(&mut self) -> u64 {
         // Which cannot fail on a system that has the call; a guest whose random numbers stop would wait for ever.
-        self.random.next().unwrap_or_else(|| {
-            use std::hash::{BuildHasher, Hasher};
-            std::hash::RandomState::new().build_hasher().finish()
-        })
+        self.random.next().unwrap_or_else(hashed_random)
     }
 
     fn wall_ns(&mut self) -> u64 {

@@ -149,6 +149,13 @@ impl Clock {
         self.to_tsc.apply(self.ticks())
     }
 
+    /// [`Self::now_ns`] and [`Self::tsc`] of one instant, by one look at the host's clock.
+    #[inline]
+    pub fn now_ns_and_tsc(&self) -> (u64, u64) {
+        let ticks = self.ticks();
+        (self.to_ns.apply(ticks), self.to_tsc.apply(ticks))
+    }
+
     /// Frequency of [`Self::tsc`] in Hz.
     pub fn tsc_hz(&self) -> u64 {
         self.tsc_hz

@@ -373,10 +373,10 @@ mod tests {
     use super::*;
     use crate::cpuid::CpuidTable;
     use crate::system::debug;
-    use crate::translate::test_platform::NoPlatform;
+    use crate::testing::NoPlatform;
 
     fn env() -> Box<X86Env> {
-        X86Env::new(Box::new(NoPlatform), CpuidTable::default())
+        X86Env::new(Box::new(NoPlatform::default()), CpuidTable::default())
     }
 
     /// An environment in which every register has a value of its own.

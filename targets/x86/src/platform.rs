@@ -1,5 +1,11 @@
 //! What the CPU needs of the machine around it; implemented by the accelerator over the board.
 
+/// A random number where the operating system's cannot be had: a keyed hash of a counter, the key being its choice.
+pub fn hashed_random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
 /// The local APIC, the port bus and the clock as one CPU sees them. Called on the vCPU's thread.
 pub trait Platform: Send {
     /// Reads 1, 2 or 4 bytes from an I/O port, zero-extended.
@@ -14,10 +20,9 @@ pub trait Platform: Send {
     fn wall_ns(&mut self) -> u64 {
         0
     }
-    /// A random number, for RDRAND and RDSEED. By default a keyed hash of a counter, the key being the system's choice.
+    /// A random number, for RDRAND and RDSEED.
     fn random(&mut self) -> u64 {
-        use std::hash::{BuildHasher, Hasher};
-        std::hash::RandomState::new().build_hasher().finish()
+        hashed_random()
     }
     /// Writes guest-physical memory as a device does: translations of code there become stale, ROM and holes swallow it.
     fn write_physical(&mut self, _phys: u64, _bytes: &[u8]) {}

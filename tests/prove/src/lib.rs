@@ -15,6 +15,7 @@
 pub mod codes;
 pub mod compare;
 pub mod coverage;
+pub mod decoder;
 pub mod frame;
 pub mod generate;
 pub mod guest;

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use clap::Parser;
-use tessera_prove::{coverage, run};
+use tessera_prove::{coverage, decoder, run};
 
 /// Compares the translator with this host's silicon.
 #[derive(Parser)]
@@ -31,6 +31,9 @@ struct Arguments {
     /// Write docs/coverage.md anew and run nothing
     #[arg(long)]
     coverage: bool,
+    /// Instead of sequences, pass so many random strings of bytes through the front end, in every mode
+    #[arg(long, value_name = "CASES", conflicts_with_all = ["filter", "case"])]
+    decoder: Option<u64>,
     /// End after so many different mismatches
     #[arg(long, default_value_t = 10)]
     mismatches: usize,
@@ -61,9 +64,13 @@ fn start(arguments: Arguments) -> Result<bool> {
     signal_hook::flag::register(signal_hook::consts::SIGTERM, interrupted.clone())?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
     let jobs = arguments.jobs.or_else(|| Some(std::thread::available_parallelism().ok()?.get())).unwrap_or(1);
+    let seed = arguments.seed.unwrap_or(time % 1_000_000_000);
+    if let Some(cases) = arguments.decoder {
+        return decoder::run(cases, seed, jobs, &interrupted);
+    }
     let options = run::Options {
         seconds: arguments.seconds,
-        seed: arguments.seed.unwrap_or(time % 1_000_000_000),
+        seed,
         filter: arguments.filter,
         jobs,
         case: arguments.case,

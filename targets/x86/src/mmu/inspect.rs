@@ -129,10 +129,10 @@ mod tests {
     use super::*;
     use crate::cpuid::CpuidTable;
     use crate::state::X86Env;
-    use crate::translate::test_platform::NoPlatform;
+    use crate::testing::NoPlatform;
 
     fn state() -> CpuState {
-        X86Env::new(Box::new(NoPlatform), CpuidTable::default()).cpu_state()
+        X86Env::new(Box::new(NoPlatform::default()), CpuidTable::default()).cpu_state()
     }
 
     fn run(state: &CpuState, memory: &[(u64, u64)], va: u64) -> Walk {

@@ -362,10 +362,11 @@ fn one(env: &X86Env, case: &Case, guest: &GuestInfo, storage: Block) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::translate::test_platform::NoPlatform;
+    use crate::testing::NoPlatform;
 
     fn environment(limit: u32) -> Box<X86Env> {
-        let mut env = X86Env::new(Box::new(NoPlatform), crate::cpuid::parse("max,+la57").expect("a model"));
+        let mut env =
+            X86Env::new(Box::new(NoPlatform::default()), crate::cpuid::parse("max,+la57").expect("a model"));
         env.seg[seg::CS].limit = limit;
         env
     }
@@ -380,18 +381,7 @@ mod tests {
         let tally = run(&environment(0xffff), 300_000, 1).unwrap_or_else(|e| panic!("{e}"));
         all_kinds(&tally);
         let lesser = crate::cpuid::parse("486").expect("a model");
-        let env = X86Env::new(Box::new(NoPlatform), lesser);
+        let env = X86Env::new(Box::new(NoPlatform::default()), lesser);
         run(&env, 50_000, 2).unwrap_or_else(|e| panic!("{e}"));
-    }
-
-    /// The full run: `cargo test --release -p tessera-x86 hundred_million -- --ignored`.
-    #[test]
-    #[ignore = "minutes in a release build"]
-    fn hundred_million_in_every_mode() {
-        let cases = std::env::var("TESSERA_DECODER_CASES").ok().and_then(|n| n.parse().ok());
-        let tally =
-            run(&environment(0xffff), cases.unwrap_or(300_000_000), 3).unwrap_or_else(|e| panic!("{e}"));
-        all_kinds(&tally);
-        println!("{tally:?}");
     }
 }

@@ -1,3 +1,10 @@
-//! Checks of the front end that tests here and the prover share. Not part of the emulator.
+//! What tests here and the prover share: checks of the front end, and a machine with nothing in it. Not part of the emulator.
 
 pub mod decoder;
+mod platform;
+#[cfg(test)]
+mod ram;
+
+pub use platform::NoPlatform;
+#[cfg(test)]
+pub(crate) use ram::Ram;

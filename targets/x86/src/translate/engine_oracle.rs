@@ -18,10 +18,10 @@ use tessera_tcg::memory::{PhysMemory, RamPage};
 use super::oracle::{
     BUFFER, CODE_AT, FLAGS, Native, Regs, Rng, host_has_all, is_testable, number, random_bytes,
 };
-use super::test_platform::NoPlatform;
 use crate::guest::X86;
 use crate::state::{Cr0, Cr4, Efer, RFlags, Segment, X86Env, mode, pack_flags, reg, unpack_flags};
 use crate::system::exit;
+use crate::testing::NoPlatform;
 
 const RAM: usize = 4 << 20;
 const CODE_PHYS: u64 = 0x10_0000;
@@ -202,7 +202,7 @@ fn engine_agrees_with_silicon() {
         ram.map(&mut next, buffer.as_ptr() as u64 + offset, BUFFER_PHYS + offset);
     }
     let cpuid = crate::cpuid::parse("max").unwrap();
-    let mut env = X86Env::new(Box::new(NoPlatform), cpuid);
+    let mut env = X86Env::new(Box::new(NoPlatform::default()), cpuid);
     long_mode(&mut env);
     let options = Options { cache_mib: 16, ..Options::default() };
     let memory: Arc<dyn PhysMemory> = ram.clone();

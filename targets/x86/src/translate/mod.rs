@@ -51,8 +51,6 @@ mod sse_float;
 mod sse_int;
 mod sse_move;
 mod system;
-#[cfg(test)]
-pub(crate) mod test_platform;
 pub mod undefined;
 #[cfg(test)]
 #[path = "tests.rs"]

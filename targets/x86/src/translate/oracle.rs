@@ -197,7 +197,7 @@ impl CodeFetch for Bytes<'_> {
 
 pub(super) fn environment() -> Box<X86Env> {
     let cpuid = crate::cpuid::parse("max").unwrap();
-    let mut env = X86Env::new(Box::new(super::test_platform::NoPlatform), cpuid);
+    let mut env = X86Env::new(Box::new(crate::testing::NoPlatform::default()), cpuid);
     env.mode = state::mode::CODE64 | state::mode::LONG | state::mode::PROTECTED | state::mode::OSFXSR;
     // SAFETY: only the exception of this runtime is used, for which zero bytes are a place to write to; it is leaked.
     env.header.runtime = unsafe { std::alloc::alloc_zeroed(Layout::new::<Runtime>()).cast() };

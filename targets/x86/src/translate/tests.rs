@@ -6,9 +6,9 @@ use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits,
 use tessera_tcg::interp::{self, End, Machine};
 use tessera_tcg::ir::{Block, Builder, HelperId, Inst};
 
-use super::test_platform::NoPlatform;
 use crate::guest::X86;
 use crate::state::{PC, Segment, X86Env, leave, mode, reg, seg};
+use crate::testing::NoPlatform;
 
 /// Where the code is.
 const CODE: u64 = 0x1000;
@@ -66,7 +66,7 @@ fn page_fault(address: u64) -> Exception {
 impl Cpu {
     /// All registers zero but the stack pointer (8000h); segments flat, or as real mode has them.
     fn new(block_mode: u64) -> Cpu {
-        let mut env = X86Env::new(Box::new(NoPlatform), crate::cpuid::parse("max").unwrap());
+        let mut env = X86Env::new(Box::new(NoPlatform::default()), crate::cpuid::parse("max").unwrap());
         env.gpr = [0; 16];
         env.gpr[reg::RSP] = 0x8000;
         env.mode = block_mode;

@@ -13,14 +13,13 @@ use iced_x86::{
 };
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::exec::{Options, Vcpu};
-use tessera_tcg::memory::{PhysMemory, RamPage};
 
 use crate::guest::X86;
 use crate::helpers::x87_image;
 use crate::state::{Cr0, Cr4, Efer, Segment, VecReg, X86Env, pack_flags, reg, seg, unpack_flags};
 use crate::system::exit;
+use crate::testing::{NoPlatform, Ram};
 use crate::translate::crypto;
-use crate::translate::test_platform::NoPlatform;
 
 #[path = "vector_exceptions.rs"]
 mod exceptions;
@@ -34,39 +33,6 @@ const CODE: u64 = 0x1_0000;
 const DATA: u64 = 0x2_0000;
 const DATA_ACROSS: u64 = 0x2_3000 - DATA_BYTES as u64 / 2;
 const DATA_BYTES: usize = 256;
-
-/// Guest RAM: two MiB, mapped one to one by one large page.
-struct Ram(Box<[std::cell::UnsafeCell<u8>]>);
-
-// SAFETY: accessed by raw pointers from one thread at a time.
-unsafe impl Sync for Ram {}
-
-impl PhysMemory for Ram {
-    fn ram_page(&self, phys: u64) -> Option<RamPage> {
-        let page = self.0.get(phys as usize & !0xfff..)?;
-        (page.len() >= 0x1000).then(|| RamPage { host: page[0].get(), writable: true })
-    }
-    fn mmio_read(&self, _: u64, _: u32) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: u64, _: u32, _: u64) {}
-}
-
-impl Ram {
-    fn write(&self, at: u64, bytes: &[u8]) {
-        for (n, b) in bytes.iter().enumerate() {
-            // SAFETY: in bounds by the indexing; no other thread runs.
-            unsafe { *self.0[at as usize + n].get() = *b };
-        }
-    }
-
-    fn read(&self, at: u64, bytes: &mut [u8]) {
-        for (n, b) in bytes.iter_mut().enumerate() {
-            // SAFETY: as in `write`.
-            *b = unsafe { *self.0[at as usize + n].get() };
-        }
-    }
-}
 
 /// What an instruction can see and change.
 #[repr(C, align(64))]
@@ -175,11 +141,12 @@ struct GuestCpu {
 impl GuestCpu {
     /// A guest at privilege level 0, for code of 64 or 32 bits.
     fn new(bits: u32) -> GuestCpu {
-        let ram = Arc::new(Ram((0..2 << 20).map(|_| std::cell::UnsafeCell::new(0)).collect()));
+        let ram = Arc::new(Ram::new(2 << 20));
         for (table, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
             ram.write(table, &entry.to_le_bytes());
         }
-        let mut env = X86Env::new(Box::new(NoPlatform), crate::cpuid::parse("max").expect("a model"));
+        let mut env =
+            X86Env::new(Box::new(NoPlatform::default()), crate::cpuid::parse("max").expect("a model"));
         env.cr0 = Cr0::PE | Cr0::MP | Cr0::NE | Cr0::ET;
         env.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
         env.xcr0 = 7;

@@ -11,14 +11,13 @@ use std::sync::Arc;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::exec::{Options, Vcpu};
-use tessera_tcg::memory::{PhysMemory, RamPage};
 
 use super::oracle::{Rng, number};
-use super::test_platform::NoPlatform;
 use crate::cpuid::Feature;
 use crate::guest::X86;
 use crate::state::{Cr0, Cr4, Efer, Segment, X86Env, pack_flags, seg, unpack_flags};
 use crate::system::exit;
+use crate::testing::{NoPlatform, Ram};
 
 /// Native code runs here, too, so that addresses that instructions store agree.
 const CODE: u64 = 0x11_2340;
@@ -33,38 +32,6 @@ const ARITHMETIC: u64 = 0x8d5;
 #[repr(C, align(64))]
 #[derive(Clone, PartialEq, Debug)]
 struct Memory([u8; 1536]);
-
-struct Ram(Box<[std::cell::UnsafeCell<u8>]>);
-
-// SAFETY: accessed by raw pointers from one thread at a time.
-unsafe impl Sync for Ram {}
-
-impl PhysMemory for Ram {
-    fn ram_page(&self, phys: u64) -> Option<RamPage> {
-        let page = self.0.get(phys as usize & !0xfff..)?;
-        (page.len() >= 0x1000).then(|| RamPage { host: page[0].get(), writable: true })
-    }
-    fn mmio_read(&self, _: u64, _: u32) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&self, _: u64, _: u32, _: u64) {}
-}
-
-impl Ram {
-    fn write(&self, at: u64, bytes: &[u8]) {
-        for (n, b) in bytes.iter().enumerate() {
-            // SAFETY: in bounds by the indexing; no other thread runs.
-            unsafe { *self.0[at as usize + n].get() = *b };
-        }
-    }
-
-    fn read(&self, at: u64, bytes: &mut [u8]) {
-        for (n, b) in bytes.iter_mut().enumerate() {
-            // SAFETY: as in `write`.
-            *b = unsafe { *self.0[at as usize + n].get() };
-        }
-    }
-}
 
 /// The program and what loads and stores the state around it. R15 points to [`Memory`].
 fn frame(program: &[u8]) -> Vec<u8> {
@@ -141,11 +108,12 @@ struct GuestCpu {
 
 impl GuestCpu {
     fn new(model: &str) -> GuestCpu {
-        let ram = Arc::new(Ram((0..2 << 20).map(|_| std::cell::UnsafeCell::new(0)).collect()));
+        let ram = Arc::new(Ram::new(2 << 20));
         for (table, entry) in [(0x1000u64, 0x2003u64), (0x2000, 0x3003), (0x3000, 0x83)] {
             ram.write(table, &entry.to_le_bytes());
         }
-        let mut env = X86Env::new(Box::new(NoPlatform), crate::cpuid::parse(model).expect("a model"));
+        let mut env =
+            X86Env::new(Box::new(NoPlatform::default()), crate::cpuid::parse(model).expect("a model"));
         env.cr0 = Cr0::PE | Cr0::PG | Cr0::MP | Cr0::NE | Cr0::ET;
         env.cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT;
         env.efer = Efer::LME | Efer::LMA;

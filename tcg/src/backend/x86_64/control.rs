@@ -474,7 +474,7 @@ impl Emitter<'_> {
         self.call_thunk(thunk);
         if !self.upper {
             // The registers were loaded in full.
-            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+            self.asm().vzeroupper();
         }
         let at = self.asm().jmp();
         self.fix(at, back);

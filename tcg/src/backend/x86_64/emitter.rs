@@ -219,7 +219,7 @@ impl<'a> Emitter<'a> {
     /// Makes the upper halves of vector registers clean; nothing alive is in them.
     pub fn clean_upper(&mut self) {
         if self.upper {
-            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+            self.asm().vzeroupper();
         }
     }
 

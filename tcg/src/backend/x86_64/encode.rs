@@ -314,6 +314,11 @@ impl Asm {
         self.byte(imm);
     }
 
+    /// `vzeroupper`.
+    pub fn vzeroupper(&mut self) {
+        self.buf.extend_from_slice(&[0xc5, 0xf8, 0x77]);
+    }
+
     /// `cmp byte [mem], imm8`.
     pub fn cmp_mem8(&mut self, mem: Mem, imm: u8) {
         self.op_rm(Width::W32, &[0x80], 7, mem);

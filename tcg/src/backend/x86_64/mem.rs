@@ -133,7 +133,7 @@ impl Emitter<'_> {
         self.call_thunk(thunk);
         if uses_vec && !self.upper {
             // The thunk has reloaded all 256 bits of registers whose upper halves are zero.
-            self.asm().buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+            self.asm().vzeroupper();
         }
         let at = self.asm().jmp();
         self.fix(at, back);

@@ -87,7 +87,7 @@ fn save_area(asm: &mut Asm, restore: bool, vec: bool) {
             }
         }
         if !restore {
-            asm.buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+            asm.vzeroupper();
         }
     }
 }
@@ -139,7 +139,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         asm.store(Width::W32, env_mem(offset), r::RCX);
         mxcsr(&mut asm, 2, HOST_FP);
     }
-    asm.buf.extend_from_slice(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    asm.vzeroupper();
     asm.lea(Width::W64, r::RSP, r::RSP, None, FRAME);
     for reg in CALLEE_SAVED.into_iter().rev() {
         pop(&mut asm, reg);

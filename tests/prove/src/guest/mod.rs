@@ -28,9 +28,9 @@ use tessera_tcg::opt::OptFlags;
 use tessera_x86::cpuid::{self, CpuidTable};
 use tessera_x86::guest::X86;
 use tessera_x86::helpers::x87_image;
-use tessera_x86::platform::{InvalidMsr, Platform};
 use tessera_x86::state::{Cr0, Cr4, Efer, Segment, VecReg, X86Env, reg, seg};
 use tessera_x86::system::exit;
+use tessera_x86::testing::NoPlatform;
 
 use crate::frame::{Frame, NONE, STUCK, at};
 use crate::layout::{CS32, CS64, DATA_SELECTOR, DONE};
@@ -133,66 +133,6 @@ impl Watchdog {
     }
 }
 
-/// A machine with nothing in it but the watchdog.
-struct NoPlatform(Watchdog);
-
-impl Platform for NoPlatform {
-    fn stop_requested(&self) -> bool {
-        self.0.stop.load(Ordering::Relaxed)
-    }
-    fn port_in(&mut self, _: u16, size: u32) -> u32 {
-        u32::MAX >> (32 - 8 * size)
-    }
-    fn port_out(&mut self, _: u16, _: u32, _: u32) {}
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn tsc_hz(&self) -> u64 {
-        1_000_000_000
-    }
-    fn interrupt_pending(&self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-    fn take_smi(&mut self) -> bool {
-        false
-    }
-    fn take_init(&mut self) -> bool {
-        false
-    }
-    fn take_sipi(&mut self) -> Option<u8> {
-        None
-    }
-    fn event_pending(&self) -> bool {
-        self.stop_requested()
-    }
-    fn tpr(&self) -> u8 {
-        0
-    }
-    fn set_tpr(&mut self, _: u8) {}
-    fn apic_base(&self) -> u64 {
-        0
-    }
-    fn set_apic_base(&mut self, _: u64) -> Result<(), InvalidMsr> {
-        Err(InvalidMsr)
-    }
-    fn apic_msr_read(&mut self, _: u32) -> Result<u64, InvalidMsr> {
-        Err(InvalidMsr)
-    }
-    fn apic_msr_write(&mut self, _: u32, _: u64) -> Result<(), InvalidMsr> {
-        Err(InvalidMsr)
-    }
-    fn a20_mask(&self) -> u64 {
-        u64::MAX
-    }
-    fn ferr(&mut self, _: bool) {}
-}
-
 /// How a vCPU translates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -238,7 +178,7 @@ pub struct GuestCpu {
 impl GuestCpu {
     /// A vCPU over guest memory that other vCPUs of this thread may share.
     pub fn new(memory: Arc<GuestMemory>, config: Config, watchdog: &Watchdog) -> Result<GuestCpu> {
-        let mut env = X86Env::new(Box::new(NoPlatform(watchdog.clone())), model());
+        let mut env = X86Env::new(Box::new(NoPlatform { stop: watchdog.stop.clone() }), model());
         let kernel = memory.kernel();
         env.cr0 = Cr0::PE | Cr0::PG | Cr0::MP | Cr0::NE | Cr0::ET | Cr0::WP | Cr0::AM;
         env.cr4 = Cr4::PAE

@@ -1,11 +1,21 @@
-//! A machine without anything in it, for tests.
+//! A machine without anything in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::platform::{InvalidMsr, Platform};
 
 /// No APIC, no ports, a stopped clock.
-pub(crate) struct NoPlatform;
+#[derive(Default)]
+pub struct NoPlatform {
+    /// Set from outside, it makes the CPU stop at its next poll.
+    pub stop: Arc<AtomicBool>,
+}
 
 impl Platform for NoPlatform {
+    fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
     fn port_in(&mut self, _: u16, size: u32) -> u32 {
         u32::MAX >> (32 - 8 * size)
     }
@@ -35,7 +45,7 @@ impl Platform for NoPlatform {
         None
     }
     fn event_pending(&self) -> bool {
-        false
+        self.stop_requested()
     }
     fn tpr(&self) -> u8 {
         0
