@@ -6,15 +6,15 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::boot_tests::{BootTest, Rig};
 use crate::console::Console;
+use crate::gdb_client::{Client, Socket, packet};
 use crate::guests::{self, Files};
 use crate::initramfs::{self, PROMPT};
 use crate::packages::PackageError;
@@ -53,46 +53,6 @@ pub fn all() -> Vec<BootTest> {
         test("gdb/steps", steps),
         test("gdb/robustness", robustness),
     ]
-}
-
-/// A socket for gdb that nobody else uses, and its file's end.
-struct Socket(PathBuf);
-
-impl Socket {
-    fn new() -> Socket {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        Socket(std::env::temp_dir().join(format!("tessera-gdb-{}-{n}", std::process::id())))
-    }
-
-    fn option(&self) -> String {
-        format!("unix:{}", self.0.display())
-    }
-
-    fn command(&self) -> String {
-        format!("target remote {}", self.0.display())
-    }
-
-    /// Waits until somebody listens there, and calls.
-    fn call(&self) -> Result<UnixStream> {
-        let started = Instant::now();
-        loop {
-            match UnixStream::connect(&self.0) {
-                Ok(stream) => return Ok(stream),
-                Err(error) if started.elapsed() > ANSWER => {
-                    return Err(error).context("the emulator does not listen for gdb");
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // The emulator removes it itself unless it was killed.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 /// Runs gdb with these commands; what it prints.
@@ -390,47 +350,20 @@ fn look_at(rig: &Rig, mut console: Console, socket: &Socket, again: u64) -> Resu
     Ok(Outcome::Passed(format!("{rbx} rounds after gdb had gone")))
 }
 
-/// A packet of gdb's remote protocol.
-fn packet(body: &str) -> Vec<u8> {
-    let sum = body.bytes().fold(0u8, |sum, byte| sum.wrapping_add(byte));
-    format!("${body}#{sum:02x}").into_bytes()
-}
-
-/// Sends a packet and reads the answer's body, without acknowledgements.
-fn exchange(stream: &mut UnixStream, body: &str) -> Result<String> {
-    stream.write_all(&packet(body))?;
-    let mut said = Vec::new();
-    let mut buf = [0; 4096];
-    loop {
-        let count = stream.read(&mut buf)?;
-        ensure!(count > 0, "the emulator hangs up");
-        said.extend_from_slice(&buf[..count]);
-        let text = String::from_utf8_lossy(&said);
-        if let Some((_, rest)) = text.split_once('$')
-            && let Some((answer, sum)) = rest.split_once('#')
-            && sum.len() == 2
-        {
-            return Ok(answer.to_owned());
-        }
-    }
-}
-
 /// How many steps a second go over a socket. The figure is shown; that it is no crawl is checked.
 fn steps(rig: &Rig) -> Result<Outcome> {
     let socket = Socket::new();
     let mut command = Command::new(&rig.emulator);
     command.args(["-display", "none", "-serial", "null", "-S", "-gdb", &socket.option()]);
     let mut console = Console::spawn(command)?;
-    let mut stream = socket.call()?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    exchange(&mut stream, "QStartNoAckMode")?;
+    let mut client = Client::attach(&socket)?;
     let started = Instant::now();
     for _ in 0..STEPS {
-        let answer = exchange(&mut stream, "vCont;s:1;c")?;
+        let answer = client.exchange("vCont;s:1;c")?;
         ensure!(answer.starts_with("T05"), "a step is answered by {answer}");
     }
     let rate = f64::from(STEPS) / started.elapsed().as_secs_f64();
-    stream.write_all(&packet("k"))?;
+    client.send("k")?;
     let status = console.wait(ANSWER)?;
     ensure!(status.success(), "the emulator ended with {status}{}", console.tail());
     ensure!(rate > SLOWEST, "only {rate:.0} steps a second");
