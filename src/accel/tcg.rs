@@ -22,7 +22,7 @@ use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
 use tessera_x86::platform::{InvalidMsr, Platform, hashed_random};
-use tessera_x86::state::{RFlags, X86Env};
+use tessera_x86::state::{RFlags, X86Env, reg};
 use tessera_x86::system::{self, exit};
 
 use super::debug::{DebugRequest, DebugStop, Listing, Step, Watchpoint};
@@ -355,6 +355,16 @@ impl TcgEngine {
         self.watched()
     }
 
+    /// Lets the CPU take an event. `Some` if it has one to tell of, or waits for another.
+    fn take_event(&mut self) -> Option<Stop> {
+        match self.vcpu.look_at_events()? {
+            exit::HALTED => Some(Stop::Halted),
+            exit::SHUTDOWN => Some(Stop::TripleFault(self.dump())),
+            exit::WATCHED => Some(self.watched().unwrap_or(Stop::Debug(DebugStop::Stepped))),
+            _ => Some(Stop::Requested),
+        }
+    }
+
     fn step(&mut self, step: &Step) -> Stop {
         if self.control.stop_requested() {
             return Stop::Requested;
@@ -362,16 +372,18 @@ impl TcgEngine {
         let env = self.vcpu.env();
         if env.halted || env.wait_for_sipi || env.shutdown {
             // Only an event gets it further.
-            return match self.vcpu.look_at_events() {
-                Some(exit::HALTED) => Stop::Halted,
-                Some(exit::SHUTDOWN) => Stop::TripleFault(self.dump()),
-                Some(exit::WATCHED) => self.watched().unwrap_or(Stop::Debug(DebugStop::Stepped)),
-                Some(_) => Stop::Requested,
-                None => Stop::Debug(DebugStop::Stepped),
-            };
+            return self.take_event().unwrap_or(Stop::Debug(DebugStop::Stepped));
         }
         loop {
-            if let Some(stop) = self.one() {
+            let before = place(self.vcpu.env());
+            if self.debug.interrupts
+                && let Some(stop) = self.take_event()
+            {
+                return stop;
+            }
+            if place(self.vcpu.env()) == before
+                && let Some(stop) = self.one()
+            {
                 return stop;
             }
             let env = self.vcpu.env();
@@ -390,6 +402,11 @@ impl TcgEngine {
             }
         }
     }
+}
+
+/// What an event that the CPU takes changes: at least one of instruction and stack pointer.
+fn place(env: &X86Env) -> (u64, u64) {
+    (env.rip, env.gpr[reg::RSP])
 }
 
 impl Engine for TcgEngine {

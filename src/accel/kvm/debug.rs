@@ -12,7 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use tessera_x86::cpu_state::CpuState;
-use tessera_x86::state::seg;
+use tessera_x86::state::{reg, seg};
 
 use super::KvmEngine;
 use super::state::is_64_bit;
@@ -109,6 +109,18 @@ impl KvmEngine {
         Ok(hit.map(Stop::Debug))
     }
 
+    /// Lets the CPU take an event that waits; whether there was one.
+    fn debug_event(&mut self) -> Result<bool, String> {
+        let before = self.get()?;
+        let state = self.assist()?.look_at_events(&before);
+        let place = |state: &CpuState| (state.segments[seg::CS], state.rip, state.gpr[reg::RSP]);
+        let taken = place(&state) != place(&before);
+        if taken {
+            self.set(&state)?;
+        }
+        Ok(taken)
+    }
+
     /// Does a debugger's step, or steps.
     fn debug_step(&mut self, step: &Step) -> Result<Stop, String> {
         self.complete()?;
@@ -124,7 +136,8 @@ impl KvmEngine {
             return Ok(if waits { Stop::Halted } else { Stop::Debug(DebugStop::Stepped) });
         }
         loop {
-            if let Some(stop) = self.debug_one()? {
+            let taken = self.debug.request.interrupts && self.debug_event()?;
+            if !taken && let Some(stop) = self.debug_one()? {
                 return Ok(stop);
             }
             let state = self.get()?;
@@ -221,7 +234,7 @@ mod tests {
             .iter()
             .map(|(first, last, kind)| Watchpoint { range: *first..=*last, kind: *kind })
             .collect();
-        DebugRequest { breakpoints: breakpoints.to_vec(), watchpoints, step: None }
+        DebugRequest { breakpoints: breakpoints.to_vec(), watchpoints, ..DebugRequest::default() }
     }
 
     #[test]

@@ -27,6 +27,7 @@
 //! | `debug` | breakpoints and steps |
 //! | `detached` | what the translator knows about states |
 //! | `assist` | the translator executes what KVM does not |
+//! | `tests`, `programs` | states there and back; the bare-metal programs under both engines |
 //! | `raw` | shared memory and missing ioctls: the unsafe code |
 
 mod assist;
@@ -37,6 +38,8 @@ mod exits;
 mod irqchip;
 mod memory;
 mod open;
+#[cfg(test)]
+mod programs;
 mod raw;
 mod state;
 #[cfg(test)]

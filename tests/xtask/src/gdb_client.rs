@@ -127,7 +127,8 @@ impl Client {
             if let Some(end) = self.received.iter().position(|byte| *byte == b'#')
                 && self.received.len() >= end + 3
             {
-                let start = self.received[..end].iter().rposition(|byte| *byte == b'$').map_or(0, |at| at + 1);
+                let start =
+                    self.received[..end].iter().rposition(|byte| *byte == b'$').map_or(0, |at| at + 1);
                 let body = String::from_utf8_lossy(&self.received[start..end]).into_owned();
                 self.received.drain(..end + 3);
                 return Ok(body);

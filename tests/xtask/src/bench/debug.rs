@@ -28,8 +28,8 @@ pub const GROUP: &str = "debug";
 /// What there is to measure.
 pub const NAMES: [&str; 3] = ["debug-idle", "debug-breakpoints", "debug-steps"];
 
-/// What runs meanwhile: arithmetic, indirect calls, and the kernel.
-const WORKLOADS: [&str; 3] = ["integer", "calls", "syscall"];
+/// What runs meanwhile, and how many rounds of it: arithmetic, indirect calls, and the kernel, a second or so each.
+const WORKLOADS: [(&str, u64); 3] = [("integer", 24_000), ("calls", 0), ("syscall", 0)];
 /// Functions of the workloads' program that none of [`WORKLOADS`] calls.
 const NEVER_CALLED: [&str; 10] = [
     "sieve",
@@ -104,23 +104,24 @@ fn costs(
 ) -> Result<()> {
     let socket = Socket::new();
     let mut session = Session::debuggable(kit, image, &socket)?;
-    for workload in WORKLOADS {
+    for (workload, rounds) in WORKLOADS {
         let mut seconds = [Vec::new(), Vec::new()];
         // Warm: what is translated once is neither side's cost.
-        alone(&mut session, workload)?;
+        alone(&mut session, workload, rounds)?;
         for run in 0..options.runs {
             progress(&format!("{name}, {workload}: run {} of {}", run + 1, options.runs));
             for turn in 0..2 {
                 let debugged = (turn + run) % 2;
                 let took = match debugged {
-                    0 => alone(&mut session, workload)?,
-                    _ => watched(&mut session, &socket, workload, breakpoints)?,
+                    0 => alone(&mut session, workload, rounds)?,
+                    _ => watched(&mut session, &socket, (workload, rounds), breakpoints)?,
                 };
                 seconds[debugged].push(took.seconds(options.clock).context("a run without a time")?);
             }
         }
         progress("");
-        let ratios: Vec<f64> = seconds[1].iter().zip(&seconds[0]).map(|(with, without)| with / without).collect();
+        let ratios: Vec<f64> =
+            seconds[1].iter().zip(&seconds[0]).map(|(with, without)| with / without).collect();
         let (Some(without), Some(with), Some(ratio)) =
             (Spread::of(&seconds[0]), Spread::of(&seconds[1]), Spread::of(&ratios))
         else {
@@ -159,21 +160,26 @@ fn verdict(cost: f64, deviation: f64, goal: f64) -> &'static str {
     }
 }
 
-fn alone(session: &mut Session, workload: &str) -> Result<Took> {
-    match session.run(workload, &format!("run {workload}"))? {
+fn alone(session: &mut Session, workload: &str, rounds: u64) -> Result<Took> {
+    match session.run(workload, &format!("run {workload} {rounds}"))? {
         Answer::Took(took) => Ok(took),
         Answer::Skipped(why) | Answer::Failed(why) => bail!("{workload}: {why}"),
     }
 }
 
 /// A run with a debugger that waits.
-fn watched(session: &mut Session, socket: &Socket, workload: &str, breakpoints: &[u64]) -> Result<Took> {
+fn watched(
+    session: &mut Session,
+    socket: &Socket,
+    (workload, rounds): (&str, u64),
+    breakpoints: &[u64],
+) -> Result<Took> {
     let mut client = Client::attach(socket)?;
     for address in breakpoints {
         client.order(&format!("Z0,{address:x},1"))?;
     }
     client.send("vCont;c")?;
-    let took = alone(session, workload)?;
+    let took = alone(session, workload, rounds)?;
     ensure!(!client.has_spoken()?, "{workload}: the guest has stopped for the debugger");
     client.interrupt()?;
     client.order("D")?;
