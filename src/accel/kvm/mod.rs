@@ -242,6 +242,7 @@ impl KvmEngine {
             power_up.msrs.clone(),
         );
         let run_size = vm.run_size();
+        let debug = Debug::new(&vm);
 
         // From here on nothing fails.
         let kicked = kick.clone();
@@ -286,7 +287,7 @@ impl KvmEngine {
             assist: None,
             assist_platform: Some(platform),
             failed: None,
-            debug: Debug::default(),
+            debug,
             counters: Counters::default(),
         };
         Ok((engine, model.warnings))
@@ -505,7 +506,7 @@ impl Engine for KvmEngine {
     }
 
     fn set_debug(&mut self, request: &DebugRequest) -> Result<(), String> {
-        self.debug.set(&self.vcpu, request, self.chips.is_none())
+        self.debug.set(&self.vcpu, request)
     }
 
     fn control(&self) -> Arc<Control> {
