@@ -10,7 +10,7 @@
 //! - The guest is stopped by the first whole packet of a caller, not by the call: what does not speak the protocol stops
 //!   nothing.
 //! - When a caller goes, however it does, its breakpoints go and the guest goes on.
-//! - One debugger at a time: who calls meanwhile is told so at its first packet.
+//! - One debugger at a time: who calls meanwhile is told so. If it has said nothing yet when the first goes, it is next.
 //! - What waits to be sent is bounded; a caller that does not read is hung up on.
 //!
 //! | module | does |
@@ -70,7 +70,7 @@ const ERROR: &[u8] = b"E01";
 const INVALID: &[u8] = b"E22";
 /// What a second debugger is told.
 const OCCUPIED: &[u8] = b"E.another debugger is connected to this machine";
-/// How many of those may wait with their first packet.
+/// How many of those there may be.
 const MAX_REFUSED: usize = 8;
 
 /// What the debugger asks of the machine's owner.
@@ -254,7 +254,7 @@ fn stub(unsent: &Rc<RefCell<Vec<u8>>>, target: &mut GdbTarget) -> Option<Stub> {
 pub struct GdbServer {
     listening: Listening,
     caller: Option<Caller>,
-    /// Those who have called while a debugger was there, and not yet said anything.
+    /// Those who have called while a debugger was there.
     refused: VecDeque<Caller>,
     target: GdbTarget,
     /// The vCPU is to stop for a Ctrl-C.
@@ -334,19 +334,24 @@ impl GdbServer {
         ask
     }
 
-    /// Tells those who are one too many. If there is none any more, the first of them is next.
+    /// Tells those who are one too many. They hang up themselves: gdb does so when it has shown what it was told.
     fn refuse(&mut self) {
         if self.caller.is_none() && !self.release {
-            self.caller = self.refused.pop_front();
+            // Who was told already is not to be confused.
+            let next = self.refused.iter().position(|refused| !refused.speaks);
+            self.caller = next.and_then(|next| self.refused.remove(next));
         }
         self.refused.retain_mut(|refused| {
             refused.receive();
-            let speaks = refused.waiting.iter().any(|arrival| matches!(arrival, Arrival::Packet(_)));
-            if speaks {
-                refused.answer(OCCUPIED);
-                refused.send();
+            while let Some(arrival) = refused.waiting.pop_front() {
+                if let Arrival::Packet(body) = arrival {
+                    refused.answer(OCCUPIED);
+                    refused.no_acks |= body == b"QStartNoAckMode";
+                    refused.speaks = true;
+                }
             }
-            !speaks && !refused.gone
+            refused.send();
+            !refused.gone
         });
     }
 
