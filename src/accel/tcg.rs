@@ -234,6 +234,13 @@ impl Platform for PcPlatform {
     }
 }
 
+/// Gives the board's local APIC the registers of a state, whose IA32_APIC_BASE it has.
+pub(super) fn set_apic(irq: &dyn CpuIrq, state: &CpuState) {
+    irq.set_apic_page(&state.apic.0);
+    // Which timer it is for, the registers say.
+    irq.set_tsc_deadline(state.tsc_deadline);
+}
+
 /// Makes the debugger's watches those of `watchpoints`, by their index.
 pub(super) fn set_watchpoints(env: &mut X86Env, watchpoints: &[Watchpoint]) {
     let wanted: Vec<Watch> = (0..)
@@ -440,11 +447,16 @@ impl Engine for TcgEngine {
     }
 
     fn state(&mut self) -> Result<CpuState, String> {
-        Ok(self.vcpu.env_mut().cpu_state())
+        let mut state = self.vcpu.env_mut().cpu_state();
+        state.apic.0 = self.irq.apic_page();
+        state.normalise();
+        Ok(state)
     }
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
-        self.vcpu.env_mut().set_cpu_state(state);
+        let env = self.vcpu.env_mut();
+        env.set_cpu_state(state);
+        set_apic(&*self.irq, state);
         self.vcpu.state_changed();
         Ok(())
     }

@@ -72,7 +72,7 @@ use self::memory::Slots;
 use self::raw::Kick;
 use self::state::Conversion;
 use super::debug::DebugRequest;
-use super::tcg::PcPlatform;
+use super::tcg::{self, PcPlatform};
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, IrqChip};
 
@@ -498,11 +498,25 @@ impl Engine for KvmEngine {
 
     fn state(&mut self) -> Result<CpuState, String> {
         self.complete()?;
-        self.get()
+        let mut state = self.get()?;
+        state.apic.0 = match &self.chips {
+            Some(_) => irqchip::apic_page(&self.vcpu)?,
+            None => self.bus.irq.apic_page(),
+        };
+        state.normalise();
+        Ok(state)
     }
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
-        self.set(state)
+        self.set(state)?;
+        if self.chips.is_some() {
+            irqchip::set_apic_page(&self.vcpu, &state.apic.0)?;
+            // Which timer it is for, the registers say.
+            self.conversion.set_deadline(&self.vcpu, state.tsc_deadline);
+        } else {
+            tcg::set_apic(&*self.bus.irq, state);
+        }
+        Ok(())
     }
 
     fn set_debug(&mut self, request: &DebugRequest) -> Result<(), String> {

@@ -78,6 +78,9 @@ const KNOWN: &[(&str, &str, &str, &str)] = &[
     ("control", "*", "memory 0x7fd0:", CPUID),
 ];
 
+/// Number of the local APIC's register that counts time.
+const CURRENT_COUNT: usize = 0x39;
+
 /// The same for KVM's own interrupt controllers.
 const KNOWN_WITH_OWN_CHIPS: &[(&str, &str, &str, &str)] = &[
     ("interrupts", "an interrupt in the middle of REP", "*", LATE),
@@ -90,6 +93,7 @@ fn fields(by_tcg: &mut CpuState, by_kvm: &CpuState) {
     // The guest's TSC is the host's under a KVM that does not shift it, and a deadline is a time.
     by_tcg.msrs.tsc_offset = by_kvm.msrs.tsc_offset;
     by_tcg.tsc_deadline = by_kvm.tsc_deadline;
+    by_tcg.apic.0[CURRENT_COUNT] = by_kvm.apic.0[CURRENT_COUNT];
 }
 
 /// The debug console: stops the vCPU behind each line.

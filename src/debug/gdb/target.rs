@@ -195,6 +195,10 @@ impl GdbTarget {
         }
         self.state = None;
         let outcome = self.vcpu.call(move |engine| {
+            // The machine's devices may have sent interrupts since the state was read.
+            let now = engine.state()?;
+            (new.apic, new.tsc_deadline) = (now.apic, now.tsc_deadline);
+            new.normalise();
             engine.set_state(&new).inspect_err(|_| {
                 // After an error a state must be set before the vCPU goes on: the old one was possible.
                 let _ = engine.set_state(&old);

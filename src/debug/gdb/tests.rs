@@ -39,6 +39,7 @@ pub fn state() -> CpuState {
         xsave: Default::default(),
         apic_base: 0,
         tsc_deadline: 0,
+        apic: Default::default(),
         events: Default::default(),
     };
     state.normalise();
