@@ -322,7 +322,8 @@ fn compare(h: Harness, block: &Block, seed: u64, fill_tlb: bool) -> (Harness, Op
     let same = Observed { pc: 0, ..expected.clone() } == Observed { pc: 0, ..found.clone() }
         && (matches!(end, End::Leave(_)) || expected.pc == found.pc);
     let message = (!same).then(|| {
-        let code: String = compiled.code.iter().map(|b| format!("{b:02x}")).collect();
+        let code: String =
+            compiled.hot.iter().chain(&compiled.cold).map(|b| format!("{b:02x}")).collect();
         format!(
             "seed {seed}, TLB filled: {fill_tlb}\n{}\nexpected {expected:x?}\nfound    {found:x?}\nhost code {code}",
             crate::ir::text::print(block, &guest())
