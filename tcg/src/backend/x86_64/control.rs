@@ -4,7 +4,7 @@
 //! globals to their registers by a parallel move. The allocator's state is not changed by that, so the same code
 //! serves side exits, which are emitted out of line while the state is current.
 
-use super::emitter::{Emitter, MemLoc, NONE, PendingJump, Target, env_mem};
+use super::emitter::{Emitter, MemLoc, NONE, Part, PendingJump, Target, env_mem};
 use super::encode::{Alu, Asm, Mem, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
@@ -135,16 +135,16 @@ impl Emitter<'_> {
         away
     }
 
-    /// The code behind an unlinked jump: sets the program counter and returns to the execution loop.
-    fn unlinked_stub(&mut self, exit: ExitId) -> usize {
-        let was_cold = self.in_cold;
-        self.in_cold = true;
-        let at = self.asm().len();
+    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that sets the program
+    /// counter and returns to the execution loop.
+    fn linkable(&mut self, jump: usize, exit: ExitId) {
+        let part = self.part;
+        self.b.jumps.push(PendingJump { part, at: jump, exit: exit.0 });
+        let was = self.branch_to(Part::Cold, jump);
         let pc = self.block.exits[exit.0 as usize].pc;
         self.store_pc(pc);
         self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
-        self.in_cold = was_cold;
-        at
+        self.part = was;
     }
 
     fn store_pc(&mut self, pc: u64) {
@@ -176,17 +176,9 @@ impl Emitter<'_> {
             self.jump_to(Target::Abs(lookup));
             return;
         }
-        // The stub may not come between the alignment and the jump when both are cold.
         self.asm().align4(1);
         let at = self.asm().jmp();
-        let in_cold = self.in_cold;
-        let unlinked = self.unlinked_stub(exit);
-        self.fix_in(in_cold, at, Target::Cold(unlinked));
-        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
-    }
-
-    fn fix_in(&mut self, in_cold: bool, at: usize, to: Target) {
-        self.b.fixups.push(super::emitter::Fixup { in_cold, at, to });
+        self.linkable(at, exit);
     }
 
     /// [`Inst::Goto`](crate::ir::Inst::Goto).
@@ -199,22 +191,17 @@ impl Emitter<'_> {
     fn jcc_exit(&mut self, cond: Cond, exit: ExitId) {
         self.asm().align4(2);
         let at = self.asm().jcc(cond);
-        let unlinked = self.unlinked_stub(exit);
-        let in_cold = self.in_cold;
-        self.fix(at, Target::Cold(unlinked));
-        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
+        self.linkable(at, exit);
     }
 
     /// Flushes and jumps out of line if `cond` holds.
     fn jcc_side(&mut self, cond: Cond, exit: ExitId) {
         let at = self.asm().jcc(cond);
-        let cold_at = self.b.cold.len();
-        self.fix(at, Target::Cold(cold_at));
         let host_flags = self.host_flags;
-        self.in_cold = true;
+        let was = self.branch_to(Part::Side, at);
         self.flush(self.block.exits[exit.0 as usize].dead);
         self.jump_exit(exit);
-        self.in_cold = false;
+        self.part = was;
         self.host_flags = host_flags;
     }
 
@@ -315,12 +302,10 @@ impl Emitter<'_> {
     pub fn poll_entry(&mut self, pc: u64) {
         self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
         let at = self.asm().jcc(Cond::NE);
-        let cold = self.b.cold.len();
-        self.fix(at, Target::Cold(cold));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, at);
         self.store_pc(pc);
         self.leave(Outcome::Poll);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// [`Inst::Call`](crate::ir::Inst::Call).
@@ -420,15 +405,13 @@ impl Emitter<'_> {
             let point = self.point(None);
             self.test_env_zero(std::mem::offset_of!(Header, helper_fault) as u32);
             let jcc = self.asm().jcc(Cond::NE);
-            let cold = self.b.cold.len();
-            self.fix(jcc, Target::Cold(cold));
-            self.in_cold = true;
+            let was = self.branch_to(Part::Cold, jcc);
             self.asm().mov_ri(r::RAX, point as u64);
             let tb = self.tb;
             self.asm().mov_ri(r::RCX, tb as u64);
             let thunk = self.thunks.helper_fault;
             self.jump_to(Target::Abs(thunk));
-            self.in_cold = false;
+            self.part = was;
         }
         self.env_unsafe = 0;
         self.reload_written(changes);
@@ -466,9 +449,7 @@ impl Emitter<'_> {
         self.clobber_flags();
         let jcc = self.asm().jcc(Cond::NE);
         let back = self.here();
-        let cold = self.b.cold.len();
-        self.fix(jcc, Target::Cold(cold));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, jcc);
         self.asm().mov_ri(r::RAX, func() as u64);
         let thunk = self.thunks.call_saved;
         self.call_thunk(thunk);
@@ -478,7 +459,7 @@ impl Emitter<'_> {
         }
         let at = self.asm().jmp();
         self.fix(at, back);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// Takes over the globals that a helper has written.

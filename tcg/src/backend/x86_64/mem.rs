@@ -28,7 +28,7 @@
 //!
 //! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
-use super::emitter::{Emitter, NONE, Target, env_mem};
+use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::Member;
 use super::thunks::group_addend;
@@ -119,9 +119,7 @@ impl Emitter<'_> {
     /// Emits the slow path of an access whose hit path ends here.
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
-        let cold_at = self.b.cold.len();
-        self.fix(miss.jcc, Target::Cold(cold_at));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, miss.jcc);
         if let Some(slot) = miss.leads {
             self.asm().store_imm(Width::W64, group_addend(slot), 0);
         }
@@ -141,7 +139,7 @@ impl Emitter<'_> {
         }
         let at = self.asm().jmp();
         self.fix(at, back);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// `call rel32` of a thunk.
