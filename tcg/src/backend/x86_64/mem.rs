@@ -170,7 +170,7 @@ impl Emitter<'_> {
         let kind = AccessKind::Load { width, ext, dst: 0, for_write: mem.for_write };
         let point = self.access(kind, ra, mem);
         let dst = self.define(NONE, 0);
-        let wanted = !mem.for_write || self.b.live.last_use[self.at] > self.at as u32;
+        let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
         let host = Mem::Index(ra, r::RAX);
