@@ -315,7 +315,7 @@ impl Emitter<'_> {
         }
         let at = self.at as u32;
         // Arguments come first, before places in the environment change hands.
-        for v in args.iter().flatten() {
+        for v in args.iter() {
             let v = self.b.live.resolve(*v);
             if self.b.reg[v] == NONE && self.constant(v).is_none() {
                 self.use_int(Value(v as u32));
@@ -355,7 +355,7 @@ impl Emitter<'_> {
         }
         // Whoever survives the call must not be in a register that it destroys.
         let mut kept = [NONE; 5];
-        for (k, v) in kept.iter_mut().zip(args.iter().flatten()) {
+        for (k, v) in kept.iter_mut().zip(args.iter()) {
             *k = self.b.reg[self.b.live.resolve(*v)];
         }
         // A helper that faults leaves the state as of the call, so what is observed here survives it, too.
@@ -374,7 +374,7 @@ impl Emitter<'_> {
         }
         let mut moves = Moves::default();
         moves.add(ABI_ARGS[0], Source::Env);
-        for (i, v) in args.iter().flatten().enumerate() {
+        for (i, v) in args.iter().enumerate() {
             let v = self.b.live.resolve(*v);
             let src = if kept[i] != NONE { Source::Reg(kept[i]) } else { Source::Value(v as u32) };
             moves.add(ABI_ARGS[i + 1], src);
@@ -422,7 +422,7 @@ impl Emitter<'_> {
     fn call_shortcut(&mut self, code: fn(&ShortcutArgs, &mut Vec<u8>), args: CallArgs) {
         let mut constants = [None; 5];
         let mut registers = [r::RAX, r::RCX].into_iter();
-        for (constant, v) in constants.iter_mut().zip(args.iter().flatten()) {
+        for (constant, v) in constants.iter_mut().zip(args.iter()) {
             let v = self.b.live.resolve(*v);
             *constant = self.constant(v);
             if constant.is_none() {

@@ -301,7 +301,7 @@ impl Liveness {
                     } else {
                         self.observe(at, guest.helper_sees(&effects));
                     }
-                    for v in args.iter().flatten() {
+                    for v in args.iter() {
                         self.use_at(self.resolve(*v), at, 64);
                     }
                 }
@@ -347,10 +347,30 @@ impl Liveness {
                         self.observe(at, GlobalSet::of(o).or(GlobalSet::of(g)));
                     }
                 }
-                _ if inst.is_memory() => self.observe(at, GlobalSet::ALL),
-                _ => {}
+                Inst::Nop | Inst::Const(_) | Inst::InsnStart { .. } => {}
+                Inst::Load { addr, .. } | Inst::LoadVec { addr, .. } => {
+                    self.observe(at, GlobalSet::ALL);
+                    self.use_at(self.resolve(addr), at, 64);
+                }
+                Inst::Store { width, addr, v, .. } | Inst::AtomicRmw { width, addr, v, .. } => {
+                    self.observe(at, GlobalSet::ALL);
+                    self.use_at(self.resolve(addr), at, 64);
+                    self.use_at(self.resolve(v), at, width.bits() as u8);
+                }
+                Inst::Bin { op, w, a, b } => {
+                    // Right shifts and high products are emitted at their own width, so they read no more either.
+                    let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
+                    let bits = w.bits() as u8;
+                    self.use_at(self.resolve(a), at, bits);
+                    self.use_at(self.resolve(b), at, if shift { 8 } else { bits });
+                }
+                _ => {
+                    if inst.is_memory() {
+                        self.observe(at, GlobalSet::ALL);
+                    }
+                    self.operands(block, i);
+                }
             }
-            self.operands(block, i);
         }
         // What is there at the entry lives until it is last observed.
         for p in 0..pseudo_left {
@@ -362,17 +382,12 @@ impl Liveness {
         // A `Get` from an unpinned home is a definition; its observers read the home itself.
     }
 
-    /// Marks the operands of instruction `i` as used there, with the bits that it looks at.
+    /// Marks the operands of instruction `i`, of a kind that the backward walk does not know itself, as used there, with the
+    /// bits that it looks at.
     fn operands(&mut self, block: &Block, i: usize) {
         let at = i as u32;
         let bits = |w: Width| w.bits() as u8;
         match block.insts[i] {
-            Inst::Bin { op, w, a, b } => {
-                // Right shifts and high products are emitted at their own width, so they read no more either.
-                let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
-                self.use_at(self.resolve(a), at, bits(w));
-                self.use_at(self.resolve(b), at, if shift { 8 } else { bits(w) });
-            }
             Inst::Un { w, a, .. } => self.use_at(self.resolve(a), at, bits(w)),
             Inst::Carry { w, a, b, f, .. } => {
                 self.use_at(self.resolve(a), at, bits(w));
@@ -429,16 +444,11 @@ impl Liveness {
                 self.use_at(self.resolve(b), at, 64);
             }
             Inst::EnvStore { width, v, .. } => self.use_at(self.resolve(v), at, bits(width)),
-            Inst::Store { width, addr, v, .. } | Inst::AtomicRmw { width, addr, v, .. } => {
-                self.use_at(self.resolve(addr), at, 64);
-                self.use_at(self.resolve(v), at, bits(width));
-            }
             Inst::AtomicCas { width, addr, expect, new, .. } => {
                 self.use_at(self.resolve(addr), at, 64);
                 self.use_at(self.resolve(expect), at, bits(width));
                 self.use_at(self.resolve(new), at, bits(width));
             }
-            Inst::Set(..) | Inst::Call { .. } | Inst::ExitIf { .. } | Inst::Branch { .. } => {}
             inst => inst.for_each_use(|v| {
                 let v = self.resolve(v);
                 self.use_at(v, at, 64);

@@ -28,8 +28,8 @@
 //!
 //! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
-use super::emitter::{Emitter, NONE, Target, env_mem};
-use super::encode::{Alu, Asm, AtomicOp, Mem, Shift, r};
+use super::emitter::{Emitter, NONE, Target, env_disp};
+use super::encode::{Alu, Asm, AtomicOp, Mem, r};
 use super::groups::Member;
 use super::second_way;
 use super::thunks::group_addend;
@@ -102,12 +102,19 @@ impl Emitter<'_> {
             0 => asm.mov_rr(to, addr),
             _ => asm.lea(Width::W64, to, addr, None, distance),
         };
+        // What does not depend on registers is copied from a template: there are more accesses than anything else.
+        const SHIFT: [u8; 4] = [0x48, 0xc1, 0xe8, (12 - ENTRY_BITS) as u8]; // shr rax, 12 - ENTRY_BITS
+        const MASK: [u8; 4] = INDEX_MASK.to_le_bytes();
+        let table = env_disp(table).to_le_bytes()[0];
         copy(asm, r::RAX, low);
-        asm.shift_ri(Shift::Shr, Width::W64, r::RAX, (12 - ENTRY_BITS) as u8);
+        asm.buf.extend_from_slice(&SHIFT);
         copy(asm, r::RCX, high - 1);
-        asm.alu_ri(Alu::And, Width::W32, r::RAX, INDEX_MASK);
-        asm.alu_ri(Alu::And, Width::W64, r::RCX, -4096);
-        asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
+        #[rustfmt::skip]
+        asm.buf.extend_from_slice(&[
+            0x25, MASK[0], MASK[1], MASK[2], MASK[3], // and eax, INDEX_MASK
+            0x48, 0x81, 0xe1, 0x00, 0xf0, 0xff, 0xff, // and rcx, -4096
+            0x48, 0x03, 0x45, table,                  // add rax, [rbp + table]
+        ]);
         asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, tag as i32));
         asm.jcc(Cond::NE)
     }

@@ -135,11 +135,11 @@ fn emit_block(e: &mut Emitter) {
     e.pc = pc.unwrap_or(0);
     e.poll_entry(e.pc);
     e.out.body = e.asm().len() as u32;
-    for i in 0..e.block.insts.len() {
+    for (i, inst) in e.block.insts.iter().enumerate() {
         e.at = i;
         e.locked = 0;
         e.vec_locked = 0;
-        emit(e, e.block.insts[i]);
+        emit(e, inst);
     }
 }
 
@@ -148,8 +148,8 @@ fn unused(e: &Emitter) -> bool {
     e.b.live.values[e.at].last_use <= e.at as u32
 }
 
-fn emit(e: &mut Emitter, inst: Inst) {
-    match inst {
+fn emit(e: &mut Emitter, inst: &Inst) {
+    match *inst {
         Inst::Nop | Inst::Const(_) | Inst::VecZero | Inst::Flags { .. } => {}
         Inst::InsnStart { pc } => e.pc = pc,
         Inst::Get(g) => {
