@@ -9,9 +9,10 @@ use super::encode::{Alu, Mem, Shift, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
-use crate::env::{Header, JUMP_CACHE_ENTRIES, JumpEntry, Runtime};
+use crate::env::{Header, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
 use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
+use crate::jump_cache::{self, JUMP_CACHE_ENTRIES, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
 
 /// A source of a parallel move.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -519,27 +520,53 @@ impl Emitter<'_> {
     }
 }
 
-/// RAX = guest address: leaves the address of its jump cache entry in RCX and the host's flags "equal" on a hit; RAX is
-/// the tag.
+/// log2 of the size of an entry of the jump cache.
+const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
+/// The first way of the jump cache, from the runtime.
+const FIRST_WAY: i32 = std::mem::offset_of!(Runtime, jump_cache) as i32;
+/// The second way.
+const SECOND_WAY: i32 = FIRST_WAY + jump_cache::SECOND_WAY as i32;
+
+fn jump_tag() -> Mem {
+    env_mem(std::mem::offset_of!(Header, jump_tag) as u32)
+}
+
+/// RAX = guest address: leaves the address of its entry in the first way of the jump cache in RCX and the host's flags
+/// "equal" on a hit; RAX is the tag.
 pub fn emit_lookup(asm: &mut super::encode::Asm) {
-    const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
     asm.mov_rr(r::RCX, r::RAX);
     asm.shift_ri(Shift::Shr, Width::W64, r::RCX, 12);
     asm.alu_rr(Alu::Xor, Width::W32, r::RCX, r::RAX);
     asm.alu_ri(Alu::And, Width::W32, r::RCX, JUMP_CACHE_ENTRIES as i32 - 1);
     asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
     asm.alu_rm(Alu::Add, Width::W64, r::RCX, super::emitter::runtime_mem());
-    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, env_mem(std::mem::offset_of!(Header, jump_tag) as u32));
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, jump_cache_disp()));
+    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, FIRST_WAY));
 }
 
 /// Jumps to the code of the entry that [`emit_lookup`] found.
 pub fn emit_lookup_hit(asm: &mut super::encode::Asm) {
-    // jmp [rcx + disp32]
-    asm.buf.extend_from_slice(&[0xff, 0xa1]);
-    asm.imm32(jump_cache_disp() + std::mem::offset_of!(JumpEntry, code) as i32);
+    jump_to_entry(asm, FIRST_WAY);
 }
 
-fn jump_cache_disp() -> i32 {
-    std::mem::offset_of!(Runtime, jump_cache) as i32
+/// RAX = tag of what is not in the first way: jumps to it if it is in the second. Otherwise RAX is the guest address.
+pub fn emit_second_lookup(asm: &mut super::encode::Asm) {
+    asm.mov_rr(r::RCX, r::RAX);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+    asm.imul_rri(Width::W32, r::RCX, r::RCX, SECOND_FACTOR as i32);
+    asm.shift_ri(Shift::Shr, Width::W32, r::RCX, SECOND_SHIFT as u8);
+    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
+    asm.alu_rm(Alu::Add, Width::W64, r::RCX, super::emitter::runtime_mem());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, SECOND_WAY));
+    let miss = asm.jcc(Cond::NE);
+    jump_to_entry(asm, SECOND_WAY);
+    let here = asm.len();
+    asm.patch_rel32(miss, here);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
+}
+
+fn jump_to_entry(asm: &mut super::encode::Asm, way: i32) {
+    // jmp [rcx + disp32]
+    asm.buf.extend_from_slice(&[0xff, 0xa1]);
+    asm.imm32(way + std::mem::offset_of!(JumpEntry, code) as i32);
 }

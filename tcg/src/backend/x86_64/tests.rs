@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::X86_64;
 use crate::backend::{AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, RuntimeFns, StatePoint};
-use crate::env::{JumpEntry, Runtime};
+use crate::env::Runtime;
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::vec::selected_lanes;
@@ -47,6 +47,7 @@ impl Harness {
         let fns = RuntimeFns {
             slow_access: slow_access as *const () as usize,
             helper_fault: helper_fault as *const () as usize,
+            next_block: next_block as *const () as usize,
         };
         let thunks = backend.thunks(code.as_ptr() as u64, fns);
         code[..thunks.code.len()].copy_from_slice(&thunks.code);
@@ -86,7 +87,7 @@ impl Harness {
         }
         machine.env.header.runtime = self.runtime;
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
-        unsafe { (*self.runtime).jump_cache.fill(JumpEntry::EMPTY) };
+        unsafe { (*self.runtime).jump_cache.clear() };
         let code = self.code.make_exec().expect("executable memory");
         let mut context =
             Context { compiled: &compiled, machine, pinned: self.backend.pinned(), exception: None };
@@ -193,6 +194,10 @@ extern "C" fn helper_fault(_: *mut TestEnv, tb: u32, point: u32) {
     m.env.header.helper_fault = 0;
     cx.exception = Some(m.env.exception());
     restore(cx, c.points[point as usize]);
+}
+
+extern "C" fn next_block(_: *mut TestEnv) -> u64 {
+    0
 }
 
 extern "C" fn slow_access(_: *mut TestEnv, tb: u32, point: u32) -> u64 {
