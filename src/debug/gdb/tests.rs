@@ -379,6 +379,8 @@ fn monitor_commands() {
     };
     assert!(monitor("help").0.contains("translate ADDRESS"));
     assert_eq!(monitor("registers").0, "all registers");
+    assert_eq!(monitor("info registers").0, "all registers");
+    assert!(monitor("gva2gpa 0x1234").0.contains("physical 0x1234"));
     assert!(monitor("translate 0x1234").0.contains("physical 0x1234"));
     assert!(monitor("disassemble 0x500 2").0.contains("0x0000000000000500"));
     assert!(monitor("tb 0").0.contains("-accel tcg"));
