@@ -129,26 +129,24 @@ impl Emitter<'_> {
         away
     }
 
-    /// The code behind an unlinked jump: sets the program counter and returns to the execution loop.
+    /// The code behind an unlinked jump: returns to the execution loop.
     fn unlinked_stub(&mut self, exit: ExitId) -> usize {
         let was_cold = self.in_cold;
         self.in_cold = true;
         let at = self.asm().len();
-        let pc = self.block.exits[exit.0 as usize].pc;
-        self.store_pc(pc);
-        self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
+        match self.thunks.exit_by.get(exit.0 as usize) {
+            Some(&thunk) => self.leave_by(thunk),
+            None => self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 }),
+        }
         self.in_cold = was_cold;
         at
     }
 
-    fn store_pc(&mut self, pc: u64) {
-        let m = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
-        if pc as i64 == pc as i32 as i64 {
-            self.asm().store_imm(Width::W64, m, pc as i32);
-        } else {
-            self.asm().mov_ri(r::RAX, pc);
-            self.asm().store(Width::W64, m, r::RAX);
-        }
+    /// Leaves by a thunk that wants the block's number.
+    fn leave_by(&mut self, thunk: u64) {
+        let tb = self.tb;
+        self.asm().mov_ri(r::RAX, tb.into());
+        self.jump_to(Target::Abs(thunk));
     }
 
     fn leave(&mut self, outcome: Outcome) {
@@ -293,14 +291,13 @@ impl Emitter<'_> {
     }
 
     /// The polled entry, at offset 0: returns to the execution loop if that was asked for.
-    pub fn poll_entry(&mut self, pc: u64) {
+    pub fn poll_entry(&mut self) {
         self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
         let at = self.asm().jcc(Cond::NE);
         let cold = self.b.cold.len();
         self.fix(at, Target::Cold(cold));
         self.in_cold = true;
-        self.store_pc(pc);
-        self.leave(Outcome::Poll);
+        self.leave_by(self.thunks.poll);
         self.in_cold = false;
     }
 
