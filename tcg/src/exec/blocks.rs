@@ -13,7 +13,7 @@
 //! - A live block is in the hash table once, and in the list of each page that its bytes are in (but see
 //!   [`Blocks::insert_bridge`]).
 //! - A jump is linked only from a live block to a live block, and is in the target's list of incoming jumps.
-//! - The jump cache holds no address of a dead block: its entry can only be at one index, which is checked.
+//! - The jump cache holds no address of a dead block.
 //! - The number of blocks is bounded by the size of the code cache; a page without blocks has no descriptor.
 
 use std::collections::HashMap;
@@ -26,8 +26,8 @@ use super::remote::Remote;
 use super::side_tables::{self, Tables};
 use crate::backend::Compiled;
 use crate::code_cache::CodeCache;
-use crate::env::{JUMP_CACHE_ENTRIES, JumpEntry};
 use crate::ir::Exit;
+use crate::jump_cache::JumpCache;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
 /// No block.
@@ -82,7 +82,7 @@ pub(super) struct Tb {
     pub phys: u64,
     /// Guest-physical address of the second page, or [`NO_PAGE`].
     pub page2: u64,
-    /// Offset of its code in the cache.
+    /// Offset of its hot code in the cache.
     pub code: u32,
     /// Distance of the entry without a poll.
     pub body: u16,
@@ -281,8 +281,6 @@ pub struct Blocks {
     remote: Arc<Remote>,
 }
 
-type JumpCache = [JumpEntry; JUMP_CACHE_ENTRIES];
-
 fn hash(phys: u64, pc: u64, mode: u64) -> usize {
     let h = (phys ^ pc.rotate_left(20) ^ mode.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (h >> 24) as usize
@@ -396,16 +394,14 @@ impl Blocks {
         self.remote.note_code(phys_page);
     }
 
-    /// Places a block at the start of the cache's free part, where it was compiled for, as number
+    /// Places a block in the cache's free part, where it was compiled for, as number
     /// [`Blocks::next_number`]. The flags say which of its two pages have no other block.
     pub(super) fn insert(&mut self, origin: Origin, exits: &[Exit], compiled: &Compiled) -> (u32, [bool; 2]) {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
         }
-        let at = self.cache.free().start;
-        self.cache.write(at, &compiled.code);
-        self.cache.take(compiled.code.len());
+        let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
         let arena = &mut self.segments[segment];
         arena.blocks.push(id);
@@ -414,7 +410,7 @@ impl Blocks {
         let sites = arena.sites.len() as u32;
         arena.sites.extend(compiled.jumps.iter().map(|j| Site {
             field: at + j.field,
-            unlinked: word(&compiled.code, j.field),
+            unlinked: j.unlinked,
             pc: exits[j.exit as usize].pc,
             exit: j.exit,
             poll: exits[j.exit as usize].poll,
@@ -452,16 +448,14 @@ impl Blocks {
         (id, [first, second])
     }
 
-    /// Places code that jumps linked to it reach, but that cannot be found and was made from no guest bytes, at the start of
-    /// the cache's free part, where it was compiled for.
+    /// Places code that jumps linked to it reach, but that cannot be found and was made from no guest bytes, in the
+    /// cache's free part, where it was compiled for.
     pub(super) fn insert_bridge(&mut self, pc: u64, compiled: &Compiled) -> u32 {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
         }
-        let at = self.cache.free().start;
-        self.cache.write(at, &compiled.code);
-        self.cache.take(compiled.code.len());
+        let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
         self.segments[segment].blocks.push(id);
         self.tbs[id as usize] = Tb {
@@ -480,8 +474,8 @@ impl Blocks {
     /// Places the block that runs once; it was compiled for the scratch area, as number [`SCRATCH`].
     pub(super) fn insert_scratch(&mut self, pc: u64, exits: &[Exit], compiled: &Compiled) {
         let area = self.cache.scratch();
-        assert!(compiled.code.len() <= area.len(), "one guest instruction fits the scratch area");
-        self.cache.write(area.start, &compiled.code);
+        assert!(compiled.fits(area.len()), "one guest instruction fits the scratch area");
+        self.cache.write_parts(area.start, compiled);
         self.scratch.clear();
         side_tables::encode(compiled, pc, &mut self.scratch);
         self.scratch_exits.clear();
@@ -664,10 +658,7 @@ impl Blocks {
     fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
         let t = self.tbs[id as usize];
         let entry = self.cache.address(t.code);
-        let cached = &mut jumps[JumpEntry::index(t.pc)];
-        if cached.code == entry {
-            *cached = JumpEntry::EMPTY;
-        }
+        jumps.forget(t.pc, entry);
         if !t.bridge {
             self.hash_remove(id);
             self.page_remove(id, 0);
@@ -802,10 +793,6 @@ impl Blocks {
             at = *next;
         }
     }
-}
-
-fn word(code: &[u8], at: u32) -> u32 {
-    u32::from_ne_bytes(std::array::from_fn(|i| code[at as usize + i]))
 }
 
 #[cfg(test)]

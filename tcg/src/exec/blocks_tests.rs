@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::JumpSite;
+use crate::jump_cache::JumpOrigin;
 
 struct Table {
     blocks: Blocks,
@@ -11,22 +12,24 @@ struct Table {
 fn table(segments: usize, len: usize) -> Table {
     let cache = CodeCache::with_segments(segments, len).unwrap();
     let blocks = Blocks::new(cache, Arc::new(Remote::new()));
-    let jumps = vec![JumpEntry::EMPTY; JUMP_CACHE_ENTRIES].into_boxed_slice().try_into().unwrap();
-    Table { blocks, jumps }
+    Table { blocks, jumps: crate::jump_cache::tests::table() }
 }
 
 impl Table {
     /// A block of 64 bytes of code with two jumps, from guest address = physical address + 0x10000.
     fn add(&mut self, phys: u64, page2: u64, bytes: u32) -> u32 {
-        let mut compiled = Compiled { code: vec![0x11; 64], body: 4, ..Compiled::default() };
-        compiled.jumps.extend([0, 1].map(|exit| JumpSite {
-            field: 8 + 8 * exit,
-            unlinked: 40,
-            exit: exit as u16,
-        }));
-        if self.blocks.cache.free().len() < 64 {
+        let mut compiled =
+            Compiled { hot: vec![0x11; 48], cold: vec![0x11; 16], body: 4, ..Compiled::default() };
+        if !compiled.fits(self.blocks.cache.free().len()) {
             self.blocks.evict(&mut self.jumps);
         }
+        compiled.cold_at = self.blocks.cache.free().len() as u32 - 16;
+        // One jump in each part.
+        compiled.jumps.extend([0, 1].map(|exit| JumpSite {
+            field: if exit == 0 { 8 } else { compiled.cold_at + 4 },
+            unlinked: 0x1111_1111,
+            exit,
+        }));
         let exit = Exit { pc: 0, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
         let origin = Origin { pc: phys + 0x10000, mode: 3, phys, page2, bytes };
         let number = self.blocks.next_number();
@@ -141,10 +144,11 @@ fn links_go_with_either_end() {
 fn a_dead_block_leaves_the_jump_cache() {
     let mut t = table(2, 4096);
     let a = t.add(0x1000, NO_PAGE, 16);
-    let index = JumpEntry::index(0x11000);
-    t.jumps[index] = JumpEntry { tag: 5, code: t.blocks.entry(a) };
+    let origin = JumpOrigin { pc: 0x11000, mode: 3, phys: 0x1000, page2: NO_PAGE };
+    t.jumps.insert(origin, 5, t.blocks.entry(a));
+    assert!(t.jumps.get(0x11000, 5).is_some());
     t.invalidate(0x1000, 1);
-    assert_eq!(t.jumps[index].code, 0);
+    assert_eq!(t.jumps.get(0x11000, 5), None);
 }
 
 #[test]

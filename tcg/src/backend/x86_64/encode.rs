@@ -63,6 +63,8 @@ pub enum Mem {
     Base(u8, i32),
     /// `[base + index]`.
     Index(u8, u8),
+    /// `[base + (index << shift) + disp]`.
+    Scaled(u8, u8, u8, i32),
 }
 
 /// Bytes that are appended at once, eight at most.
@@ -214,6 +216,22 @@ impl Asm {
                 word.push_if(mode != 0, 0);
                 self.word(word);
             }
+            Mem::Scaled(base, index, shift, disp) => {
+                debug_assert!(index != r::RSP && shift < 4);
+                let short = disp == disp as i8 as i32;
+                let mode = match disp {
+                    0 if base & 7 != 5 => 0x00,
+                    _ if short => 0x40,
+                    _ => 0x80,
+                };
+                word.push(mode | 0x04 | reg);
+                word.push(shift << 6 | (index & 7) << 3 | base & 7);
+                word.push_if(mode == 0x40, disp as u8);
+                self.word(word);
+                if mode == 0x80 {
+                    self.imm32(disp);
+                }
+            }
         }
     }
 
@@ -227,7 +245,7 @@ impl Asm {
         word.push_if(w == Width::W16, 0x66);
         let (x, b) = match mem {
             Mem::Base(base, _) => (0, base >> 3),
-            Mem::Index(base, index) => (index >> 3, base >> 3),
+            Mem::Index(base, index) | Mem::Scaled(base, index, ..) => (index >> 3, base >> 3),
         };
         let rex = 0x40 | ((w == Width::W64) as u8) << 3 | (reg >> 3) << 2 | x << 1 | b;
         word.push_if(rex != 0x40 || w == Width::W8 && reg >= 4, rex);
@@ -417,6 +435,13 @@ impl Asm {
         self.byte(((w == Width::W64) as u8) << 7 | (!count & 15) << 3 | pp);
         self.byte(0xf7);
         self.byte(0xc0 | (dst & 7) << 3 | src & 7);
+    }
+
+    /// `rorx dst, src, count` (BMI2) in 32 bits; leaves the flags alone.
+    pub fn rorx32(&mut self, dst: u8, src: u8, count: u8) {
+        self.byte(0xc4);
+        self.byte((!dst >> 3 & 1) << 7 | 0x40 | (!src >> 3 & 1) << 5 | 3);
+        self.buf.extend_from_slice(&[0x7b, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
     }
 
     /// Group 3 (`not` 2, `neg` 3, `mul` 4, `imul` 5, `div` 6, `idiv` 7).
