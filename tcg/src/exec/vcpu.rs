@@ -4,8 +4,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::blocks::{Found, SCRATCH};
-use super::translate::{Made, Translator, guest_info, logged};
+use super::blocks::{Found, SCRATCH, VERSIONS};
+use super::translate::{Made, Translator, guest_info, logged, protect};
 use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, slow};
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
@@ -327,7 +327,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         self.stats.lookups += 1;
         let page = fetch_page::<G>(env, rt, key.pc)?;
         let segments = rt.blocks.stats.segments;
-        let tb = match find::<G>(env, rt, key, page.phys) {
+        let tb = match find::<G>(env, rt, key, page.phys).or_else(|| revive::<G>(env, rt, key, page.phys)) {
             Some(tb) => tb,
             None => match self.translate(key, false)? {
                 Made::Block(tb) => tb,
@@ -385,6 +385,26 @@ fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> O
             rt.blocks.find_spanning(phys, key.pc, key.mode, page2)
         }
     }
+}
+
+/// Finds a block that was invalidated, but whose guest bytes are again what they were.
+fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+    let mut candidates = [None; VERSIONS];
+    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
+        *to = Some(tb);
+    }
+    candidates.into_iter().flatten().find(|&tb| {
+        let page2 = rt.blocks.get(tb).page2;
+        let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
+        if rt.blocks.get(tb).spans()
+            && fetch_page::<G>(env, rt, next).ok().map(|page| page.phys) != Some(page2)
+        {
+            return false;
+        }
+        let Some(first_of_page) = rt.blocks.revive(tb, &*rt.mmu.memory) else { return false };
+        protect(rt, tb, first_of_page);
+        true
+    })
 }
 
 /// Whether block `to` is at its address whenever block `from` is at its own, its second page apart: see the module
