@@ -23,6 +23,9 @@ pub const SAVED_INT_REGS: usize = 32;
 pub const SAVED_VEC_REGS: usize = 32;
 /// Spill slots of a translation block, 8 bytes each; vectors take four, aligned.
 pub const SPILL_SLOTS: usize = 128;
+/// Every so many hits of second ways, generated code takes the slow path instead. It enters the page in the first way, too: a
+/// page that another has displaced there would else be found in its second way for ever.
+pub const SECOND_WAY_HITS: u32 = 256;
 
 /// Head of every guest environment.
 #[repr(C, align(64))]
@@ -39,6 +42,9 @@ pub struct Header {
     pub jump_tag: u64,
     /// The runtime that belongs to this environment (jump cache, save area, and what Rust code needs).
     pub runtime: *mut Runtime,
+    /// The TLB of [`Guest::main_mmu`](crate::guest::Guest::main_mmu) of the current block mode, which backends may hold
+    /// in a register.
+    pub tlb_main: *mut TlbEntry,
 }
 
 impl Header {
@@ -50,6 +56,7 @@ impl Header {
             tlb: [ptr::null_mut(); MMU_MODES],
             jump_tag: JUMP_TAG_NONE,
             runtime: ptr::null_mut(),
+            tlb_main: ptr::null_mut(),
         }
     }
 }
@@ -87,6 +94,8 @@ pub struct Runtime {
     pub slow_accesses: u64,
     /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
     pub lookups: u64,
+    /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
+    pub second_way_left: u32,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
     pub exception: Option<Exception>,
     /// TLBs of this vCPU.

@@ -54,7 +54,7 @@ impl JumpEntry {
     /// Index of the block at `pc` in the first way.
     #[inline]
     pub const fn first_index(pc: u64) -> usize {
-        (pc ^ pc >> 12) as usize % JUMP_CACHE_ENTRIES
+        ((pc ^ pc >> 12) >> 1) as usize % JUMP_CACHE_ENTRIES
     }
 
     /// Index of the block at `pc` in the second way.
@@ -200,7 +200,7 @@ pub(crate) mod tests {
 
     /// Two addresses that agree in the first index only.
     const A: u64 = 0x40_2051;
-    const B: u64 = A ^ 0x4004;
+    const B: u64 = A ^ 0x8008;
 
     #[test]
     fn two_targets_with_one_index_are_both_found() {
@@ -215,7 +215,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_third_target_displaces_one_of_two() {
-        const C: u64 = A ^ 0x8008;
+        const C: u64 = A ^ 0x1_0010;
         assert_eq!(JumpEntry::first_index(A), JumpEntry::first_index(C));
         let mut t = table();
         for (pc, code) in [(A, 0x100), (B, 0x200), (C, 0x300)] {

@@ -25,6 +25,7 @@ pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
         return 0;
     }
     let key = G::block_key(env);
+    rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
     name::<G>(env, rt, key.mode);
     find_cached::<G>(env, rt, key).unwrap_or(0)
 }

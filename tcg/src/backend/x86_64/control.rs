@@ -4,8 +4,8 @@
 //! globals to their registers by a parallel move. The allocator's state is not changed by that, so the same code
 //! serves side exits, which are emitted out of line while the state is current.
 
-use super::emitter::{Emitter, MemLoc, NONE, PendingJump, Target, env_mem};
-use super::encode::{Alu, Mem, Shift, r};
+use super::emitter::{Emitter, MemLoc, NONE, Part, PendingJump, Target, env_mem};
+use super::encode::{Alu, Asm, Mem, Shift, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
@@ -136,16 +136,16 @@ impl Emitter<'_> {
         away
     }
 
-    /// The code behind an unlinked jump: sets the program counter and returns to the execution loop.
-    fn unlinked_stub(&mut self, exit: ExitId) -> usize {
-        let was_cold = self.in_cold;
-        self.in_cold = true;
-        let at = self.asm().len();
+    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that sets the program
+    /// counter and returns to the execution loop.
+    fn linkable(&mut self, jump: usize, exit: ExitId) {
+        let part = self.part;
+        self.b.jumps.push(PendingJump { part, at: jump, exit: exit.0 });
+        let was = self.branch_to(Part::Cold, jump);
         let pc = self.block.exits[exit.0 as usize].pc;
         self.store_pc(pc);
         self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
-        self.in_cold = was_cold;
-        at
+        self.part = was;
     }
 
     fn store_pc(&mut self, pc: u64) {
@@ -172,22 +172,14 @@ impl Emitter<'_> {
     fn jump_exit(&mut self, exit: ExitId) {
         let e = self.block.exits[exit.0 as usize];
         if !e.chain {
-            self.asm().mov_ri(r::RAX, e.pc);
+            self.asm().mov_ri(r::RCX, e.pc);
             let lookup = self.thunks.lookup;
             self.jump_to(Target::Abs(lookup));
             return;
         }
-        // The stub may not come between the alignment and the jump when both are cold.
         self.asm().align4(1);
         let at = self.asm().jmp();
-        let in_cold = self.in_cold;
-        let unlinked = self.unlinked_stub(exit);
-        self.fix_in(in_cold, at, Target::Cold(unlinked));
-        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
-    }
-
-    fn fix_in(&mut self, in_cold: bool, at: usize, to: Target) {
-        self.b.fixups.push(super::emitter::Fixup { in_cold, at, to });
+        self.linkable(at, exit);
     }
 
     /// [`Inst::Goto`](crate::ir::Inst::Goto).
@@ -200,22 +192,17 @@ impl Emitter<'_> {
     fn jcc_exit(&mut self, cond: Cond, exit: ExitId) {
         self.asm().align4(2);
         let at = self.asm().jcc(cond);
-        let unlinked = self.unlinked_stub(exit);
-        let in_cold = self.in_cold;
-        self.fix(at, Target::Cold(unlinked));
-        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
+        self.linkable(at, exit);
     }
 
     /// Flushes and jumps out of line if `cond` holds.
     fn jcc_side(&mut self, cond: Cond, exit: ExitId) {
         let at = self.asm().jcc(cond);
-        let cold_at = self.b.cold.len();
-        self.fix(at, Target::Cold(cold_at));
         let host_flags = self.host_flags;
-        self.in_cold = true;
+        let was = self.branch_to(Part::Side, at);
         self.flush(self.block.exits[exit.0 as usize].dead);
         self.jump_exit(exit);
-        self.in_cold = false;
+        self.part = was;
         self.host_flags = host_flags;
     }
 
@@ -267,12 +254,11 @@ impl Emitter<'_> {
         if v == NO_VALUE || self.dirty >> pc & 1 == 0 {
             self.flush(GlobalSet::NONE);
             let m = env_mem(self.guest.globals[pc].offset);
-            self.asm().load(Width::W64, r::RAX, m);
+            self.asm().load(Width::W64, r::RCX, m);
         } else {
             self.flush_flags();
             self.read_value(r::RCX, v as usize);
             self.flush(dead.or(self.flags_globals()));
-            self.asm().mov_rr(r::RAX, r::RCX);
         }
         self.lookup_jump();
     }
@@ -298,7 +284,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Jumps to the block at the guest address in RAX by way of the jump cache.
+    /// Jumps to the block at the guest address in RCX by way of the jump cache; all globals are home.
     fn lookup_jump(&mut self) {
         let lookup_miss = self.thunks.lookup_miss;
         emit_lookup(self.asm());
@@ -317,12 +303,10 @@ impl Emitter<'_> {
     pub fn poll_entry(&mut self, pc: u64) {
         self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
         let at = self.asm().jcc(Cond::NE);
-        let cold = self.b.cold.len();
-        self.fix(at, Target::Cold(cold));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, at);
         self.store_pc(pc);
         self.leave(Outcome::Poll);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// [`Inst::Call`](crate::ir::Inst::Call).
@@ -416,20 +400,19 @@ impl Emitter<'_> {
         let func = (desc.func)() as u64;
         self.asm().mov_ri(r::RAX, func);
         self.asm().buf.extend_from_slice(&[0xff, 0xd0]); // call rax
+        emit_load_tlb(self.asm());
         self.clobber_flags();
         if effects.faults {
             let point = self.point(None);
             self.test_env_zero(std::mem::offset_of!(Header, helper_fault) as u32);
             let jcc = self.asm().jcc(Cond::NE);
-            let cold = self.b.cold.len();
-            self.fix(jcc, Target::Cold(cold));
-            self.in_cold = true;
+            let was = self.branch_to(Part::Cold, jcc);
             self.asm().mov_ri(r::RAX, point as u64);
             let tb = self.tb;
             self.asm().mov_ri(r::RCX, tb as u64);
             let thunk = self.thunks.helper_fault;
             self.jump_to(Target::Abs(thunk));
-            self.in_cold = false;
+            self.part = was;
         }
         self.env_unsafe = 0;
         self.reload_written(changes);
@@ -467,9 +450,7 @@ impl Emitter<'_> {
         self.clobber_flags();
         let jcc = self.asm().jcc(Cond::NE);
         let back = self.here();
-        let cold = self.b.cold.len();
-        self.fix(jcc, Target::Cold(cold));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, jcc);
         self.asm().mov_ri(r::RAX, func() as u64);
         let thunk = self.thunks.call_saved;
         self.call_thunk(thunk);
@@ -479,7 +460,7 @@ impl Emitter<'_> {
         }
         let at = self.asm().jmp();
         self.fix(at, back);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// Takes over the globals that a helper has written.
@@ -520,8 +501,6 @@ impl Emitter<'_> {
     }
 }
 
-/// log2 of the size of an entry of the jump cache.
-const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
 /// The first way of the jump cache, from the runtime.
 const FIRST_WAY: i32 = std::mem::offset_of!(Runtime, jump_cache) as i32;
 /// The second way.
@@ -531,42 +510,51 @@ fn jump_tag() -> Mem {
     env_mem(std::mem::offset_of!(Header, jump_tag) as u32)
 }
 
-/// RAX = guest address: leaves the address of its entry in the first way of the jump cache in RCX and the host's flags
-/// "equal" on a hit; RAX is the tag.
-pub fn emit_lookup(asm: &mut super::encode::Asm) {
-    asm.mov_rr(r::RCX, r::RAX);
-    asm.shift_ri(Shift::Shr, Width::W64, r::RCX, 12);
-    asm.alu_rr(Alu::Xor, Width::W32, r::RCX, r::RAX);
-    asm.alu_ri(Alu::And, Width::W32, r::RCX, JUMP_CACHE_ENTRIES as i32 - 1);
-    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RCX, super::emitter::runtime_mem());
-    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, FIRST_WAY));
+/// Loads [`TLB`](super::TLB) anew.
+pub fn emit_load_tlb(asm: &mut Asm) {
+    asm.load(Width::W64, super::TLB, env_mem(std::mem::offset_of!(Header, tlb_main) as u32));
+}
+
+/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the jump cache has the address in its first
+/// way, for [`emit_lookup_hit`]; RCX is the tag, RDX the runtime.
+pub fn emit_lookup(asm: &mut Asm) {
+    const {
+        assert!(size_of::<JumpEntry>() == 16);
+    }
+    // Entries are 16 bytes, and bit 0 of the address takes no part: twice the index, which is scaled by eight.
+    asm.rorx32(r::RAX, r::RCX, 12);
+    asm.load(Width::W64, r::RDX, super::emitter::runtime_mem());
+    asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
+    asm.alu_ri(Alu::And, Width::W32, r::RAX, 2 * (JUMP_CACHE_ENTRIES as i32 - 1));
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, 3, FIRST_WAY));
 }
 
 /// Jumps to the code of the entry that [`emit_lookup`] found.
-pub fn emit_lookup_hit(asm: &mut super::encode::Asm) {
+pub fn emit_lookup_hit(asm: &mut Asm) {
     jump_to_entry(asm, FIRST_WAY);
 }
 
-/// RAX = tag of what is not in the first way: jumps to it if it is in the second. Otherwise RAX is the guest address.
-pub fn emit_second_lookup(asm: &mut super::encode::Asm) {
-    asm.mov_rr(r::RCX, r::RAX);
-    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
-    asm.imul_rri(Width::W32, r::RCX, r::RCX, SECOND_FACTOR as i32);
-    asm.shift_ri(Shift::Shr, Width::W32, r::RCX, SECOND_SHIFT as u8);
-    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RCX, super::emitter::runtime_mem());
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, SECOND_WAY));
+/// After [`emit_lookup`]: jumps to what is in the second way. If nothing is there, RAX is the guest address.
+pub fn emit_second_lookup(asm: &mut Asm) {
+    asm.mov_rr(r::RAX, r::RCX);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
+    asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
+    asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
+    asm.alu_rr(Alu::Add, Width::W32, r::RAX, r::RAX);
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, 3, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
     jump_to_entry(asm, SECOND_WAY);
     let here = asm.len();
     asm.patch_rel32(miss, here);
+    asm.mov_rr(r::RAX, r::RCX);
     asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
 }
 
-fn jump_to_entry(asm: &mut super::encode::Asm, way: i32) {
-    // jmp [rcx + disp32]
-    asm.buf.extend_from_slice(&[0xff, 0xa1]);
-    asm.imm32(way + std::mem::offset_of!(JumpEntry, code) as i32);
+/// Jumps to the code of the entry, RAX / 2 of a way.
+fn jump_to_entry(asm: &mut Asm, way: i32) {
+    let code = way + std::mem::offset_of!(JumpEntry, code) as i32;
+    // jmp
+    asm.buf.push(0xff);
+    asm.modrm_mem(4, Mem::Scaled(r::RDX, r::RAX, 3, code));
 }

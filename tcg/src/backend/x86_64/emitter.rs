@@ -36,21 +36,30 @@ pub enum MemLoc {
     Spill(u16),
 }
 
+/// A part of a block's code, with a buffer of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// What runs from the entry on.
+    Main,
+    /// Side exits: as frequent as the main part's end, which they follow.
+    Side,
+    /// What is rarely run: slow paths, and stubs of jumps that are not linked.
+    Cold,
+}
+
 /// Target of a jump or call field.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// Offset in the main part.
-    Main(usize),
-    /// Offset in the cold part.
-    Cold(usize),
+    /// Offset in a part.
+    In(Part, usize),
     /// Host address.
     Abs(u64),
 }
 
-/// A 32-bit relative field to be filled when both parts are placed.
+/// A 32-bit relative field to be filled when the parts are placed.
 #[derive(Clone, Copy, Debug)]
 pub struct Fixup {
-    pub in_cold: bool,
+    pub part: Part,
     pub at: usize,
     pub to: Target,
 }
@@ -58,9 +67,8 @@ pub struct Fixup {
 /// A linkable jump before the parts are placed.
 #[derive(Clone, Copy, Debug)]
 pub struct PendingJump {
-    pub in_cold: bool,
+    pub part: Part,
     pub at: usize,
-    pub unlinked: usize,
     pub exit: u16,
 }
 
@@ -69,7 +77,8 @@ pub struct PendingJump {
 pub struct Buffers {
     pub live: Liveness,
     pub groups: Groups,
-    pub asm: Asm,
+    pub main: Asm,
+    pub side: Asm,
     pub cold: Asm,
     pub fixups: Vec<Fixup>,
     pub jumps: Vec<PendingJump>,
@@ -100,8 +109,8 @@ pub struct Emitter<'a> {
     pub tb: u32,
     pub out: &'a mut Compiled,
     pub b: &'a mut Buffers,
-    /// Emission goes to the cold part.
-    pub in_cold: bool,
+    /// Where emission goes to.
+    pub part: Part,
     pub owner: [u32; 16],
     pub vec_owner: [u32; 16],
     pub current: [u32; 64],
@@ -167,7 +176,8 @@ impl<'a> Emitter<'a> {
         b.reg.resize(total, NONE);
         b.mem.clear();
         b.mem.resize(total, MemLoc::None);
-        b.asm.buf.clear();
+        b.main.buf.clear();
+        b.side.buf.clear();
         b.cold.buf.clear();
         b.fixups.clear();
         b.jumps.clear();
@@ -179,7 +189,7 @@ impl<'a> Emitter<'a> {
             tb,
             out,
             b,
-            in_cold: false,
+            part: Part::Main,
             owner: [NO_VALUE; 16],
             vec_owner: [NO_VALUE; 16],
             current: [NO_VALUE; 64],
@@ -226,19 +236,32 @@ impl<'a> Emitter<'a> {
     /// The buffer that emission goes to.
     #[inline]
     pub fn asm(&mut self) -> &mut Asm {
-        if self.in_cold { &mut self.b.cold } else { &mut self.b.asm }
+        match self.part {
+            Part::Main => &mut self.b.main,
+            Part::Side => &mut self.b.side,
+            Part::Cold => &mut self.b.cold,
+        }
     }
 
     /// Current offset in the buffer that emission goes to, as a target.
     pub fn here(&mut self) -> Target {
         let at = self.asm().len();
-        if self.in_cold { Target::Cold(at) } else { Target::Main(at) }
+        Target::In(self.part, at)
     }
 
     /// Records that the field at `at` of the current buffer is a displacement to `to`.
     pub fn fix(&mut self, at: usize, to: Target) {
-        let in_cold = self.in_cold;
-        self.b.fixups.push(Fixup { in_cold, at, to });
+        let part = self.part;
+        self.b.fixups.push(Fixup { part, at, to });
+    }
+
+    /// Goes on in another part, to which the field at `at` of the current one leads. The part it was.
+    pub fn branch_to(&mut self, part: Part, at: usize) -> Part {
+        let was = self.part;
+        self.part = part;
+        let to = self.here();
+        self.b.fixups.push(Fixup { part: was, at, to });
+        was
     }
 
     /// The constant that value `v` is.

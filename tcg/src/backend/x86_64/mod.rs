@@ -2,10 +2,12 @@
 //!
 //! Problem: turn IR into good host code in about a microsecond for each guest instruction. Strategy: one analysis pass
 //! backward ([`liveness`]), then one pass forward that allocates registers and emits at once ([`emitter`] and
-//! the files of the instruction families). Slow paths and side exits go to a second, *cold* buffer that is appended.
+//! the files of the instruction families). Slow paths go to another, *cold* buffer, which is placed apart; side exits
+//! to a third, which follows the main one.
 //!
 //! Register conventions:
-//! - RBP: environment plus [`ENV_BIAS`]; RSP: host stack. RAX, RCX, XMM14, XMM15: scratch within one instruction.
+//! - RBP: environment plus [`ENV_BIAS`]; RSP: host stack; R11: the TLB that most accesses look into ([`TLB`]). RAX, RCX, XMM14,
+//!   XMM15: scratch within one instruction.
 //! - [`PIN_ORDER`]: home of the most wanted globals at block boundaries, callee-saved first, so that helper calls
 //!   save little. Within a block every register but the fixed ones is allocated freely.
 //!
@@ -26,10 +28,10 @@ mod thunks;
 pub mod vec;
 mod vector;
 
-use emitter::{Buffers, Emitter, Target, ThunkAddrs};
+use emitter::{Buffers, Emitter, Part, Target, ThunkAddrs};
 use encode::r;
 
-use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, RuntimeFns, Thunks};
+use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, Room, RuntimeFns, Thunks};
 use crate::ir::{Block, GlobalId, Inst};
 
 /// The environment register points this far into the environment, so that a signed byte reaches its first 256 bytes.
@@ -39,14 +41,17 @@ const ENV_BIAS: i32 = 128;
 const PIN_ORDER: [u8; 8] = [r::RBX, r::R12, r::R13, r::R14, r::R15, r::RSI, r::RDI, r::R8];
 
 /// Allocatable integer registers in order of preference: those that are nobody's home first.
-const INT_ALLOC: [u8; 12] =
-    [r::R9, r::R10, r::R11, r::RDX, r::R8, r::RDI, r::RSI, r::R15, r::R14, r::R13, r::R12, r::RBX];
+const INT_ALLOC: [u8; 11] =
+    [r::R9, r::R10, r::RDX, r::R8, r::RDI, r::RSI, r::R15, r::R14, r::R13, r::R12, r::RBX];
+
+/// Holds [`Header::tlb_main`](crate::env::Header::tlb_main) while generated code runs.
+const TLB: u8 = r::R11;
 
 /// Allocatable vector registers.
 const VEC_ALLOC: std::ops::Range<u8> = 0..14;
 
-/// Allocatable integer registers that a call destroys (System V ABI).
-const CALLER_SAVED: [u8; 7] = [r::RDX, r::RSI, r::RDI, r::R8, r::R9, r::R10, r::R11];
+/// Allocatable integer registers that a call destroys (System V ABI); it destroys [`TLB`], too.
+const CALLER_SAVED: [u8; 6] = [r::RDX, r::RSI, r::RDI, r::R8, r::R9, r::R10];
 
 /// Integer arguments of a call (System V ABI).
 const ABI_ARGS: [u8; 6] = [r::RDI, r::RSI, r::RDX, r::RCX, r::R8, r::R9];
@@ -99,15 +104,11 @@ impl HostBackend for X86_64 {
         &self.pinned
     }
 
-    fn compile(&mut self, block: &Block, base: u64, tb: u32, out: &mut Compiled) {
-        out.code.clear();
-        out.jumps.clear();
-        out.points.clear();
-        out.moved.clear();
-        out.recipes.clear();
+    fn compile(&mut self, block: &Block, room: Room, tb: u32, out: &mut Compiled) {
+        out.clear();
         let mut e = Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
         emit_block(&mut e);
-        place(&mut self.buffers, base, out);
+        place(&mut self.buffers, room, out);
     }
 
     fn link_field(field: u64, target: u64) -> u32 {
@@ -193,25 +194,46 @@ fn emit(e: &mut Emitter, inst: Inst) {
     }
 }
 
-/// Joins the parts and fills the relative fields for address `base`.
-fn place(b: &mut Buffers, base: u64, out: &mut Compiled) {
-    let cold = b.asm.len().next_multiple_of(16);
-    out.code.extend_from_slice(&b.asm.buf);
-    out.code.resize(cold, 0xcc);
-    out.code.extend_from_slice(&b.cold.buf);
+/// Gives each part its place in `room`, and fills the relative fields.
+fn place(b: &mut Buffers, room: Room, out: &mut Compiled) {
+    // Fields of linkable jumps are aligned in their part.
+    b.main.align4(0);
+    let side_at = b.main.len();
+    std::mem::swap(&mut out.hot, &mut b.main.buf);
+    out.hot.extend_from_slice(&b.side.buf);
+    std::mem::swap(&mut out.cold, &mut b.cold.buf);
+    // What does not fit is thrown away, whatever its addresses are.
+    let cold = room.end.wrapping_sub(out.cold.len() as u64) & !(Compiled::ALIGN as u64 - 1);
+    let cold_at = cold.wrapping_sub(room.start);
+    out.cold_at = cold_at as u32;
+    // Distance from the start of the room.
+    let distance = |part: Part, at: usize| match part {
+        Part::Main => at as u64,
+        Part::Side => (side_at + at) as u64,
+        Part::Cold => cold_at.wrapping_add(at as u64),
+    };
     for fix in &b.fixups {
-        let at = if fix.in_cold { cold + fix.at } else { fix.at };
+        let field = room.start.wrapping_add(distance(fix.part, fix.at));
         let target = match fix.to {
-            Target::Main(t) => base + t as u64,
-            Target::Cold(t) => base + (cold + t) as u64,
+            Target::In(part, at) => room.start.wrapping_add(distance(part, at)),
             Target::Abs(t) => t,
         };
-        let rel = target.wrapping_sub(base + at as u64 + 4) as u32;
-        out.code[at..at + 4].copy_from_slice(&rel.to_le_bytes());
+        let rel = X86_64::link_field(field, target);
+        let code = match fix.part {
+            Part::Main => &mut out.hot[fix.at..],
+            Part::Side => &mut out.hot[side_at + fix.at..],
+            Part::Cold => &mut out.cold[fix.at..],
+        };
+        code[..4].copy_from_slice(&rel.to_le_bytes());
     }
     for j in &b.jumps {
-        let at = if j.in_cold { cold + j.at } else { j.at };
-        debug_assert_eq!(at % 4, 0);
-        out.jumps.push(JumpSite { field: at as u32, unlinked: (cold + j.unlinked) as u32, exit: j.exit });
+        debug_assert_eq!(j.at % 4, 0);
+        let code = match j.part {
+            Part::Main => &out.hot[j.at..],
+            Part::Side => &out.hot[side_at + j.at..],
+            Part::Cold => &out.cold[j.at..],
+        };
+        let unlinked = u32::from_le_bytes(std::array::from_fn(|i| code[i]));
+        out.jumps.push(JumpSite { field: distance(j.part, j.at) as u32, unlinked, exit: j.exit });
     }
 }

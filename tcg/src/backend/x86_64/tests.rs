@@ -6,7 +6,9 @@ use std::ptr;
 use std::sync::atomic::AtomicU64;
 
 use super::X86_64;
-use crate::backend::{AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, RuntimeFns, StatePoint};
+use crate::backend::{
+    AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, Room, RuntimeFns, StatePoint,
+};
 use crate::env::Runtime;
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
@@ -69,8 +71,12 @@ impl Harness {
     fn run(mut self, block: &Block, machine: &mut TestMachine, fill_tlb: bool) -> (Harness, End, Compiled) {
         let mut compiled = Compiled::default();
         let base = self.code.as_ptr() as u64 + self.body as u64;
-        self.backend.compile(block, base, 77, &mut compiled);
-        self.code[self.body..self.body + compiled.code.len()].copy_from_slice(&compiled.code);
+        let room = Room { start: base, end: self.code.as_ptr_range().end as u64 };
+        self.backend.compile(block, room, 77, &mut compiled);
+        assert!(compiled.fits(room.bytes() as usize));
+        for (at, part) in [(0, &compiled.hot), (compiled.cold_at as usize, &compiled.cold)] {
+            self.code[self.body + at..self.body + at + part.len()].copy_from_slice(part);
+        }
         for (mmu, table) in self.tlb.iter_mut().enumerate() {
             table.clear_local();
             for page in 0..TestMemory::PAGES {
@@ -85,6 +91,7 @@ impl Harness {
             }
             machine.env.header.tlb[mmu] = table.as_ptr();
         }
+        machine.env.header.tlb_main = machine.env.header.tlb[block.main_mmu as usize];
         machine.env.header.runtime = self.runtime;
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
         unsafe { (*self.runtime).jump_cache.clear() };
@@ -321,7 +328,8 @@ fn compare(h: Harness, block: &Block, seed: u64, fill_tlb: bool) -> (Harness, Op
     let same = Observed { pc: 0, ..expected.clone() } == Observed { pc: 0, ..found.clone() }
         && (matches!(end, End::Leave(_)) || expected.pc == found.pc);
     let message = (!same).then(|| {
-        let code: String = compiled.code.iter().map(|b| format!("{b:02x}")).collect();
+        let code: String =
+            compiled.hot.iter().chain(&compiled.cold).map(|b| format!("{b:02x}")).collect();
         format!(
             "seed {seed}, TLB filled: {fill_tlb}\n{}\nexpected {expected:x?}\nfound    {found:x?}\nhost code {code}",
             crate::ir::text::print(block, &guest())
@@ -336,7 +344,8 @@ fn random_blocks_agree_with_the_interpreter() {
     let count: u64 = std::env::var("TESSERA_BLOCKS").ok().and_then(|v| v.parse().ok()).unwrap_or(3000);
     for seed in 0..count {
         let words = generate::words(seed, 2 + (seed % 60) as usize);
-        let block = generate::block(&words);
+        let mut block = generate::block(&words);
+        block.main_mmu = (seed % MMU_MODES as u64) as u8;
         let fill = seed & 1 != 0;
         let (back, difference) = compare(h, &block, seed, fill);
         h = back;
@@ -348,7 +357,9 @@ fn random_blocks_agree_with_the_interpreter() {
             while i < words.len() {
                 let mut fewer = words.clone();
                 fewer.remove(i);
-                let (back, difference) = compare(h, &generate::block(&fewer), seed, fill);
+                let mut smaller = generate::block(&fewer);
+                smaller.main_mmu = block.main_mmu;
+                let (back, difference) = compare(h, &smaller, seed, fill);
                 h = back;
                 if difference.is_some() {
                     words = fewer;

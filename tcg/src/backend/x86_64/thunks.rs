@@ -3,7 +3,7 @@
 //! The stack pointer is 16-byte aligned in generated code. The frame below the saved registers has words for the host's
 //! and the guest's floating-point control, and for the addends of access groups (`groups`).
 
-use super::control::{emit_lookup, emit_lookup_hit, emit_second_lookup};
+use super::control::{emit_load_tlb, emit_lookup, emit_lookup_hit, emit_second_lookup};
 use super::emitter::{ThunkAddrs, env_mem, runtime_mem};
 use super::encode::{Asm, Mem, r};
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
@@ -135,6 +135,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         mxcsr(&mut asm, 2, SCRATCH);
     }
     pinned_back(&mut asm, guest, pin_reg, |_| true);
+    emit_load_tlb(&mut asm);
     asm.buf.extend_from_slice(&[0xff, 0xe1]); // jmp rcx
 
     // exit: outcome in RAX, pinned globals in their registers
@@ -181,6 +182,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         asm.load(Width::W64, r::RDI, runtime_mem());
         save_area(&mut asm, true, vec);
         asm.load(Width::W64, r::RDI, Mem::Base(r::RDI, saved_int(r::RDI)));
+        emit_load_tlb(&mut asm);
         asm.buf.push(0xc3);
         let here = asm.len();
         asm.patch_rel32(fault, here);
@@ -200,6 +202,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     asm.load(Width::W64, r::RDI, runtime_mem());
     save_area(&mut asm, true, true);
     pop(&mut asm, r::RDI);
+    emit_load_tlb(&mut asm);
     asm.buf.push(0xc3);
 
     // helper fault: point in RAX, block in RCX, jumped to
@@ -220,12 +223,12 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     addrs.second_way = at(&mut asm);
     super::second_way::emit(&mut asm);
 
-    // lookup: guest address in RAX, jumped to
+    // lookup: guest address in RCX, jumped to
     addrs.lookup = at(&mut asm);
     emit_lookup(&mut asm);
     let miss = asm.jcc(Cond::NE);
     emit_lookup_hit(&mut asm);
-    // lookup miss: tag in RAX
+    // lookup miss: tag in RCX
     addrs.lookup_miss = at(&mut asm);
     let here = asm.len();
     asm.patch_rel32(miss, here);
@@ -236,6 +239,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
     call(&mut asm, fns.next_block);
     pinned_back(&mut asm, guest, pin_reg, destroyed);
+    emit_load_tlb(&mut asm);
     asm.test_rr(Width::W64, r::RAX, r::RAX);
     let none = asm.jcc(Cond::E);
     asm.buf.extend_from_slice(&[0xff, 0xe0]); // jmp rax
