@@ -104,8 +104,13 @@ impl Emitter<'_> {
             0 => asm.mov_rr(r::RCX, addr),
             distance => asm.lea(Width::W64, r::RCX, addr, None, distance),
         }
-        asm.alu_ri(Alu::And, Width::W32, r::RAX, INDEX_MASK);
-        asm.alu_ri(Alu::And, Width::W64, r::RCX, -4096);
+        // What does not depend on registers is copied from a template: there are more accesses than anything else.
+        const MASK: [u8; 4] = INDEX_MASK.to_le_bytes();
+        #[rustfmt::skip]
+        asm.buf.extend_from_slice(&[
+            0x25, MASK[0], MASK[1], MASK[2], MASK[3], // and eax, INDEX_MASK
+            0x48, 0x81, 0xe1, 0x00, 0xf0, 0xff, 0xff, // and rcx, -4096
+        ]);
         if !main {
             asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
         }
@@ -172,7 +177,7 @@ impl Emitter<'_> {
         let kind = AccessKind::Load { width, ext, dst: 0, for_write: mem.for_write };
         let point = self.access(kind, ra, mem);
         let dst = self.define(NONE, 0);
-        let wanted = !mem.for_write || self.b.live.last_use[self.at] > self.at as u32;
+        let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
         let host = Mem::Index(ra, r::RAX);

@@ -28,11 +28,11 @@ mod thunks;
 pub mod vec;
 mod vector;
 
-use emitter::{Buffers, Emitter, Part, Target, ThunkAddrs};
+use emitter::{Buffers, Emitter, Kinds, Part, Target, ThunkAddrs};
 use encode::r;
 
 use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, Room, RuntimeFns, Thunks};
-use crate::ir::{Block, GlobalId, Inst};
+use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty};
 
 /// The environment register points this far into the environment, so that a signed byte reaches its first 256 bytes.
 const ENV_BIAS: i32 = 128;
@@ -63,6 +63,7 @@ const PIN_OFF: u8 = 255;
 pub struct X86_64 {
     guest: GuestInfo,
     pin_reg: Box<[u8; 64]>,
+    kinds: Kinds,
     pinned: Vec<(GlobalId, u8)>,
     thunks: ThunkAddrs,
     buffers: Buffers,
@@ -91,7 +92,17 @@ impl HostBackend for X86_64 {
             pin_reg[g] = reg;
             pinned.push((GlobalId(g as u8), reg));
         }
-        Ok(X86_64 { guest, pin_reg, pinned, thunks: ThunkAddrs::default(), buffers: Buffers::default() })
+        let set = |wanted: &dyn Fn(usize) -> bool| {
+            let mut set = GlobalSet::NONE;
+            (0..guest.globals.len()).filter(|&g| wanted(g)).for_each(|g| set.insert(GlobalId(g as u8)));
+            set
+        };
+        let kinds = Kinds {
+            pinned: set(&|g| pin_reg[g] != PIN_OFF),
+            flags: set(&|g| guest.globals[g].ty == Ty::Flags),
+        };
+        let (thunks, buffers) = (ThunkAddrs::default(), Buffers::default());
+        Ok(X86_64 { guest, pin_reg, kinds, pinned, thunks, buffers })
     }
 
     fn thunks(&mut self, base: u64, fns: RuntimeFns) -> Thunks {
@@ -106,7 +117,8 @@ impl HostBackend for X86_64 {
 
     fn compile(&mut self, block: &Block, room: Room, tb: u32, out: &mut Compiled) {
         out.clear();
-        let mut e = Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
+        let globals = (&*self.pin_reg, self.kinds);
+        let mut e = Emitter::new(self.guest, globals, self.thunks, block, tb, out, &mut self.buffers);
         emit_block(&mut e);
         place(&mut self.buffers, room, out);
     }
@@ -124,26 +136,25 @@ fn emit_block(e: &mut Emitter) {
     e.pc = pc.unwrap_or(0);
     e.poll_entry(e.pc);
     e.out.body = e.asm().len() as u32;
-    for i in 0..e.block.insts.len() {
+    for (i, inst) in e.block.insts.iter().enumerate() {
         e.at = i;
         e.locked = 0;
         e.vec_locked = 0;
-        e.free_dead();
-        emit(e, e.block.insts[i]);
+        emit(e, inst);
     }
 }
 
 /// Whether a value that has no effect beside itself is wanted by nobody.
 fn unused(e: &Emitter) -> bool {
-    e.b.live.last_use[e.at] <= e.at as u32
+    e.b.live.values[e.at].last_use <= e.at as u32
 }
 
-fn emit(e: &mut Emitter, inst: Inst) {
-    match inst {
+fn emit(e: &mut Emitter, inst: &Inst) {
+    match *inst {
         Inst::Nop | Inst::Const(_) | Inst::VecZero | Inst::Flags { .. } => {}
         Inst::InsnStart { pc } => e.pc = pc,
         Inst::Get(g) => {
-            if e.b.live.alias[e.at] == liveness::NO_VALUE {
+            if e.b.live.values[e.at].alias == e.at as u32 {
                 e.get(g);
             }
         }
