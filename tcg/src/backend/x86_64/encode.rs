@@ -218,6 +218,7 @@ impl Asm {
             }
             Mem::Scaled(base, index, shift, disp) => {
                 debug_assert!(index != r::RSP && shift < 4);
+                self.word(word);
                 let sib = shift << 6 | (index & 7) << 3 | base & 7;
                 match i8::try_from(disp) {
                     Ok(0) if base & 7 != 5 => self.buf.extend_from_slice(&[0x04 | reg, sib]),
