@@ -515,7 +515,7 @@ pub fn emit_lookup_hit(asm: &mut Asm) {
     jump_to_entry(asm, FIRST_WAY);
 }
 
-/// After [`emit_lookup`]: jumps to what is in the second way. If nothing is there, RAX is the guest address.
+/// After [`emit_lookup`]: jumps to what is in the second way, unless that is to be moved. Otherwise RAX is the guest address.
 pub fn emit_second_lookup(asm: &mut Asm) {
     asm.mov_rr(r::RAX, r::RCX);
     asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
@@ -524,9 +524,14 @@ pub fn emit_second_lookup(asm: &mut Asm) {
     asm.alu_rr(Alu::Add, Width::W32, r::RAX, r::RAX);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, 3, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
+    // dec dword
+    asm.buf.push(0xff);
+    asm.modrm_mem(1, Mem::Base(r::RDX, std::mem::offset_of!(Runtime, second_jumps_left) as i32));
+    let left = asm.jcc(Cond::S);
     jump_to_entry(asm, SECOND_WAY);
     let here = asm.len();
     asm.patch_rel32(miss, here);
+    asm.patch_rel32(left, here);
     asm.mov_rr(r::RAX, r::RCX);
     asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
 }
