@@ -138,7 +138,11 @@ impl JumpCache {
     #[inline]
     pub(crate) fn renew(&mut self, place: JumpPlace, pc: u64, jump_tag: u64) -> Option<u64> {
         let entry = match place {
-            JumpPlace::First(i) => &mut self.first[i],
+            JumpPlace::First(i) => {
+                // Under its old tag it may be another space's, which will be back.
+                self.displace(i);
+                &mut self.first[i]
+            }
             JumpPlace::Second(i) => &mut self.second[i],
         };
         if entry.code == 0 {
@@ -153,7 +157,7 @@ impl JumpCache {
         let entry = JumpEntry { tag: origin.pc ^ jump_tag, code };
         let i = JumpEntry::first_index(origin.pc);
         let old = self.first[i];
-        if old.code != 0 && self.first_origins[i].pc != origin.pc {
+        if old.code != 0 {
             let old_current = old.tag == self.first_origins[i].pc ^ jump_tag;
             let lost = old_current && self.second_is_taken(self.first_origins[i].pc, jump_tag);
             if lost && !self.second_is_taken(origin.pc, jump_tag) {
@@ -281,8 +285,20 @@ pub(crate) mod tests {
             let (place, page2) = t.find(pc, 3, phys).expect("it is there");
             assert_eq!(page2, u64::MAX);
             assert_eq!(t.renew(place, pc, 9 << 48), Some(code));
-            assert_eq!((t.get(pc, 9 << 48), t.get(pc, 7 << 48)), (Some(code), None));
+            assert_eq!(t.get(pc, 9 << 48), Some(code));
         }
+    }
+
+    #[test]
+    fn two_spaces_that_take_turns_keep_their_entries() {
+        let mut t = table();
+        t.insert(origin(A), 7 << 48, 0x100);
+        let (place, _) = t.find(A, 3, origin(A).phys).expect("it is there");
+        assert_eq!(t.renew(place, A, 8 << 48), Some(0x100));
+        assert_eq!((t.get(A, 7 << 48), t.get(A, 8 << 48)), (Some(0x100), Some(0x100)));
+        // Another program at the same address.
+        t.insert(JumpOrigin { phys: 0x9000, ..origin(A) }, 9 << 48, 0x300);
+        assert_eq!((t.get(A, 8 << 48), t.get(A, 9 << 48)), (Some(0x100), Some(0x300)));
     }
 
     #[test]
