@@ -94,10 +94,10 @@ pub struct Runtime {
     pub finds_blocks: bool,
     /// Accesses that generated code left to the slow path.
     pub slow_accesses: u64,
-    /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
-    pub lookups: u64,
     /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
     pub second_way_left: u32,
+    /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
+    pub lookups: u64,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
     pub exception: Option<Exception>,
     /// TLBs of this vCPU.

@@ -130,26 +130,24 @@ impl Emitter<'_> {
         away
     }
 
-    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that sets the program
-    /// counter and returns to the execution loop.
+    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that returns to the
+    /// execution loop.
     fn linkable(&mut self, jump: usize, exit: ExitId) {
         let part = self.part;
         self.b.jumps.push(PendingJump { part, at: jump, exit: exit.0 });
         let was = self.branch_to(Part::Cold, jump);
-        let pc = self.block.exits[exit.0 as usize].pc;
-        self.store_pc(pc);
-        self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
+        match self.thunks.exit_by.get(exit.0 as usize) {
+            Some(&thunk) => self.leave_by(thunk),
+            None => self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 }),
+        }
         self.part = was;
     }
 
-    fn store_pc(&mut self, pc: u64) {
-        let m = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
-        if pc as i64 == pc as i32 as i64 {
-            self.asm().store_imm(Width::W64, m, pc as i32);
-        } else {
-            self.asm().mov_ri(r::RAX, pc);
-            self.asm().store(Width::W64, m, r::RAX);
-        }
+    /// Leaves by a thunk that wants the block's number.
+    fn leave_by(&mut self, thunk: u64) {
+        let tb = self.tb;
+        self.asm().mov_ri(r::RAX, tb.into());
+        self.jump_to(Target::Abs(thunk));
     }
 
     fn leave(&mut self, outcome: Outcome) {
@@ -280,12 +278,11 @@ impl Emitter<'_> {
     }
 
     /// The polled entry, at offset 0: returns to the execution loop if that was asked for.
-    pub fn poll_entry(&mut self, pc: u64) {
+    pub fn poll_entry(&mut self) {
         self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
         let at = self.asm().jcc(Cond::NE);
         let was = self.branch_to(Part::Cold, at);
-        self.store_pc(pc);
-        self.leave(Outcome::Poll);
+        self.leave_by(self.thunks.poll);
         self.part = was;
     }
 
@@ -481,65 +478,65 @@ impl Emitter<'_> {
     }
 }
 
-/// The first way of the jump cache, from the runtime.
-const FIRST_WAY: i32 = std::mem::offset_of!(Runtime, jump_cache) as i32;
-/// The second way.
-const SECOND_WAY: i32 = FIRST_WAY + jump_cache::SECOND_WAY as i32;
-
-fn jump_tag() -> Mem {
-    env_mem(std::mem::offset_of!(Header, jump_tag) as u32)
-}
-
 /// Loads [`TLB`](super::TLB) anew.
 pub fn emit_load_tlb(asm: &mut Asm) {
     asm.load(Width::W64, super::TLB, env_mem(std::mem::offset_of!(Header, tlb_main) as u32));
 }
 
-/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the jump cache has the address in its first
-/// way, for [`emit_lookup_hit`]; RCX is the tag, RDX the runtime.
+/// log2 of the size of an entry of the jump cache.
+const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
+/// The first way of the jump cache, from the runtime.
+const FIRST_WAY: i32 = std::mem::offset_of!(Runtime, jump_cache) as i32;
+/// The second way.
+const SECOND_WAY: i32 = FIRST_WAY + jump_cache::SECOND_WAY as i32;
+/// Offset of the code's address in an entry.
+const CODE: i32 = std::mem::offset_of!(JumpEntry, code) as i32;
+
+fn jump_tag() -> Mem {
+    env_mem(std::mem::offset_of!(Header, jump_tag) as u32)
+}
+
+/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the first way of the jump cache has the address,
+/// for [`emit_lookup_hit`]; RCX is the tag, RDX the runtime.
 pub fn emit_lookup(asm: &mut Asm) {
-    const {
-        assert!(size_of::<JumpEntry>() == 16);
-    }
-    // Entries are 16 bytes, and bit 0 of the address takes no part: twice the index, which is scaled by eight.
+    // Bit 0 of the address takes no part in the index: this is twice the index, scaled to the size of an entry below.
     asm.rorx32(r::RAX, r::RCX, 12);
     asm.load(Width::W64, r::RDX, super::emitter::runtime_mem());
     asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
     asm.alu_ri(Alu::And, Width::W32, r::RAX, 2 * (JUMP_CACHE_ENTRIES as i32 - 1));
     asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, 3, FIRST_WAY));
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY));
 }
 
 /// Jumps to the code of the entry that [`emit_lookup`] found.
 pub fn emit_lookup_hit(asm: &mut Asm) {
-    jump_to_entry(asm, FIRST_WAY);
+    jump_to(asm, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY + CODE));
 }
 
-/// After [`emit_lookup`]: jumps to what is in the second way, unless that is to be moved. Otherwise RAX is the guest address.
+/// After [`emit_lookup`]: jumps to what is in the second way, unless that is due to be moved. Otherwise RCX is the guest
+/// address.
 pub fn emit_second_lookup(asm: &mut Asm) {
     asm.mov_rr(r::RAX, r::RCX);
     asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
     asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
     asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
-    asm.alu_rr(Alu::Add, Width::W32, r::RAX, r::RAX);
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, 3, SECOND_WAY));
+    asm.shift_ri(Shift::Shl, Width::W32, r::RAX, ENTRY_BITS);
+    asm.alu_rr(Alu::Add, Width::W64, r::RAX, r::RDX);
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
     // dec dword
     asm.buf.push(0xff);
     asm.modrm_mem(1, Mem::Base(r::RDX, std::mem::offset_of!(Runtime, second_jumps_left) as i32));
-    let left = asm.jcc(Cond::S);
-    jump_to_entry(asm, SECOND_WAY);
+    let due = asm.jcc(Cond::S);
+    jump_to(asm, Mem::Base(r::RAX, SECOND_WAY + CODE));
     let here = asm.len();
     asm.patch_rel32(miss, here);
-    asm.patch_rel32(left, here);
-    asm.mov_rr(r::RAX, r::RCX);
-    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
+    asm.patch_rel32(due, here);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
 }
 
-/// Jumps to the code of the entry, RAX / 2 of a way.
-fn jump_to_entry(asm: &mut Asm, way: i32) {
-    let code = way + std::mem::offset_of!(JumpEntry, code) as i32;
-    // jmp
+/// `jmp qword mem`.
+fn jump_to(asm: &mut Asm, mem: Mem) {
     asm.buf.push(0xff);
-    asm.modrm_mem(4, Mem::Scaled(r::RDX, r::RAX, 3, code));
+    asm.modrm_mem(4, mem);
 }
