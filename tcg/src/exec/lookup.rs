@@ -9,7 +9,7 @@ use super::blocks::{Found, NO_PAGE, VERSIONS};
 use super::translate::protect;
 use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest};
-use crate::jump_cache::JumpOrigin;
+use crate::jump_cache::{JumpOrigin, SECOND_HITS};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::softmmu::{Fetched, Running, fetch_page, jump_tag, runtime};
 
@@ -21,14 +21,19 @@ pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
     let env = unsafe { env.as_mut() };
     // SAFETY: the environment is bound, and no other reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
-    // A block that runs once is left after its instruction, and what is logged is the execution loop's to log.
-    if rt.mmu.running != Running::Block || !rt.finds_blocks || is_logged() {
+    // A block that runs once is left after its instruction.
+    if rt.mmu.running != Running::Block || !rt.finds_blocks {
         return 0;
     }
     let key = G::block_key(env);
     rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
     name::<G>(env, rt, key.mode);
-    find_cached::<G>(env, rt, key).unwrap_or(0)
+    rt.second_jumps_left = SECOND_HITS;
+    if let Some(code) = rt.jump_cache.promote(key.pc, G::header(env).jump_tag) {
+        return code;
+    }
+    // What is logged is the execution loop's to log.
+    if is_logged() { 0 } else { find_cached::<G>(env, rt, key).unwrap_or(0) }
 }
 
 /// Whether the log shows the blocks that are entered.
