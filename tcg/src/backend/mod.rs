@@ -142,6 +142,8 @@ pub struct JumpSite {
 pub struct Compiled {
     /// Host code; to be placed at the requested address.
     pub code: Vec<u8>,
+    /// Offset of the cold part: slow paths and side exits.
+    pub cold: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
     /// `poll`, and all indirect jumps, go to offset 0.
     pub body: u32,
@@ -271,6 +273,9 @@ pub trait HostBackend: Send + Sized {
 
     /// Compiles `block`, to be placed at `base` (16-aligned), as block number `tb`.
     fn compile(&mut self, block: &Block, base: u64, tb: u32, out: &mut Compiled);
+
+    /// For listings: the name of what is at an address that generated code jumps to or calls outside of blocks.
+    fn name_of(&self, address: u64) -> Option<String>;
 
     /// The 4 bytes to store, as one atomic word, in the link field at address `field` so that the jump goes to
     /// `target`.

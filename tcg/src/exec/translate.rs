@@ -45,6 +45,8 @@ pub struct Listing {
     pub host_address: u64,
     /// The host code.
     pub host: Vec<u8>,
+    /// Offset of its cold part: slow paths and side exits.
+    pub cold: usize,
 }
 
 /// What translation came to.
@@ -290,7 +292,8 @@ impl Translator {
         let optimized = text::print(&self.block, &self.guest).to_string();
         let host_address = rt.blocks.cache.address(rt.blocks.cache.free().start);
         compile(backend, &self.block, host_address, rt.blocks.next_number(), &mut self.compiled);
-        Ok(Listing { key, guest, ir, optimized, host_address, host: self.compiled.code.clone() })
+        let (host, cold) = (self.compiled.code.clone(), self.compiled.cold as usize);
+        Ok(Listing { key, guest, ir, optimized, host_address, host, cold })
     }
 
     /// Makes code that goes on at `pc` by way of the jump cache; `None` if the segment is full.
@@ -363,7 +366,7 @@ struct Front {
 
 fn compile<B: HostBackend>(backend: &mut B, block: &Block, base: u64, tb: u32, out: &mut Compiled) {
     out.code.clear();
-    out.body = 0;
+    (out.cold, out.body) = (0, 0);
     out.jumps.clear();
     out.points.clear();
     out.moved.clear();

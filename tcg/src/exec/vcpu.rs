@@ -134,6 +134,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         self.translator.list::<G, B>(env, rt, &mut self.backend, key, &self.options)
     }
 
+    /// The name of what is at a host address that a [`Listing`]'s code jumps to or calls, unless that is a helper.
+    pub fn host_name(&self, address: u64) -> Option<String> {
+        self.backend.name_of(address)
+    }
+
     /// Does what other threads have asked for, and lets the guest look at its events once, as before a block. The code
     /// of [`Next::Exit`], if it came to that.
     pub fn look_at_events(&mut self) -> Option<u32> {

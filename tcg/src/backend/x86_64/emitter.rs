@@ -91,6 +91,23 @@ pub struct ThunkAddrs {
     pub second_way: u64,
 }
 
+impl ThunkAddrs {
+    /// The name of the thunk at an address.
+    pub fn name_of(&self, address: u64) -> Option<String> {
+        let named = [
+            (self.exit, "exit"),
+            (self.slow, "slow_access"),
+            (self.slow_vec, "slow_access_vec"),
+            (self.helper_fault, "helper_fault"),
+            (self.call_saved, "call_saved"),
+            (self.lookup, "lookup"),
+            (self.lookup_miss, "lookup_miss"),
+        ];
+        let found = named.iter().find(|(at, _)| *at == address).map(|(_, name)| (*name).to_owned());
+        found.or_else(|| super::second_way::name_of(self.second_way, address))
+    }
+}
+
 /// The state of one block's emission.
 pub struct Emitter<'a> {
     pub guest: GuestInfo,

@@ -32,8 +32,8 @@ use encode::r;
 use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, RuntimeFns, Thunks};
 use crate::ir::{Block, GlobalId, Inst};
 
-/// The environment register points this far into the environment, so that a signed byte reaches its first 256 bytes.
-const ENV_BIAS: i32 = 128;
+/// The environment register, RBP, points this far into the environment, so that a signed byte reaches its first 256 bytes.
+pub const ENV_BIAS: i32 = 128;
 
 /// Registers that globals can be pinned to, best first.
 const PIN_ORDER: [u8; 8] = [r::RBX, r::R12, r::R13, r::R14, r::R15, r::RSI, r::RDI, r::R8];
@@ -108,6 +108,10 @@ impl HostBackend for X86_64 {
         let mut e = Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
         emit_block(&mut e);
         place(&mut self.buffers, base, out);
+    }
+
+    fn name_of(&self, address: u64) -> Option<String> {
+        self.thunks.name_of(address)
     }
 
     fn link_field(field: u64, target: u64) -> u32 {
@@ -196,6 +200,7 @@ fn emit(e: &mut Emitter, inst: Inst) {
 /// Joins the parts and fills the relative fields for address `base`.
 fn place(b: &mut Buffers, base: u64, out: &mut Compiled) {
     let cold = b.asm.len().next_multiple_of(16);
+    out.cold = cold as u32;
     out.code.extend_from_slice(&b.asm.buf);
     out.code.resize(cold, 0xcc);
     out.code.extend_from_slice(&b.cold.buf);
