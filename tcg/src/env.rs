@@ -10,6 +10,7 @@
 use std::alloc::Layout;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use crate::exec::Blocks;
 use crate::guest::Exception;
@@ -102,6 +103,24 @@ impl JumpEntry {
     }
 }
 
+/// Figures of generated code that counts itself ([`Options::count`](crate::exec::Options::count)); zero otherwise.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Executed {
+    /// Blocks entered, by whatever way.
+    pub blocks: u64,
+    /// Jumps that look for their target in the jump cache.
+    pub indirect: u64,
+    /// Guest instructions.
+    pub guest: u64,
+    /// Host instructions, those of helpers, thunks and slow paths apart.
+    pub host: u64,
+    /// Guest memory accesses that look into the TLB.
+    pub accesses: u64,
+    /// Calls of helpers.
+    pub helpers: u64,
+}
+
 /// The part of a vCPU's run-time state that is large, with a layout that generated code knows.
 #[repr(C, align(64))]
 pub struct Runtime {
@@ -113,10 +132,14 @@ pub struct Runtime {
     pub spill: [u64; SPILL_SLOTS],
     /// See [`JumpEntry`].
     pub jump_cache: [JumpEntry; JUMP_CACHE_ENTRIES],
+    /// What generated code has executed, if it counts.
+    pub executed: Executed,
     /// Host registers of the pinned globals.
     pub pinned: Vec<(GlobalId, u8)>,
     /// Accesses that generated code left to the slow path.
     pub slow_accesses: u64,
+    /// The time that they took, if it is measured.
+    pub slow_time: Duration,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
     pub exception: Option<Exception>,
     /// TLBs of this vCPU.
@@ -139,6 +162,7 @@ impl Runtime {
             }
             (&raw mut (*p).pinned).write(Vec::new());
             (&raw mut (*p).exception).write(None);
+            (&raw mut (*p).slow_time).write(Duration::ZERO);
             (&raw mut (*p).mmu).write(mmu);
             (&raw mut (*p).blocks).write(blocks);
             Box::from_raw(p)

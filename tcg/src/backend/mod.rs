@@ -12,6 +12,7 @@
 //!   [`StatePoint`] says where every global is, so nothing is stored for the sake of a fault that does not come.
 
 use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecLen, VecSize, Width, flags};
+use crate::opt::OptFlags;
 
 mod host;
 pub mod x86_64;
@@ -144,6 +145,8 @@ pub struct Compiled {
     pub code: Vec<u8>,
     /// Offset of the cold part: slow paths and side exits.
     pub cold: u32,
+    /// Host instructions that it counts, if it counts what it executes: slow paths, padding and the counting apart.
+    pub host_insns: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
     /// `poll`, and all indirect jumps, go to offset 0.
     pub body: u32,
@@ -264,6 +267,9 @@ pub struct Thunks {
 pub trait HostBackend: Send + Sized {
     /// Prepares a backend; an error says in a sentence what the host lacks.
     fn new(guest: GuestInfo) -> Result<Self, String>;
+
+    /// Sets which of its optimisations to do, and whether code counts what it executes; all and no, unless told.
+    fn tune(&mut self, opt: OptFlags, count: bool);
 
     /// Makes the fixed code for address `base`; to be called once, before any `compile`.
     fn thunks(&mut self, base: u64, fns: RuntimeFns) -> Thunks;

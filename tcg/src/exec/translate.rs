@@ -133,11 +133,11 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
 
 impl Translator {
     /// A translator with these optimisations.
-    pub fn new(guest: GuestInfo, passes: OptFlags) -> Translator {
+    pub fn new(guest: GuestInfo, opt: OptFlags) -> Translator {
         Translator {
             block: Block::default(),
             compiled: Compiled::default(),
-            optimizer: (!passes.is_empty()).then(|| Optimizer::new(passes, guest)),
+            optimizer: opt.intersects(OptFlags::PASSES).then(|| Optimizer::new(opt, guest)),
             guest,
             pages: [FetchedPage::new(), FetchedPage::new()],
             once: None,
@@ -180,7 +180,8 @@ impl Translator {
             return Ok(Made::Once);
         }
         let start = Instant::now();
-        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single };
+        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
+        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single, side_exits };
         if single {
             limits.max_insns = 1;
         }
@@ -193,7 +194,7 @@ impl Translator {
         }
         if front.volatile && !single {
             // What is not memory may read differently each time, and reading may have effects: one instruction.
-            limits = TranslateLimits { max_insns: 1, single_step: true };
+            limits = TranslateLimits { max_insns: 1, single_step: true, side_exits };
             if !self.stops_at(key.pc) {
                 front = self.front_end::<G>(env, rt, key, limits)?;
             }
@@ -237,6 +238,7 @@ impl Translator {
         stats.guest_bytes += u64::from(front.translated.bytes);
         stats.guest_insns += u64::from(front.translated.insns);
         stats.host_bytes += self.compiled.code.len() as u64;
+        stats.host_insns += u64::from(self.compiled.host_insns);
         stats.translation_time += start.elapsed();
         Ok(made)
     }
@@ -280,7 +282,8 @@ impl Translator {
         key: BlockKey,
         options: &Options,
     ) -> Result<Listing, Exception> {
-        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false };
+        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
+        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits };
         let breakpoints = std::mem::take(&mut self.breakpoints);
         let front = self.front_end::<G>(env, rt, key, limits);
         self.breakpoints = breakpoints;
@@ -366,7 +369,7 @@ struct Front {
 
 fn compile<B: HostBackend>(backend: &mut B, block: &Block, base: u64, tb: u32, out: &mut Compiled) {
     out.code.clear();
-    (out.cold, out.body) = (0, 0);
+    (out.cold, out.body, out.host_insns) = (0, 0, 0);
     out.jumps.clear();
     out.points.clear();
     out.moved.clear();

@@ -12,6 +12,7 @@ use crate::code_cache::CodeCache;
 use crate::env::{Header, JUMP_TAG_NONE, JumpEntry, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next};
 use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
+use crate::opt::OptFlags;
 use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, jump_tag, runtime};
 
 type Enter = unsafe extern "C" fn(*mut Header, u64) -> u64;
@@ -52,9 +53,13 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         cache: CodeCache,
     ) -> Result<Vcpu<G, B>, Error> {
         options.max_insns = options.max_insns.clamp(1, super::MAX_INSNS);
+        if !options.chain {
+            options.opt -= OptFlags::LINK | OptFlags::JUMP_CACHE;
+        }
         let mut backend = B::new(guest_info::<G>()).map_err(Error::Backend)?;
+        backend.tune(options.opt, options.count);
         let area = cache.thunks();
-        let thunks = backend.thunks(cache.address(area.start), slow::functions::<G>());
+        let thunks = backend.thunks(cache.address(area.start), slow::functions::<G>(options.count));
         assert!(thunks.code.len() <= area.len(), "the backend's thunks fit their area");
         cache.write(area.start, &thunks.code);
         let enter = cache.address(area.start) + u64::from(thunks.enter);
@@ -66,7 +71,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         Ok(Vcpu {
             context,
             backend,
-            translator: Translator::new(guest_info::<G>(), options.passes),
+            translator: Translator::new(guest_info::<G>(), options.opt),
             options,
             stats: Stats::default(),
             enter,
@@ -107,6 +112,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let rt = self.context.runtime();
         Stats {
             slow_accesses: rt.slow_accesses,
+            slow_time: rt.slow_time,
+            executed: rt.executed,
             live_blocks: rt.blocks.live() as u64,
             blocks: rt.blocks.stats,
             mmu: rt.mmu.stats,
@@ -303,7 +310,16 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let word = unsafe { (self.enter)(G::header(env.as_mut()), code) };
         self.context.runtime_mut().mmu.running = Running::Nothing;
         G::left(self.context.env_mut());
-        Outcome::decode(word)
+        let outcome = Outcome::decode(word);
+        let exits = &mut self.stats.exits;
+        *match outcome {
+            Outcome::Exit { .. } => &mut exits.unlinked,
+            Outcome::Lookup => &mut exits.lookup,
+            Outcome::Poll => &mut exits.poll,
+            Outcome::Exception => &mut exits.exception,
+            Outcome::Leave(_) => &mut exits.leave,
+        } += 1;
+        outcome
     }
 
     /// Address to go on at: that of a block's code; `None` if the block that follows is in the scratch area. `from` is the
@@ -313,7 +329,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
         let key = G::block_key(env);
-        if self.options.chain && (G::header(env).jump_tag == JUMP_TAG_NONE || rt.mmu.fetch.stale(key.mode)) {
+        let jump_cache = self.options.opt.contains(OptFlags::JUMP_CACHE);
+        if jump_cache && (G::header(env).jump_tag == JUMP_TAG_NONE || rt.mmu.fetch.stale(key.mode)) {
             G::header(env).jump_tag = jump_tag(rt, key.mode, false);
         }
         if tracing::enabled!(target: "exec", tracing::Level::TRACE) && logged(&self.options, key.pc) {
@@ -342,7 +359,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // SAFETY: as above; the references from there are not used any more.
         let rt = unsafe { runtime::<G>(self.context.env_mut()) };
         if let Some((from, exit)) = from
-            && self.options.chain
+            && self.options.opt.contains(OptFlags::LINK)
             && rt.blocks.stats.segments == segments
             && is_linkable(rt, from, tb)
         {
@@ -357,7 +374,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         }
         let code = rt.blocks.entry(tb);
         let (body, spans) = (rt.blocks.get(tb).body, rt.blocks.get(tb).spans());
-        if self.options.chain {
+        if jump_cache {
             let env = self.context.env_mut();
             let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
             let global = page.global && (!spans || fetch_page::<G>(env, rt, next)?.global);

@@ -13,8 +13,8 @@ use crate::themes;
 
 /// The file of all counts.
 const SUMMARY: &str = "summary";
-/// Lines of a difference that are shown of each snippet.
-const SHOWN: usize = 60;
+/// Lines around those that differ that are shown.
+const AROUND: usize = 3;
 /// Set, files are written instead of compared.
 const BLESS: &str = "TESSERA_BLESS";
 
@@ -51,8 +51,8 @@ fn sections(text: &str) -> Vec<Section> {
     all
 }
 
-/// Lines that are only in one of two texts, marked `-` and `+`, with what stands between them.
-fn difference(was: &str, is: &str) -> String {
+/// Lines that are only in one of two texts, marked `-` and `+`, with `around` lines around them.
+fn difference(was: &str, is: &str, around: usize) -> String {
     let (a, b): (Vec<_>, Vec<_>) = (was.lines().collect(), is.lines().collect());
     // The longest common subsequence, from each pair of positions on.
     let mut common = vec![vec![0u32; b.len() + 1]; a.len() + 1];
@@ -76,13 +76,11 @@ fn difference(was: &str, is: &str) -> String {
             j += 1;
         }
     }
-    let more = lines.len().saturating_sub(SHOWN);
-    lines.truncate(SHOWN);
-    let mut text = lines.join("\n");
-    if more > 0 {
-        let _ = write!(text, "\n    and {more} lines");
-    }
-    text
+    let differs = |line: &String| !line.starts_with("    ");
+    let near =
+        |n: usize| lines[n.saturating_sub(around)..(n + around + 1).min(lines.len())].iter().any(differs);
+    let shown: Vec<_> = (0..lines.len()).filter(|n| near(*n)).map(|n| lines[n].as_str()).collect();
+    shown.join("\n")
 }
 
 /// How a theme's text differs from what is expected; nothing if it does not.
@@ -96,7 +94,7 @@ fn compare(theme: &str, was: &str, is: &str) -> String {
         match find(&was, name) {
             Some(before) if before == *now => {}
             Some(before) => {
-                let _ = writeln!(out, "{theme}/{name} differs:\n{}", difference(&before, now));
+                let _ = writeln!(out, "{theme}/{name} differs:\n{}", difference(&before, now, AROUND));
             }
             None => {
                 let _ = writeln!(out, "{theme}/{name} is not in the file");
@@ -147,12 +145,8 @@ pub fn check() -> Result<Vec<String>, String> {
     } else {
         let was = fs::read_to_string(path(SUMMARY)).unwrap_or_default();
         if skipped.is_empty() && was != summary {
-            let changed: Vec<_> = difference(&was, &summary)
-                .lines()
-                .filter(|line| !line.starts_with("    "))
-                .map(str::to_owned)
-                .collect();
-            let _ = writeln!(differences, "guest, hot and cold instructions:\n{}", changed.join("\n"));
+            let changed = difference(&was, &summary, 0);
+            let _ = writeln!(differences, "guest, hot and cold instructions:\n{changed}");
         }
     }
     if differences.is_empty() {

@@ -12,6 +12,7 @@ use crate::backend::Outcome;
 use crate::env::{Header, JUMP_CACHE_ENTRIES, JumpEntry, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
 use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
+use crate::opt::OptFlags;
 
 /// A source of a parallel move.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -191,6 +192,9 @@ impl Emitter<'_> {
 
     /// [`Inst::Goto`](crate::ir::Inst::Goto).
     pub fn goto(&mut self, exit: ExitId) {
+        if !self.block.exits[exit.0 as usize].chain {
+            self.count_indirect(true);
+        }
         self.flush(self.block.exits[exit.0 as usize].dead);
         self.jump_exit(exit);
     }
@@ -212,7 +216,9 @@ impl Emitter<'_> {
         self.fix(at, Target::Cold(cold_at));
         let host_flags = self.host_flags;
         self.in_cold = true;
+        self.count_side_exit(!self.block.exits[exit.0 as usize].chain);
         self.flush(self.block.exits[exit.0 as usize].dead);
+        self.end_side_exit();
         self.jump_exit(exit);
         self.in_cold = false;
         self.host_flags = host_flags;
@@ -222,6 +228,7 @@ impl Emitter<'_> {
     pub fn exit_if(&mut self, cond: Cond, f: Value, exit: ExitId) {
         let f = self.b.live.resolve(f);
         let host = self.condition(cond, f);
+        self.count_exit();
         let e = self.block.exits[exit.0 as usize];
         if e.chain && self.away() & !e.dead.0 == 0 && !self.upper {
             self.jcc_exit(host, exit);
@@ -252,6 +259,9 @@ impl Emitter<'_> {
         } else {
             let host = self.condition(cond, f);
             self.jcc_side(host, taken);
+            if !n.chain {
+                self.count_indirect(true);
+            }
             self.flush(n.dead);
         }
         self.jump_exit(fall);
@@ -259,6 +269,7 @@ impl Emitter<'_> {
 
     /// [`Inst::GotoIndirect`](crate::ir::Inst::GotoIndirect).
     pub fn goto_indirect(&mut self) {
+        self.count_indirect(false);
         let pc = self.guest.pc.0 as usize;
         let v = self.current[pc];
         // The program counter is stored only on a miss; it travels in RCX across the flush, which uses RAX.
@@ -328,11 +339,12 @@ impl Emitter<'_> {
     pub fn call(&mut self, helper: HelperId, args: CallArgs) {
         let desc = self.guest.helpers[helper.0 as usize];
         let effects = desc.effects;
-        match desc.shortcut {
+        match desc.shortcut.filter(|_| self.opt.contains(OptFlags::SHORTCUTS)) {
             Some(Shortcut::X86_64(code)) => return self.call_shortcut(code, args),
             Some(Shortcut::Unless { offset, value, func }) => return self.call_unless(func, offset, value),
             None => {}
         }
+        self.count_helper();
         let at = self.at as u32;
         // Arguments come first, before places in the environment change hands.
         for v in args.iter().flatten() {

@@ -14,6 +14,7 @@
 //!   does not use VEX, such as that of helpers, runs at full speed. `upper` says that they may not be clean here.
 //! - RAX, RCX, XMM14 and XMM15 are never allocated: emission code uses them within one instruction.
 
+use super::count::Count;
 use super::encode::{Asm, Mem, r};
 use super::groups::Groups;
 use super::liveness::{Liveness, NO_VALUE};
@@ -22,6 +23,7 @@ use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
 use crate::backend::{Compiled, FlagRecipe, GuestInfo, Loc, StatePoint};
 use crate::env::{Header, Runtime, SPILL_SLOTS};
 use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty, Value, VecSize, Width};
+use crate::opt::OptFlags;
 
 /// No register.
 pub const NONE: u8 = 255;
@@ -69,6 +71,7 @@ pub struct PendingJump {
 pub struct Buffers {
     pub live: Liveness,
     pub groups: Groups,
+    pub count: Count,
     pub asm: Asm,
     pub cold: Asm,
     pub fixups: Vec<Fixup>,
@@ -115,6 +118,8 @@ pub struct Emitter<'a> {
     pub thunks: ThunkAddrs,
     pub block: &'a Block,
     pub tb: u32,
+    /// Which optimisations to do.
+    pub opt: OptFlags,
     pub out: &'a mut Compiled,
     pub b: &'a mut Buffers,
     /// Emission goes to the cold part.
@@ -178,7 +183,8 @@ impl<'a> Emitter<'a> {
         b: &'a mut Buffers,
     ) -> Emitter<'a> {
         b.live.run(block, &guest, pin_reg);
-        b.groups.run(block, &b.live, guest.helpers);
+        b.groups.reset(block);
+        b.count.reset();
         let total = block.insts.len() + b.live.pseudo.len();
         b.reg.clear();
         b.reg.resize(total, NONE);
@@ -194,6 +200,7 @@ impl<'a> Emitter<'a> {
             thunks,
             block,
             tb,
+            opt: OptFlags::all(),
             out,
             b,
             in_cold: false,
@@ -215,6 +222,11 @@ impl<'a> Emitter<'a> {
         };
         e.define_pseudos(0);
         e
+    }
+
+    /// Lets memory accesses share looks into the TLB. Before the first instruction is emitted.
+    pub fn group_accesses(&mut self) {
+        self.b.groups.run(self.block, &self.b.live, self.guest.helpers);
     }
 
     /// Gives the pseudo-values that exist from instruction `from` on their registers, which hold them already.

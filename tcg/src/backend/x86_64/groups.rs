@@ -70,10 +70,15 @@ impl Groups {
         self.members[at]
     }
 
-    /// Groups a block's accesses.
-    pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc]) {
+    /// Makes all accesses of a block stand alone.
+    pub fn reset(&mut self, block: &Block) {
         self.members.clear();
         self.members.resize(block.insts.len(), Member::Alone);
+    }
+
+    /// Groups a block's accesses.
+    pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc]) {
+        self.reset(block);
         self.addresses.clear();
         self.next = 0;
         for (i, inst) in block.insts.iter().enumerate() {

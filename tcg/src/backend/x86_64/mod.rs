@@ -12,6 +12,7 @@
 //! Requirements: AVX2, BMI2, LZCNT (x86-64-v3); checked when the backend is made.
 
 mod control;
+mod count;
 mod emitter;
 mod encode;
 mod flags;
@@ -31,6 +32,7 @@ use encode::r;
 
 use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, RuntimeFns, Thunks};
 use crate::ir::{Block, GlobalId, Inst};
+use crate::opt::OptFlags;
 
 /// The environment register, RBP, points this far into the environment, so that a signed byte reaches its first 256 bytes.
 pub const ENV_BIAS: i32 = 128;
@@ -60,6 +62,7 @@ pub struct X86_64 {
     pin_reg: Box<[u8; 64]>,
     pinned: Vec<(GlobalId, u8)>,
     thunks: ThunkAddrs,
+    opt: OptFlags,
     buffers: Buffers,
 }
 
@@ -86,7 +89,13 @@ impl HostBackend for X86_64 {
             pin_reg[g] = reg;
             pinned.push((GlobalId(g as u8), reg));
         }
-        Ok(X86_64 { guest, pin_reg, pinned, thunks: ThunkAddrs::default(), buffers: Buffers::default() })
+        let (thunks, buffers) = (ThunkAddrs::default(), Buffers::default());
+        Ok(X86_64 { guest, pin_reg, pinned, thunks, opt: OptFlags::all(), buffers })
+    }
+
+    fn tune(&mut self, opt: OptFlags, count: bool) {
+        self.opt = opt;
+        self.buffers.count.on = count;
     }
 
     fn thunks(&mut self, base: u64, fns: RuntimeFns) -> Thunks {
@@ -106,7 +115,12 @@ impl HostBackend for X86_64 {
         out.moved.clear();
         out.recipes.clear();
         let mut e = Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
+        e.opt = self.opt;
+        if self.opt.contains(OptFlags::GROUPS) {
+            e.group_accesses();
+        }
         emit_block(&mut e);
+        e.finish_counts();
         place(&mut self.buffers, base, out);
     }
 
@@ -144,7 +158,10 @@ fn unused(e: &Emitter) -> bool {
 fn emit(e: &mut Emitter, inst: Inst) {
     match inst {
         Inst::Nop | Inst::Const(_) | Inst::VecZero | Inst::Flags { .. } => {}
-        Inst::InsnStart { pc } => e.pc = pc,
+        Inst::InsnStart { pc } => {
+            e.pc = pc;
+            e.count_insn();
+        }
         Inst::Get(g) => {
             if e.b.live.alias[e.at] == liveness::NO_VALUE {
                 e.get(g);

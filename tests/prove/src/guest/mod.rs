@@ -137,7 +137,7 @@ impl Watchdog {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
     /// Optimisations.
-    pub passes: OptFlags,
+    pub opt: OptFlags,
     /// Instructions in a block, at most.
     pub max_insns: u32,
     /// Whether blocks are linked.
@@ -149,7 +149,7 @@ pub struct Config {
 impl Config {
     /// As the program runs guests.
     pub const USUAL: Config = Config {
-        passes: OptFlags::all(),
+        opt: OptFlags::all(),
         max_insns: tessera_tcg::exec::MAX_INSNS,
         chain: true,
         interpret: false,
@@ -209,7 +209,7 @@ impl GuestCpu {
             cache_mib: 16,
             max_insns: config.max_insns,
             chain: config.chain,
-            passes: config.passes,
+            opt: config.opt,
             ..Options::default()
         };
         let vcpu = Vcpu::new(env, memory.clone(), options)?;
