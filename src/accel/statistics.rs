@@ -105,7 +105,7 @@ pub fn text(s: &Stats, times: &Times) -> String {
     }
     let _ = write!(
         tlb,
-        "{} misses ({} known to the second level, {} walks; {} walks for code), {} stores to code pages",
+        "{} misses; {} fills from the second level, {} walks; {} walks for code; {} stores to code pages",
         s.slow_accesses, s.mmu.second_level_hits, s.mmu.walks, s.mmu.fetch_walks, s.mmu.code_page_stores
     );
     line("TLB", tlb);

@@ -74,6 +74,7 @@ impl Answer {
 }
 
 /// Everything that sessions are started with.
+#[derive(Clone)]
 pub struct Kit {
     target: PathBuf,
     /// The workloads' program, built for the host, which is also what guests run.
@@ -93,10 +94,7 @@ pub struct Image {
 
 impl Kit {
     /// Builds the workloads and obtains the kernel.
-    pub fn open(target: &Path, mut extra: Vec<String>, stats: bool) -> Result<Self> {
-        if stats {
-            extra.extend(["-d".to_owned(), "stats".to_owned()]);
-        }
+    pub fn open(target: &Path, extra: Vec<String>) -> Result<Self> {
         Ok(Kit {
             target: target.to_owned(),
             program: workloads::build(target)?,
@@ -109,6 +107,11 @@ impl Kit {
     /// Sets the emulator that is measured.
     pub fn with_emulator(self, emulator: PathBuf) -> Self {
         Kit { emulator, ..self }
+    }
+
+    /// The same with further options for the emulator that is measured.
+    pub fn with_options(&self, options: &[String]) -> Self {
+        Kit { extra: self.extra.iter().chain(options).cloned().collect(), ..self.clone() }
     }
 
     /// The RAM disk for a kind of workload.
