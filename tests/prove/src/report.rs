@@ -84,7 +84,7 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
         Optimizer::new(config.opt, info).run(&mut block);
         let _ = writeln!(out, "optimised ({:?}):\n{}", config.opt, text::print(&block, &info));
         if let Ok(mut backend) = X86_64::new(info) {
-            backend.tune(config.opt, false);
+            backend.tune(config.opt, config.count);
             let mut compiled = Compiled::default();
             let base = 0x7000_0000_0000;
             backend.compile(&block, base, 0, &mut compiled);
@@ -109,10 +109,11 @@ pub fn story(rig: &mut Rig, small: &Small, original: &Case, cpu: usize, repeat: 
         };
         let how = if config.interpret { "interpreted" } else { "compiled" };
         verdicts.push(format!(
-            "  {verdict}: {how}, {:?}, {} instructions a block{}",
+            "  {verdict}: {how}, {:?}, {} instructions a block{}{}",
             config.opt,
             config.max_insns,
-            if config.chain { "" } else { ", not linked" }
+            if config.chain { "" } else { ", not linked" },
+            if config.count { ", counting" } else { "" }
         ));
     }
     rig.run_one(&small.case, &small.image, cpu)?;

@@ -26,9 +26,9 @@ pub fn configs(seed: u64) -> Vec<Config> {
         Config { max_insns: 1, ..usual },
         Config { max_insns: 3, chain: false, ..usual },
     ];
-    for _ in 0..3 {
+    for n in 0..3 {
         let opt = OptFlags::from_bits_truncate(r.word() as u16);
-        all.push(Config { opt, ..usual });
+        all.push(Config { opt, count: n == 0, ..usual });
     }
     all
 }

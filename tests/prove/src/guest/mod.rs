@@ -142,6 +142,8 @@ pub struct Config {
     pub max_insns: u32,
     /// Whether blocks are linked.
     pub chain: bool,
+    /// Whether generated code counts what it executes.
+    pub count: bool,
     /// Whether the IR is interpreted instead of compiled.
     pub interpret: bool,
 }
@@ -152,6 +154,7 @@ impl Config {
         opt: OptFlags::all(),
         max_insns: tessera_tcg::exec::MAX_INSNS,
         chain: true,
+        count: false,
         interpret: false,
     };
 }
@@ -210,6 +213,7 @@ impl GuestCpu {
             max_insns: config.max_insns,
             chain: config.chain,
             opt: config.opt,
+            count: config.count,
             ..Options::default()
         };
         let vcpu = Vcpu::new(env, memory.clone(), options)?;
