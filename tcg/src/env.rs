@@ -23,6 +23,9 @@ pub const SAVED_INT_REGS: usize = 32;
 pub const SAVED_VEC_REGS: usize = 32;
 /// Spill slots of a translation block, 8 bytes each; vectors take four, aligned.
 pub const SPILL_SLOTS: usize = 128;
+/// Every so many hits of second ways, generated code takes the slow path instead. It enters the page in the first way, too: a
+/// page that another has displaced there would else be found in its second way for ever.
+pub const SECOND_WAY_HITS: u32 = 256;
 /// Entries of the jump cache; a power of two.
 pub const JUMP_CACHE_ENTRIES: usize = 16384;
 
@@ -40,6 +43,9 @@ pub struct Header {
     pub jump_tag: u64,
     /// The runtime that belongs to this environment (jump cache, save area, and what Rust code needs).
     pub runtime: *mut Runtime,
+    /// The TLB of [`Guest::main_mmu`](crate::guest::Guest::main_mmu) of the current block mode, which backends may hold
+    /// in a register.
+    pub tlb_main: *mut TlbEntry,
 }
 
 impl Header {
@@ -51,6 +57,7 @@ impl Header {
             tlb: [ptr::null_mut(); MMU_MODES],
             jump_tag: JUMP_TAG_NONE,
             runtime: ptr::null_mut(),
+            tlb_main: ptr::null_mut(),
         }
     }
 }
@@ -70,7 +77,7 @@ unsafe impl Send for Header {}
 pub const JUMP_TAG_NONE: u64 = 0xfffe << 48;
 
 /// An entry of the jump cache that indirect jumps look up in generated code:
-/// index `(pc ^ pc >> 12) % JUMP_CACHE_ENTRIES` of the target, hit when `tag == pc ^ header.jump_tag`.
+/// index `(pc ^ pc >> 12) / 2 % JUMP_CACHE_ENTRIES` of the target, hit when `tag == pc ^ header.jump_tag`.
 ///
 /// Program counters are canonical in 48 bits (bits 63 to 47 equal), or where the guest says so in 57 (bits 63 to 56
 /// equal): two of them differ in all of these bits or in none. Epochs are 1 to 0x7ffd in the top 16 bits, with bit 47 of
@@ -99,7 +106,7 @@ impl JumpEntry {
     /// Index in the table of the block at `pc`.
     #[inline]
     pub fn index(pc: u64) -> usize {
-        (pc ^ pc >> 12) as usize % JUMP_CACHE_ENTRIES
+        ((pc ^ pc >> 12) >> 1) as usize % JUMP_CACHE_ENTRIES
     }
 }
 
@@ -140,6 +147,8 @@ pub struct Runtime {
     pub slow_accesses: u64,
     /// The time that they took, if it is measured.
     pub slow_time: Duration,
+    /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
+    pub second_way_left: u32,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
     pub exception: Option<Exception>,
     /// TLBs of this vCPU.

@@ -269,6 +269,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     fn step(&mut self) -> Stop {
         let key = G::block_key(self.context.env());
         tracing::trace!(target: "exec", "{:#x} mode {:#x} alone", key.pc, key.mode);
+        self.context.set_main_mmu(G::main_mmu(key.mode));
         match self.translate(key, true) {
             Ok(_) => self.run_scratch(),
             Err(exception) => Stop::Exception(exception),
@@ -329,6 +330,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
         let key = G::block_key(env);
+        rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
         let jump_cache = self.options.opt.contains(OptFlags::JUMP_CACHE);
         if jump_cache && (G::header(env).jump_tag == JUMP_TAG_NONE || rt.mmu.fetch.stale(key.mode)) {
             G::header(env).jump_tag = jump_tag(rt, key.mode, false);

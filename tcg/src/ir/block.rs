@@ -26,6 +26,8 @@ pub struct Block {
     pub insts: Vec<Inst>,
     /// Exits that instructions refer to.
     pub exits: Vec<Exit>,
+    /// [`Guest::main_mmu`](crate::guest::Guest::main_mmu) of the block's mode.
+    pub main_mmu: u8,
 }
 
 impl Block {
@@ -52,6 +54,7 @@ impl Builder {
     pub fn new(mut old: Block) -> Builder {
         old.insts.clear();
         old.exits.clear();
+        old.main_mmu = 0;
         Builder { block: old }
     }
 

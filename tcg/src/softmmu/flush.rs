@@ -83,6 +83,7 @@ pub fn name_mode<G: Guest>(env: &mut G::Env, mode: u64) {
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
     rt.mmu.fetch.mode = Some(mode);
+    rt.mmu.spaces.set_main(G::header(env), G::main_mmu(mode));
     retag::<G>(env, rt);
 }
 

@@ -76,6 +76,8 @@ pub(crate) struct Space {
 
 /// All resident address spaces of a vCPU.
 pub(crate) struct Spaces {
+    /// MMU mode that [`Header::tlb_main`] is for.
+    main_mmu: u8,
     slots: Vec<Space>,
     current: usize,
     next_id: u64,
@@ -111,6 +113,7 @@ impl Spaces {
             })
             .collect();
         Spaces {
+            main_mmu: 0,
             slots,
             current: 0,
             next_id: 2 + 2 * SPACES as u64 + 1,
@@ -184,6 +187,14 @@ impl Spaces {
                 None => NOTHING.as_ptr(),
             };
         }
+        header.tlb_main = header.tlb[self.main_mmu as usize];
+    }
+
+    /// Tells which MMU mode [`Header::tlb_main`] is for.
+    #[inline]
+    pub fn set_main(&mut self, header: &mut Header, mmu: u8) {
+        self.main_mmu = mmu % MMU_MODES as u8;
+        header.tlb_main = header.tlb[self.main_mmu as usize];
     }
 
     /// Gives the least recently used slot to a new space.
@@ -235,6 +246,7 @@ impl Spaces {
         let table = self.slots[self.current].tables[mmu as usize].get_or_insert_with(|| {
             let table = TablePtr::new();
             header.tlb[mmu as usize] = table.as_ptr();
+            header.tlb_main = header.tlb[self.main_mmu as usize];
             table
         });
         table.set(page, fill);

@@ -15,7 +15,7 @@ use iced_x86::{
 };
 use tessera_tcg::backend::Outcome;
 use tessera_tcg::backend::x86_64::ENV_BIAS;
-use tessera_tcg::env::{Header, JUMP_CACHE_ENTRIES, JumpEntry, Runtime, SPILL_SLOTS};
+use tessera_tcg::env::{Header, JumpEntry, Runtime, SPILL_SLOTS};
 use tessera_tcg::exec::Listing;
 use tessera_tcg::guest::Guest;
 use tessera_tcg::softmmu::MMU_MODES;
@@ -198,7 +198,8 @@ fn field(insn: &Instruction) -> Option<String> {
         }
         Register::RBP => Some(env_field(displacement.wrapping_add(ENV_BIAS as u64))),
         Register::None | Register::RSP | Register::RIP => None,
-        _ if insn.mnemonic() == Mnemonic::Lea || insn.memory_index() != Register::None => None,
+        _ if insn.mnemonic() == Mnemonic::Lea => None,
+        _ if insn.memory_index() != Register::None => jump_cache_field(displacement),
         _ => runtime_field(displacement),
     }
 }
@@ -208,6 +209,7 @@ fn env_field(offset: u64) -> String {
     let mut fields = vec![
         (offset_of!(Header, exit_request), "env.exit_request".to_owned()),
         (offset_of!(Header, helper_fault), "env.helper_fault".into()),
+        (offset_of!(Header, tlb_main), "env.tlb_main".into()),
         (offset_of!(Header, jump_tag), "env.jump_tag".into()),
         (offset_of!(Header, runtime), "env.runtime".into()),
     ];
@@ -231,17 +233,20 @@ fn env_field(offset: u64) -> String {
 
 /// The runtime's fields that blocks use.
 fn runtime_field(offset: u64) -> Option<String> {
-    let spill = offset_of!(Runtime, spill) as u64;
-    let jump_cache = offset_of!(Runtime, jump_cache) as u64;
-    let slot = offset.wrapping_sub(spill);
-    let entry = offset.wrapping_sub(jump_cache);
-    const ENTRY: u64 = size_of::<JumpEntry>() as u64;
+    let slot = offset.wrapping_sub(offset_of!(Runtime, spill) as u64);
     if slot < 8 * SPILL_SLOTS as u64 {
         return Some(format!("runtime.spill{}", slot / 8));
     }
-    if entry >= JUMP_CACHE_ENTRIES as u64 * ENTRY {
-        return None;
+    jump_cache_field(offset)
+}
+
+/// The fields of the first entry of the jump cache, to which an index is added.
+fn jump_cache_field(offset: u64) -> Option<String> {
+    const TAG: u64 = (offset_of!(Runtime, jump_cache) + offset_of!(JumpEntry, tag)) as u64;
+    const CODE: u64 = (offset_of!(Runtime, jump_cache) + offset_of!(JumpEntry, code)) as u64;
+    match offset {
+        TAG => Some("runtime.jump_cache.tag".into()),
+        CODE => Some("runtime.jump_cache.code".into()),
+        _ => None,
     }
-    let code = offset_of!(JumpEntry, code) as u64;
-    Some(if entry == code { "runtime.jump_cache.code".into() } else { "runtime.jump_cache.tag".into() })
 }

@@ -5,7 +5,7 @@
 //! serves side exits, which are emitted out of line while the state is current.
 
 use super::emitter::{Emitter, MemLoc, NONE, PendingJump, Target, env_mem};
-use super::encode::{Alu, Mem, Shift, r};
+use super::encode::{Alu, Asm, Mem, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
@@ -172,7 +172,7 @@ impl Emitter<'_> {
     fn jump_exit(&mut self, exit: ExitId) {
         let e = self.block.exits[exit.0 as usize];
         if !e.chain {
-            self.asm().mov_ri(r::RAX, e.pc);
+            self.asm().mov_ri(r::RCX, e.pc);
             let lookup = self.thunks.lookup;
             self.jump_to(Target::Abs(lookup));
             return;
@@ -277,12 +277,11 @@ impl Emitter<'_> {
         if v == NO_VALUE || self.dirty >> pc & 1 == 0 {
             self.flush(GlobalSet::NONE);
             let m = env_mem(self.guest.globals[pc].offset);
-            self.asm().load(Width::W64, r::RAX, m);
+            self.asm().load(Width::W64, r::RCX, m);
         } else {
             self.flush_flags();
             self.read_value(r::RCX, v as usize);
             self.flush(dead.or(self.flags_globals()));
-            self.asm().mov_rr(r::RAX, r::RCX);
         }
         self.lookup_jump();
     }
@@ -308,7 +307,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Jumps to the block at the guest address in RAX by way of the jump cache.
+    /// Jumps to the block at the guest address in RCX by way of the jump cache; all globals are home.
     fn lookup_jump(&mut self) {
         let lookup_miss = self.thunks.lookup_miss;
         emit_lookup(self.asm());
@@ -427,6 +426,7 @@ impl Emitter<'_> {
         let func = (desc.func)() as u64;
         self.asm().mov_ri(r::RAX, func);
         self.asm().buf.extend_from_slice(&[0xff, 0xd0]); // call rax
+        emit_load_tlb(self.asm());
         self.clobber_flags();
         if effects.faults {
             let point = self.point(None);
@@ -531,25 +531,32 @@ impl Emitter<'_> {
     }
 }
 
-/// RAX = guest address: leaves the address of its jump cache entry in RCX and the host's flags "equal" on a hit; RAX is
-/// the tag.
-pub fn emit_lookup(asm: &mut super::encode::Asm) {
-    const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
-    asm.mov_rr(r::RCX, r::RAX);
-    asm.shift_ri(Shift::Shr, Width::W64, r::RCX, 12);
-    asm.alu_rr(Alu::Xor, Width::W32, r::RCX, r::RAX);
-    asm.alu_ri(Alu::And, Width::W32, r::RCX, JUMP_CACHE_ENTRIES as i32 - 1);
-    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RCX, super::emitter::runtime_mem());
-    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, env_mem(std::mem::offset_of!(Header, jump_tag) as u32));
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, jump_cache_disp()));
+/// Loads [`TLB`](super::TLB) anew.
+pub fn emit_load_tlb(asm: &mut Asm) {
+    asm.load(Width::W64, super::TLB, env_mem(std::mem::offset_of!(Header, tlb_main) as u32));
+}
+
+/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the jump cache has the address, for
+/// [`emit_lookup_hit`]; RCX is the tag.
+pub fn emit_lookup(asm: &mut Asm) {
+    const {
+        assert!(size_of::<JumpEntry>() == 16);
+    }
+    // Entries are 16 bytes, and bit 0 of the address takes no part: twice the index, which is scaled by eight.
+    asm.rorx32(r::RAX, r::RCX, 12);
+    asm.load(Width::W64, r::RDX, super::emitter::runtime_mem());
+    asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
+    asm.alu_ri(Alu::And, Width::W32, r::RAX, 2 * (JUMP_CACHE_ENTRIES as i32 - 1));
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, env_mem(std::mem::offset_of!(Header, jump_tag) as u32));
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, 3, jump_cache_disp()));
 }
 
 /// Jumps to the code of the entry that [`emit_lookup`] found.
-pub fn emit_lookup_hit(asm: &mut super::encode::Asm) {
-    // jmp [rcx + disp32]
-    asm.buf.extend_from_slice(&[0xff, 0xa1]);
-    asm.imm32(jump_cache_disp() + std::mem::offset_of!(JumpEntry, code) as i32);
+pub fn emit_lookup_hit(asm: &mut Asm) {
+    let code = jump_cache_disp() + std::mem::offset_of!(JumpEntry, code) as i32;
+    // jmp
+    asm.buf.push(0xff);
+    asm.modrm_mem(4, Mem::Scaled(r::RDX, r::RAX, 3, code));
 }
 
 fn jump_cache_disp() -> i32 {

@@ -20,7 +20,7 @@ use crate::env::{Executed, Runtime};
 use crate::ir::Width;
 
 /// Instructions of the thunk that looks up the jump cache, on a hit.
-const LOOKUP: u32 = 10;
+const LOOKUP: u32 = 8;
 
 /// A stretch of code that is left at its end only.
 #[derive(Clone, Copy, Debug)]

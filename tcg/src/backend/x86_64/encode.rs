@@ -63,6 +63,8 @@ pub enum Mem {
     Base(u8, i32),
     /// `[base + index]`.
     Index(u8, u8),
+    /// `[base + (index << shift) + disp]`.
+    Scaled(u8, u8, u8, i32),
 }
 
 /// A growing buffer of host code; also the target of `dynasm!`.
@@ -170,6 +172,18 @@ impl Asm {
                     self.byte((index & 7) << 3 | base & 7);
                 }
             }
+            Mem::Scaled(base, index, shift, disp) => {
+                debug_assert!(index != r::RSP && shift < 4);
+                let sib = shift << 6 | (index & 7) << 3 | base & 7;
+                match i8::try_from(disp) {
+                    Ok(0) if base & 7 != 5 => self.buf.extend_from_slice(&[0x04 | reg, sib]),
+                    Ok(short) => self.buf.extend_from_slice(&[0x44 | reg, sib, short as u8]),
+                    Err(_) => {
+                        self.buf.extend_from_slice(&[0x84 | reg, sib]);
+                        self.imm32(disp);
+                    }
+                }
+            }
         }
     }
 
@@ -185,7 +199,7 @@ impl Asm {
     fn rex_opcode_mem(&mut self, w: Width, opcode: &[u8], reg: u8, mem: Mem) {
         let (x, b) = match mem {
             Mem::Base(base, _) => (0, base >> 3),
-            Mem::Index(base, index) => (index >> 3, base >> 3),
+            Mem::Index(base, index) | Mem::Scaled(base, index, ..) => (index >> 3, base >> 3),
         };
         let rex = 0x40 | ((w == Width::W64) as u8) << 3 | (reg >> 3) << 2 | x << 1 | b;
         if rex != 0x40 || w == Width::W8 && reg >= 4 {
@@ -386,6 +400,13 @@ impl Asm {
         self.byte(((w == Width::W64) as u8) << 7 | (!count & 15) << 3 | pp);
         self.byte(0xf7);
         self.byte(0xc0 | (dst & 7) << 3 | src & 7);
+    }
+
+    /// `rorx dst, src, count` (BMI2) in 32 bits; leaves the flags alone.
+    pub fn rorx32(&mut self, dst: u8, src: u8, count: u8) {
+        self.byte(0xc4);
+        self.byte((!dst >> 3 & 1) << 7 | 0x40 | (!src >> 3 & 1) << 5 | 3);
+        self.buf.extend_from_slice(&[0x7b, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
     }
 
     /// Group 3 (`not` 2, `neg` 3, `mul` 4, `imul` 5, `div` 6, `idiv` 7).

@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
-//! - A group with a store is led by one, so that its test was for the write tag.
+//! - A group with a store has a leader that tested for the write tag. It may be a load if no side exit lies between it and
+//!   the store: else a loop that only reads a page that is not writable would miss each time.
 //! - Between leader and follower no helper is called: only helpers (and the execution loop) flush translations, take
 //!   away write permission, or enter code that a page with write tags would have to be protected for. Slow paths of
 //!   accesses do not: they may run at most the guest's page walk and MMIO, whose effects on the memory layout wait for
@@ -30,8 +31,9 @@ const MAX_RANGE: i64 = 256;
 pub enum Member {
     /// It is in none.
     Alone,
-    /// It tests for all bytes from `low` (not positive) to `high` (exclusive), relative to its own address.
-    Leader { slot: u8, low: i16, high: i16 },
+    /// It tests for all bytes from `low` (not positive) to `high` (exclusive), relative to its own address, to be readable, or
+    /// writable.
+    Leader { slot: u8, low: i16, high: i16, write: bool },
     /// It finds the addend in this slot.
     Follower { slot: u8 },
 }
@@ -48,6 +50,8 @@ struct Open {
     root: u64,
     mmu: u8,
     write: bool,
+    /// No side exit lies between the leader and here.
+    certain: bool,
     leader: u32,
     leader_offset: i64,
     low: i64,
@@ -97,6 +101,7 @@ impl Groups {
                 Inst::StoreVec { size, addr, mem, .. } => {
                     self.access(i, live.resolve(addr), size.bytes(), mem.mmu, true);
                 }
+                Inst::ExitIf { .. } => self.open.iter_mut().flatten().for_each(|open| open.certain = false),
                 // What has a shortcut does not flush translations.
                 Inst::Call { helper, .. } if helpers[helper.0 as usize].shortcut.is_none() => {
                     (0..SLOTS).for_each(|slot| self.close(slot));
@@ -144,11 +149,12 @@ impl Groups {
         let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
         if let Some(slot) = found
             && let Some(open) = &mut self.open[slot]
-            && (open.write || !write)
+            && (open.write || !write || open.certain)
         {
             let (low, high) = (open.low.min(offset), open.high.max(end));
             if high.saturating_sub(low) <= MAX_RANGE {
                 (open.low, open.high, open.followed) = (low, high, true);
+                open.write |= write;
                 self.members[at] = Member::Follower { slot: slot as u8 };
                 return;
             }
@@ -162,6 +168,7 @@ impl Groups {
             root,
             mmu,
             write,
+            certain: true,
             leader: at as u32,
             leader_offset: offset,
             low: offset,
@@ -176,7 +183,7 @@ impl Groups {
         if open.followed {
             let (low, high) = (open.low - open.leader_offset, open.high - open.leader_offset);
             self.members[open.leader as usize] =
-                Member::Leader { slot: slot as u8, low: low as i16, high: high as i16 };
+                Member::Leader { slot: slot as u8, low: low as i16, high: high as i16, write: open.write };
         }
     }
 }
@@ -207,18 +214,18 @@ mod tests {
                       store.64 [v2] mmu0, v0\nv3 = add.64 v2, v1\nstore.32 [v3] mmu0, v0\nset r0, v3\nleave 0\n";
         assert_eq!(
             members(pushes),
-            [Member::Leader { slot: 0, low: -8, high: 8 }, Member::Follower { slot: 0 }]
+            [Member::Leader { slot: 0, low: -8, high: 8, write: true }, Member::Follower { slot: 0 }]
         );
         let pops = "insn 0x1000\nv0 = get r0\nv1 = const 8\nv2 = load.64 [v0] mmu0\nv3 = add.64 v0, v1\n\
                     v4 = load.16 [v3] mmu0\nset r1, v2\nset r2, v4\nleave 0\n";
         assert_eq!(
             members(pops),
-            [Member::Leader { slot: 0, low: 0, high: 10 }, Member::Follower { slot: 0 }]
+            [Member::Leader { slot: 0, low: 0, high: 10, write: false }, Member::Follower { slot: 0 }]
         );
     }
 
     #[test]
-    fn a_store_does_not_follow_a_load_nor_a_far_access() {
+    fn a_store_follows_a_load_but_not_across_an_exit_nor_a_far_access() {
         let text = |distance: u32, second: &str| {
             format!(
                 "insn 0x1000\nv0 = get r0\nv1 = load.64 [v0] mmu0\nv2 = const {distance}\nv3 = add.64 v0, v2\n\
@@ -226,7 +233,12 @@ mod tests {
             )
         };
         let alone = [Member::Alone, Member::Alone];
-        assert_eq!(members(&text(8, "store.64 [v3] mmu0, v1")), alone);
+        assert_eq!(
+            members(&text(8, "store.64 [v3] mmu0, v1")),
+            [Member::Leader { slot: 0, low: 0, high: 16, write: true }, Member::Follower { slot: 0 }]
+        );
+        let exit = "f4 = flags.sub.64 v1, v0\nexitif.e f4 -> exit0\nstore.64 [v3] mmu0, v1";
+        assert_eq!(members(&(text(8, exit) + "exit0: 0x2000\n")), alone);
         assert_eq!(members(&text(300, "v4 = load.64 [v3] mmu0")), alone);
         assert_eq!(members(&text(8, "v4 = load.64 [v3] mmu1")), alone);
         assert_ne!(members(&text(8, "v4 = load.64 [v3] mmu0")), alone);
@@ -240,7 +252,7 @@ mod tests {
         let fits = text.replace("fffc", "fff7");
         assert_eq!(
             members(&fits),
-            [Member::Leader { slot: 0, low: 0, high: 8 }, Member::Follower { slot: 0 }]
+            [Member::Leader { slot: 0, low: 0, high: 8, write: false }, Member::Follower { slot: 0 }]
         );
     }
 

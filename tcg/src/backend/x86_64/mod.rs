@@ -5,7 +5,8 @@
 //! the files of the instruction families). Slow paths and side exits go to a second, *cold* buffer that is appended.
 //!
 //! Register conventions:
-//! - RBP: environment plus [`ENV_BIAS`]; RSP: host stack. RAX, RCX, XMM14, XMM15: scratch within one instruction.
+//! - RBP: environment plus [`ENV_BIAS`]; RSP: host stack; R11: the TLB that most accesses look into ([`TLB`]). RAX, RCX, XMM14,
+//!   XMM15: scratch within one instruction.
 //! - [`PIN_ORDER`]: home of the most wanted globals at block boundaries, callee-saved first, so that helper calls
 //!   save little. Within a block every register but the fixed ones is allocated freely.
 //!
@@ -41,14 +42,17 @@ pub const ENV_BIAS: i32 = 128;
 const PIN_ORDER: [u8; 8] = [r::RBX, r::R12, r::R13, r::R14, r::R15, r::RSI, r::RDI, r::R8];
 
 /// Allocatable integer registers in order of preference: those that are nobody's home first.
-const INT_ALLOC: [u8; 12] =
-    [r::R9, r::R10, r::R11, r::RDX, r::R8, r::RDI, r::RSI, r::R15, r::R14, r::R13, r::R12, r::RBX];
+const INT_ALLOC: [u8; 11] =
+    [r::R9, r::R10, r::RDX, r::R8, r::RDI, r::RSI, r::R15, r::R14, r::R13, r::R12, r::RBX];
+
+/// Holds [`Header::tlb_main`](crate::env::Header::tlb_main) while generated code runs.
+const TLB: u8 = r::R11;
 
 /// Allocatable vector registers.
 const VEC_ALLOC: std::ops::Range<u8> = 0..14;
 
-/// Allocatable integer registers that a call destroys (System V ABI).
-const CALLER_SAVED: [u8; 7] = [r::RDX, r::RSI, r::RDI, r::R8, r::R9, r::R10, r::R11];
+/// Allocatable integer registers that a call destroys (System V ABI); it destroys [`TLB`], too.
+const CALLER_SAVED: [u8; 6] = [r::RDX, r::RSI, r::RDI, r::R8, r::R9, r::R10];
 
 /// Integer arguments of a call (System V ABI).
 const ABI_ARGS: [u8; 6] = [r::RDI, r::RSI, r::RDX, r::RCX, r::R8, r::R9];

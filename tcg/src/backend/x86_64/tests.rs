@@ -84,6 +84,7 @@ impl Harness {
             }
             machine.env.header.tlb[mmu] = table.as_ptr();
         }
+        machine.env.header.tlb_main = machine.env.header.tlb[block.main_mmu as usize];
         machine.env.header.runtime = self.runtime;
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
         unsafe { (*self.runtime).jump_cache.fill(JumpEntry::EMPTY) };
@@ -331,7 +332,8 @@ fn random_blocks_agree_with_the_interpreter() {
     let count: u64 = std::env::var("TESSERA_BLOCKS").ok().and_then(|v| v.parse().ok()).unwrap_or(3000);
     for seed in 0..count {
         let words = generate::words(seed, 2 + (seed % 60) as usize);
-        let block = generate::block(&words);
+        let mut block = generate::block(&words);
+        block.main_mmu = (seed % MMU_MODES as u64) as u8;
         let fill = seed & 1 != 0;
         let (back, difference) = compare(h, &block, seed, fill);
         h = back;
@@ -343,7 +345,9 @@ fn random_blocks_agree_with_the_interpreter() {
             while i < words.len() {
                 let mut fewer = words.clone();
                 fewer.remove(i);
-                let (back, difference) = compare(h, &generate::block(&fewer), seed, fill);
+                let mut smaller = generate::block(&fewer);
+                smaller.main_mmu = block.main_mmu;
+                let (back, difference) = compare(h, &smaller, seed, fill);
                 h = back;
                 if difference.is_some() {
                     words = fewer;

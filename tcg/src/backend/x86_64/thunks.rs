@@ -3,7 +3,7 @@
 //! The stack pointer is 16-byte aligned in generated code. The frame below the saved registers has words for the host's
 //! and the guest's floating-point control, and for the addends of access groups (`groups`).
 
-use super::control::{emit_lookup, emit_lookup_hit};
+use super::control::{emit_load_tlb, emit_lookup, emit_lookup_hit};
 use super::emitter::{ThunkAddrs, env_mem, runtime_mem};
 use super::encode::{Asm, Mem, r};
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
@@ -121,6 +121,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
             asm.load(Width::W64, reg, env_mem(guest.globals[g].offset));
         }
     }
+    emit_load_tlb(&mut asm);
     asm.buf.extend_from_slice(&[0xff, 0xe1]); // jmp rcx
 
     // exit: outcome in RAX, pinned globals in their registers
@@ -171,6 +172,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         asm.load(Width::W64, r::RDI, runtime_mem());
         save_area(&mut asm, true, vec);
         asm.load(Width::W64, r::RDI, Mem::Base(r::RDI, saved_int(r::RDI)));
+        emit_load_tlb(&mut asm);
         asm.buf.push(0xc3);
         let here = asm.len();
         asm.patch_rel32(fault, here);
@@ -190,6 +192,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     asm.load(Width::W64, r::RDI, runtime_mem());
     save_area(&mut asm, true, true);
     pop(&mut asm, r::RDI);
+    emit_load_tlb(&mut asm);
     asm.buf.push(0xc3);
 
     // helper fault: point in RAX, block in RCX, jumped to
@@ -210,18 +213,18 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     addrs.second_way = at(&mut asm);
     super::second_way::emit(&mut asm);
 
-    // lookup: guest address in RAX, jumped to
+    // lookup: guest address in RCX, jumped to
     addrs.lookup = at(&mut asm);
     emit_lookup(&mut asm);
     let miss = asm.jcc(Cond::NE);
     emit_lookup_hit(&mut asm);
-    // lookup miss: tag in RAX
+    // lookup miss: tag in RCX
     addrs.lookup_miss = at(&mut asm);
     let here = asm.len();
     asm.patch_rel32(miss, here);
     let tag = env_mem(std::mem::offset_of!(Header, jump_tag) as u32);
-    asm.alu_rm(super::encode::Alu::Xor, Width::W64, r::RAX, tag);
-    asm.store(Width::W64, env_mem(guest.globals[guest.pc.0 as usize].offset), r::RAX);
+    asm.alu_rm(super::encode::Alu::Xor, Width::W64, r::RCX, tag);
+    asm.store(Width::W64, env_mem(guest.globals[guest.pc.0 as usize].offset), r::RCX);
     asm.mov_ri(r::RAX, Outcome::Lookup.encode());
     let exit = (addrs.exit - base) as usize;
     let out = asm.jmp();
