@@ -94,27 +94,32 @@ fn format(insn: &Instruction, mut formatter: FastFormatter) -> String {
     line
 }
 
-/// Labels by address. Jumps may lead to padding: the label is then that of what comes behind it.
+/// Labels by address: of the targets of jumps, and of the instructions that they are written at, which differ if a jump leads
+/// to padding.
 fn labels(insns: &[Instruction], block: &Listing, cold: u64) -> BTreeMap<u64, String> {
-    let end = block.host_address + block.host.len() as u64;
-    let inside = block.host_address..end;
-    let mut targets: Vec<u64> = insns
+    let inside = block.host_address..block.host_address + block.host.len() as u64;
+    let targets = insns
         .iter()
         .filter(|insn| insn.op0_kind() == OpKind::NearBranch64)
         .map(Instruction::near_branch_target)
-        .filter(|target| inside.contains(target))
-        .collect();
-    targets.sort_unstable();
-    targets.dedup();
+        .filter(|target| inside.contains(target));
+    // By the instruction that is reached.
+    let mut reached: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for target in targets {
+        if let Some(insn) = insns.iter().find(|insn| insn.ip() >= target) {
+            reached.entry(insn.ip()).or_default().push(target);
+        }
+    }
     let (mut hot, mut later) = (0, 0);
-    targets
-        .into_iter()
-        .map(|target| {
-            let (letter, count) = if target < cold { ('L', &mut hot) } else { ('C', &mut later) };
-            *count += 1;
-            (target, format!("{letter}{count}"))
-        })
-        .collect()
+    let mut labels = BTreeMap::new();
+    for (ip, targets) in reached {
+        let (letter, count) = if ip < cold { ('L', &mut hot) } else { ('C', &mut later) };
+        *count += 1;
+        for address in targets.into_iter().chain([ip]) {
+            labels.insert(address, format!("{letter}{count}"));
+        }
+    }
+    labels
 }
 
 /// The name of the thunk that an instruction jumps to or calls.
