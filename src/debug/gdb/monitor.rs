@@ -187,8 +187,10 @@ fn show(listing: &Listing) -> String {
     let mut text = format!("guest code, mode {:#x}:\n", listing.key.mode);
     lines(&mut text, listing.key, &listing.guest);
     let _ = write!(text, "IR:\n{}\noptimised IR:\n{}\n", listing.ir.trim_end(), listing.optimized.trim_end());
-    let _ = writeln!(text, "host code, {} bytes:", listing.host.len());
-    lines(&mut text, BlockKey { pc: listing.host_address, mode: mode::CODE64 }, &listing.host);
+    for ((address, code), name) in listing.host.iter().zip(["host code", "out of line"]) {
+        let _ = writeln!(text, "{name}, {} bytes:", code.len());
+        lines(&mut text, BlockKey { pc: *address, mode: mode::CODE64 }, code);
+    }
     text
 }
 

@@ -127,12 +127,31 @@ pub struct StatePoint {
     pub moved_len: u16,
 }
 
+/// Where a block's code is to go: its hot part from the lowest address upward, its cold part to the highest.
+///
+/// Cold code is what is rarely run: slow paths, stubs of jumps that are not linked. Apart from each other, the
+/// hot parts of many blocks share cache lines and pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// Address of the first byte, 16-aligned.
+    pub start: u64,
+    /// Address behind the last byte, 16-aligned.
+    pub end: u64,
+}
+
+impl Room {
+    /// Bytes.
+    pub fn bytes(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
 /// A direct exit's jump in host code.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct JumpSite {
-    /// Offset in the block's code of the 4-byte, 4-aligned field that [`HostBackend::link_field`] fills.
+    /// Distance from the start of the room to the 4-byte, 4-aligned field that [`HostBackend::link_field`] fills.
     pub field: u32,
-    /// Offset of the code that the unlinked jump goes to.
+    /// Content of the field while the jump is not linked.
     pub unlinked: u32,
     /// Which of [`Block::exits`] it is.
     pub exit: u16,
@@ -141,10 +160,12 @@ pub struct JumpSite {
 /// What compiling a block made. Reused from block to block.
 #[derive(Default, Debug)]
 pub struct Compiled {
-    /// Host code; to be placed at the requested address.
-    pub code: Vec<u8>,
-    /// Offset of the cold part: slow paths and side exits.
-    pub cold: u32,
+    /// Hot host code; to be placed at the start of the room.
+    pub hot: Vec<u8>,
+    /// Cold host code, to be placed at its end, or before it: at [`Compiled::cold_at`].
+    pub cold: Vec<u8>,
+    /// Distance of the cold code from the start of the room; 16-aligned. Meaningless unless the code [fits](Compiled::fits).
+    pub cold_at: u32,
     /// Host instructions that it counts, if it counts what it executes: slow paths, padding and the counting apart.
     pub host_insns: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
@@ -158,6 +179,35 @@ pub struct Compiled {
     pub moved: Vec<(GlobalId, Loc)>,
     /// Flag recipes.
     pub recipes: Vec<FlagRecipe>,
+}
+
+impl Compiled {
+    /// Alignment of each part.
+    pub const ALIGN: usize = 16;
+
+    /// Whether the code has room in so many bytes.
+    pub fn fits(&self, bytes: usize) -> bool {
+        let aligned = |part: &Vec<u8>| part.len().next_multiple_of(Self::ALIGN);
+        aligned(&self.hot) + aligned(&self.cold) <= bytes
+    }
+
+    /// Bytes of host code.
+    pub fn bytes(&self) -> usize {
+        self.hot.len() + self.cold.len()
+    }
+
+    /// Empties it, for the next block.
+    pub fn clear(&mut self) {
+        self.hot.clear();
+        self.cold.clear();
+        self.cold_at = 0;
+        self.host_insns = 0;
+        self.body = 0;
+        self.jumps.clear();
+        self.points.clear();
+        self.moved.clear();
+        self.recipes.clear();
+    }
 }
 
 /// How generated code came back: what [`HostBackend::ENTER`]'s function returns.
@@ -277,8 +327,8 @@ pub trait HostBackend: Send + Sized {
     /// Host registers of the pinned globals, by global.
     fn pinned(&self) -> &[(GlobalId, u8)];
 
-    /// Compiles `block`, to be placed at `base` (16-aligned), as block number `tb`.
-    fn compile(&mut self, block: &Block, base: u64, tb: u32, out: &mut Compiled);
+    /// Compiles `block`, to be placed in `room`, as block number `tb`. The caller looks whether it [fits](Compiled::fits).
+    fn compile(&mut self, block: &Block, room: Room, tb: u32, out: &mut Compiled);
 
     /// For listings: the name of what is at an address that generated code jumps to or calls outside of blocks.
     fn name_of(&self, address: u64) -> Option<String>;

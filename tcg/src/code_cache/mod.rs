@@ -9,9 +9,13 @@
 //! The rest is divided into segments that are filled in turn: when a block does not fit, the next segment is emptied
 //! and filled from its start. So the oldest code goes first, many blocks at a time, and no free list is needed.
 //!
+//! A segment is filled from both of its ends: the hot parts of blocks grow upward and the cold ones downward, so that what
+//! is run lies close together. Hot code is still larger than the reach of the host's instruction TLB, so the host is asked for
+//! huge pages; where it has none, nothing but time is lost.
+//!
 //! Invariants:
 //! - No mapping is writable and executable.
-//! - Offsets handed out are within the file and 16-aligned; it is at most 2 GiB, so that an offset is a `u32`
+//! - Offsets handed out are within the file and 16-aligned; the file is at most 2 GiB, so that an offset is a `u32`
 //!   and a 32-bit displacement reaches everything.
 //! - Whoever empties a segment has unlinked every block in it (the owner, [`Blocks`](crate::exec::Blocks)).
 //! - Nothing but [`CodeCache::write`] and [`CodeCache::store_word`] writes; the latter's words may be executed meanwhile.
@@ -21,8 +25,10 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::backend::{Compiled, Room};
 
 /// Smallest cache, in MiB.
 pub const MIN_MIB: u32 = 8;
@@ -32,7 +38,7 @@ pub const MAX_MIB: u32 = 2048;
 pub const DEFAULT_MIB: u32 = 128;
 
 /// Alignment of blocks.
-const ALIGN: usize = 16;
+const ALIGN: usize = Compiled::ALIGN;
 /// Room for the backend's thunks.
 const THUNKS: usize = 64 << 10;
 /// Room for the block that runs once.
@@ -64,8 +70,8 @@ pub struct CodeCache {
     segments: usize,
     /// Segment that is being filled.
     current: usize,
-    /// Offset at which its next block goes; 16-aligned.
-    cursor: usize,
+    /// Its free part, between the hot and the cold code; 16-aligned.
+    free: Range<usize>,
 }
 
 impl CodeCache {
@@ -88,8 +94,12 @@ impl CodeCache {
         // SAFETY: the file is anonymous and this process is the only one that has it, so nobody truncates it; it is
         // turned into a raw mapping at once, so no reference to bytes that change is made.
         let executable = MmapRaw::from(unsafe { MmapOptions::new().len(len).map_exec(&file)? });
-        let mut cache = CodeCache { writable, executable, segment_len, segments, current: 0, cursor: 0 };
-        cache.cursor = cache.segment(0).start;
+        for mapping in [&writable, &executable] {
+            // A host that has no huge pages for files says so here.
+            let _ = mapping.advise(Advice::HugePage);
+        }
+        let mut cache = CodeCache { writable, executable, segment_len, segments, current: 0, free: 0..0 };
+        cache.free = cache.segment(0);
         Ok(cache)
     }
 
@@ -126,30 +136,44 @@ impl CodeCache {
         self.current
     }
 
-    /// Where the next block goes; shorter than the block if it must go to the next segment.
+    /// Where the next block goes; if it does not fit, it must go to the next segment.
     #[inline]
     pub fn free(&self) -> Range<u32> {
-        self.cursor as u32..self.segment(self.current).end as u32
+        self.free.start as u32..self.free.end as u32
     }
 
-    /// Marks the first `len` bytes of [`CodeCache::free`] as used.
-    pub fn take(&mut self, len: usize) {
-        let end = self.segment(self.current).end;
-        assert!(len <= end - self.cursor, "a block was placed beyond its segment");
-        self.cursor = (self.cursor + len).next_multiple_of(ALIGN).min(end);
+    /// The addresses at which these offsets are executed.
+    #[inline]
+    pub fn room(&self, offsets: Range<u32>) -> Room {
+        Room { start: self.address(offsets.start), end: self.address(offsets.end) }
+    }
+
+    /// Places code that was compiled for [`CodeCache::free`], and marks it as used; the offset of its hot part.
+    pub fn place(&mut self, code: &Compiled) -> u32 {
+        let start = self.free.start;
+        assert!(code.fits(self.free.len()), "a block was placed beyond its segment");
+        self.write_parts(start as u32, code);
+        self.free = (start + code.hot.len()).next_multiple_of(ALIGN)..start + code.cold_at as usize;
+        start as u32
+    }
+
+    /// Writes code that was compiled for a room that begins at `offset`. Nothing there may be executed meanwhile.
+    pub fn write_parts(&self, offset: u32, code: &Compiled) {
+        self.write(offset, &code.hot);
+        self.write(offset + code.cold_at, &code.cold);
     }
 
     /// Goes to the next segment, whose blocks must be unlinked, and returns its number.
     pub fn advance(&mut self) -> usize {
         self.current = (self.current + 1) % self.segments;
-        self.cursor = self.segment(self.current).start;
+        self.free = self.segment(self.current);
         self.current
     }
 
     /// Goes back to the start of the first segment; all blocks must be unlinked.
     pub fn clear(&mut self) {
         self.current = 0;
-        self.cursor = self.segment(0).start;
+        self.free = self.segment(0);
     }
 
     /// Copies bytes to `offset`. Nothing there may be executed meanwhile.
@@ -206,8 +230,13 @@ mod tests {
         let mut cache = CodeCache::with_segments(3, 1000).unwrap();
         let first = cache.free();
         assert_eq!(first.len(), 992);
-        cache.take(17);
-        assert_eq!(cache.free(), first.start + 32..first.end);
+        let hot = vec![1; 17];
+        let code = Compiled { hot, cold: vec![2; 20], cold_at: 992 - 32, ..Compiled::default() };
+        assert!(code.fits(64) && !code.fits(63));
+        assert_eq!(cache.place(&code), first.start);
+        assert_eq!(cache.free(), first.start + 32..first.end - 32);
+        assert_eq!(read(&cache, first.start, 18), [[1; 17].as_slice(), &[0]].concat());
+        assert_eq!(read(&cache, first.end - 33, 22), [[0].as_slice(), &[2; 20], &[0]].concat());
         assert_eq!(cache.advance(), 1);
         assert_eq!(cache.free().start, first.end);
         assert_eq!(cache.advance(), 2);

@@ -80,7 +80,7 @@ pub(super) struct Tb {
     pub phys: u64,
     /// Guest-physical address of the second page, or [`NO_PAGE`].
     pub page2: u64,
-    /// Offset of its code in the cache.
+    /// Offset of its hot code in the cache.
     pub code: u32,
     /// Distance of the entry without a poll.
     pub body: u16,
@@ -391,16 +391,14 @@ impl Blocks {
         self.remote.note_code(phys_page);
     }
 
-    /// Places a block at the start of the cache's free part, where it was compiled for, as number
+    /// Places a block in the cache's free part, where it was compiled for, as number
     /// [`Blocks::next_number`]. The flags say which of its two pages have no other block.
     pub(super) fn insert(&mut self, origin: Origin, exits: &[Exit], compiled: &Compiled) -> (u32, [bool; 2]) {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
         }
-        let at = self.cache.free().start;
-        self.cache.write(at, &compiled.code);
-        self.cache.take(compiled.code.len());
+        let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
         let arena = &mut self.segments[segment];
         arena.blocks.push(id);
@@ -409,7 +407,7 @@ impl Blocks {
         let sites = arena.sites.len() as u32;
         arena.sites.extend(compiled.jumps.iter().map(|j| Site {
             field: at + j.field,
-            unlinked: word(&compiled.code, j.field),
+            unlinked: j.unlinked,
             exit: j.exit,
             poll: exits[j.exit as usize].poll,
             target: NONE,
@@ -446,16 +444,14 @@ impl Blocks {
         (id, [first, second])
     }
 
-    /// Places code that jumps linked to it reach, but that cannot be found and was made from no guest bytes, at the start of
-    /// the cache's free part, where it was compiled for.
+    /// Places code that jumps linked to it reach, but that cannot be found and was made from no guest bytes, in the
+    /// cache's free part, where it was compiled for.
     pub(super) fn insert_bridge(&mut self, compiled: &Compiled) -> u32 {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
         }
-        let at = self.cache.free().start;
-        self.cache.write(at, &compiled.code);
-        self.cache.take(compiled.code.len());
+        let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
         self.segments[segment].blocks.push(id);
         self.tbs[id as usize] = Tb {
@@ -473,8 +469,8 @@ impl Blocks {
     /// Places the block that runs once; it was compiled for the scratch area, as number [`SCRATCH`].
     pub(super) fn insert_scratch(&mut self, pc: u64, compiled: &Compiled) {
         let area = self.cache.scratch();
-        assert!(compiled.code.len() <= area.len(), "one guest instruction fits the scratch area");
-        self.cache.write(area.start, &compiled.code);
+        assert!(compiled.fits(area.len()), "one guest instruction fits the scratch area");
+        self.cache.write_parts(area.start, compiled);
         self.scratch.clear();
         side_tables::encode(compiled, pc, &mut self.scratch);
         self.tbs[SCRATCH as usize] = Tb {
@@ -781,10 +777,6 @@ impl Blocks {
             at = *next;
         }
     }
-}
-
-fn word(code: &[u8], at: u32) -> u32 {
-    u32::from_ne_bytes(std::array::from_fn(|i| code[at as usize + i]))
 }
 
 #[cfg(test)]

@@ -18,15 +18,18 @@ fn table(segments: usize, len: usize) -> Table {
 impl Table {
     /// A block of 64 bytes of code with two jumps, from guest address = physical address + 0x10000.
     fn add(&mut self, phys: u64, page2: u64, bytes: u32) -> u32 {
-        let mut compiled = Compiled { code: vec![0x11; 64], body: 4, ..Compiled::default() };
-        compiled.jumps.extend([0, 1].map(|exit| JumpSite {
-            field: 8 + 8 * exit,
-            unlinked: 40,
-            exit: exit as u16,
-        }));
-        if self.blocks.cache.free().len() < 64 {
+        let mut compiled =
+            Compiled { hot: vec![0x11; 48], cold: vec![0x11; 16], body: 4, ..Compiled::default() };
+        if !compiled.fits(self.blocks.cache.free().len()) {
             self.blocks.evict(&mut self.jumps);
         }
+        compiled.cold_at = self.blocks.cache.free().len() as u32 - 16;
+        // One jump in each part.
+        compiled.jumps.extend([0, 1].map(|exit| JumpSite {
+            field: if exit == 0 { 8 } else { compiled.cold_at + 4 },
+            unlinked: 0x1111_1111,
+            exit,
+        }));
         let exit = Exit { pc: 0, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
         let origin = Origin { pc: phys + 0x10000, mode: 3, phys, page2, bytes };
         let number = self.blocks.next_number();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::blocks::{NO_PAGE, Origin, SCRATCH};
 use super::{BREAKPOINT, Options, Stats};
-use crate::backend::{Compiled, GuestInfo, HostBackend};
+use crate::backend::{Compiled, GuestInfo, HostBackend, Room};
 use crate::env::Runtime;
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
@@ -41,12 +41,8 @@ pub struct Listing {
     pub ir: String,
     /// The IR after the optimisation passes.
     pub optimized: String,
-    /// Address that the host code was made for.
-    pub host_address: u64,
-    /// The host code.
-    pub host: Vec<u8>,
-    /// Offset of its cold part: slow paths and side exits.
-    pub cold: usize,
+    /// The hot part of the host code, and the cold one: the addresses that they were made for, and the bytes.
+    pub host: [(u64, Vec<u8>); 2],
 }
 
 /// What translation came to.
@@ -209,15 +205,15 @@ impl Translator {
             log.op_opt(&self.block, &self.guest);
         }
         let made = if limits.single_step {
-            let base = rt.blocks.cache.address(rt.blocks.cache.scratch().start);
-            compile(backend, &self.block, base, SCRATCH, &mut self.compiled);
+            let room = rt.blocks.cache.room(rt.blocks.cache.scratch());
+            backend.compile(&self.block, room, SCRATCH, &mut self.compiled);
             rt.blocks.insert_scratch(key.pc, &self.compiled);
             stats.translated_once += 1;
             self.once = (!front.volatile).then(|| (key, self.guest_bytes(key.pc, front.translated.bytes)));
-            log.host_code(base, &self.compiled);
+            log.host_code(room, &self.compiled);
             Made::Once
         } else {
-            let base = self.compile_to_cache(rt, backend);
+            let room = self.compile_to_cache(rt, backend);
             let origin = Origin {
                 pc: key.pc,
                 mode: key.mode,
@@ -231,13 +227,13 @@ impl Translator {
                     rt.mmu.spaces.protect(page.phys, lines);
                 }
             }
-            log.host_code(base, &self.compiled);
+            log.host_code(room, &self.compiled);
             Made::Block(id)
         };
         stats.translated += 1;
         stats.guest_bytes += u64::from(front.translated.bytes);
         stats.guest_insns += u64::from(front.translated.insns);
-        stats.host_bytes += self.compiled.code.len() as u64;
+        stats.host_bytes += self.compiled.bytes() as u64;
         stats.host_insns += u64::from(self.compiled.host_insns);
         stats.translation_time += start.elapsed();
         Ok(made)
@@ -293,10 +289,11 @@ impl Translator {
             optimizer.run(&mut self.block);
         }
         let optimized = text::print(&self.block, &self.guest).to_string();
-        let host_address = rt.blocks.cache.address(rt.blocks.cache.free().start);
-        compile(backend, &self.block, host_address, rt.blocks.next_number(), &mut self.compiled);
-        let (host, cold) = (self.compiled.code.clone(), self.compiled.cold as usize);
-        Ok(Listing { key, guest, ir, optimized, host_address, host, cold })
+        let room = rt.blocks.cache.room(rt.blocks.cache.free());
+        backend.compile(&self.block, room, rt.blocks.next_number(), &mut self.compiled);
+        let cold_address = room.start + u64::from(self.compiled.cold_at);
+        let host = [(room.start, self.compiled.hot.clone()), (cold_address, self.compiled.cold.clone())];
+        Ok(Listing { key, guest, ir, optimized, host })
     }
 
     /// Makes code that goes on at `pc` by way of the jump cache; `None` if the segment is full.
@@ -307,9 +304,9 @@ impl Translator {
         ir.push(Inst::Goto(exit));
         self.block = ir.finish();
         let free = rt.blocks.cache.free();
-        let base = rt.blocks.cache.address(free.start);
-        compile(backend, &self.block, base, rt.blocks.next_number(), &mut self.compiled);
-        (self.compiled.code.len() <= free.len()).then(|| rt.blocks.insert_bridge(&self.compiled))
+        let room = rt.blocks.cache.room(free.clone());
+        backend.compile(&self.block, room, rt.blocks.next_number(), &mut self.compiled);
+        self.compiled.fits(free.len()).then(|| rt.blocks.insert_bridge(&self.compiled))
     }
 
     fn front_end<G: Guest>(
@@ -346,19 +343,19 @@ impl Translator {
         Ok(Front { translated, volatile, spans: u64::from(translated.bytes) > first })
     }
 
-    /// Compiles for the start of the cache's free part, making room as needed; the address.
-    fn compile_to_cache<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B) -> u64 {
+    /// Compiles for the cache's free part, making room as needed; where.
+    fn compile_to_cache<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B) -> Room {
         for _ in 0..=rt.blocks.cache.segments() {
             let free = rt.blocks.cache.free();
-            let base = rt.blocks.cache.address(free.start);
+            let room = rt.blocks.cache.room(free.clone());
             let number = rt.blocks.next_number();
-            compile(backend, &self.block, base, number, &mut self.compiled);
-            if self.compiled.code.len() <= free.len() {
-                return base;
+            backend.compile(&self.block, room, number, &mut self.compiled);
+            if self.compiled.fits(free.len()) {
+                return room;
             }
             rt.blocks.evict(&mut rt.jump_cache);
         }
-        panic!("a block of {} bytes of host code does not fit the code cache", self.compiled.code.len());
+        panic!("a block of {} bytes of host code does not fit the code cache", self.compiled.bytes());
     }
 }
 
@@ -366,16 +363,6 @@ struct Front {
     translated: Translated,
     volatile: bool,
     spans: bool,
-}
-
-fn compile<B: HostBackend>(backend: &mut B, block: &Block, base: u64, tb: u32, out: &mut Compiled) {
-    out.code.clear();
-    (out.cold, out.body, out.host_insns) = (0, 0, 0);
-    out.jumps.clear();
-    out.points.clear();
-    out.moved.clear();
-    out.recipes.clear();
-    backend.compile(block, base, tb, out);
 }
 
 /// What backends are told of a guest.
@@ -434,13 +421,16 @@ impl Log {
         }
     }
 
-    fn host_code(&self, base: u64, compiled: &Compiled) {
+    fn host_code(&self, room: Room, compiled: &Compiled) {
         if !self.wanted || !tracing::enabled!(target: "out_asm", tracing::Level::DEBUG) {
             return;
         }
-        let mut text = format!("block {:#x}: {} bytes", self.pc, compiled.code.len());
-        for (i, line) in compiled.code.chunks(16).enumerate() {
-            text += &format!("\n{:#018x}: {}", base + 16 * i as u64, hex(line));
+        let mut text =
+            format!("block {:#x}: {} + {} bytes", self.pc, compiled.hot.len(), compiled.cold.len());
+        for (at, part) in [(0, &compiled.hot), (u64::from(compiled.cold_at), &compiled.cold)] {
+            for (i, line) in part.chunks(16).enumerate() {
+                text += &format!("\n{:#018x}: {}", room.start + at + 16 * i as u64, hex(line));
+            }
         }
         tracing::debug!(target: "out_asm", "{text}");
     }

@@ -30,9 +30,9 @@ use crate::snippet::{Mode, Snippet};
 pub struct Counts {
     /// Guest instructions.
     pub guest: usize,
-    /// Host instructions in the hot part, the poll at the entry included.
+    /// Host instructions in the hot part, the poll at the entry and side exits included.
     pub hot: usize,
-    /// Host instructions in the cold part: slow paths and side exits.
+    /// Host instructions in the cold part: slow paths, and stubs of jumps that are not linked.
     pub cold: usize,
 }
 
@@ -56,29 +56,27 @@ fn one(out: &mut String, counts: &mut Counts, mode: Mode, block: &Listing, trans
         counts.guest += 1;
         let _ = writeln!(out, "    {}", format(&insn, FastFormatter::new()));
     }
-    let cold = block.host_address + block.cold as u64;
-    let insns: Vec<_> = decode(64, block.host_address, &block.host)
-        .into_iter()
-        .filter(|insn| !matches!(insn.mnemonic(), Mnemonic::Nop | Mnemonic::Int3))
-        .collect();
-    let labels = labels(&insns, block, cold);
-    let mut part = "";
-    for insn in &insns {
-        let now = if insn.ip() < cold { "hot" } else { "cold" };
-        if now != part {
-            part = now;
-            let _ = writeln!(out, "{part}");
+    let parts = block.host.each_ref().map(|(address, code)| {
+        let mut insns = decode(64, *address, code);
+        insns.retain(|insn| !matches!(insn.mnemonic(), Mnemonic::Nop | Mnemonic::Int3));
+        insns
+    });
+    counts.hot += parts[0].len();
+    counts.cold += parts[1].len();
+    let labels = labels(&parts, block);
+    for (name, insns) in ["hot", "cold"].iter().zip(&parts) {
+        let _ = writeln!(out, "{name}");
+        for insn in insns {
+            let names = Names {
+                labels: labels.clone(),
+                calls: block.optimized.clone(),
+                thunks: thunks(insn, translated),
+            };
+            let formatter = FastFormatter::try_with_options(Some(Box::new(names)));
+            let line = format(insn, formatter.expect("without constraints"));
+            let label = labels.get(&insn.ip()).map_or(String::new(), |label| format!("{label}:"));
+            let _ = writeln!(out, "{label:<4}{line}");
         }
-        *(if now == "hot" { &mut counts.hot } else { &mut counts.cold }) += 1;
-        let names = Names {
-            labels: labels.clone(),
-            calls: block.optimized.clone(),
-            thunks: thunks(insn, translated),
-        };
-        let formatter = FastFormatter::try_with_options(Some(Box::new(names)));
-        let line = format(insn, formatter.expect("without constraints"));
-        let label = labels.get(&insn.ip()).map_or(String::new(), |label| format!("{label}:"));
-        let _ = writeln!(out, "{label:<4}{line}");
     }
 }
 
@@ -96,27 +94,23 @@ fn format(insn: &Instruction, mut formatter: FastFormatter) -> String {
 
 /// Labels by address: of the targets of jumps, and of the instructions that they are written at, which differ if a jump leads
 /// to padding.
-fn labels(insns: &[Instruction], block: &Listing, cold: u64) -> BTreeMap<u64, String> {
-    let inside = block.host_address..block.host_address + block.host.len() as u64;
-    let targets = insns
-        .iter()
-        .filter(|insn| insn.op0_kind() == OpKind::NearBranch64)
-        .map(Instruction::near_branch_target)
-        .filter(|target| inside.contains(target));
-    // By the instruction that is reached.
-    let mut reached: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
-    for target in targets {
-        if let Some(insn) = insns.iter().find(|insn| insn.ip() >= target) {
-            reached.entry(insn.ip()).or_default().push(target);
-        }
-    }
-    let (mut hot, mut later) = (0, 0);
+fn labels(parts: &[Vec<Instruction>; 2], block: &Listing) -> BTreeMap<u64, String> {
+    let jumps = || parts.iter().flatten().filter(|insn| insn.op0_kind() == OpKind::NearBranch64);
     let mut labels = BTreeMap::new();
-    for (ip, targets) in reached {
-        let (letter, count) = if ip < cold { ('L', &mut hot) } else { ('C', &mut later) };
-        *count += 1;
-        for address in targets.into_iter().chain([ip]) {
-            labels.insert(address, format!("{letter}{count}"));
+    for (letter, ((address, code), insns)) in ['L', 'C'].iter().zip(block.host.iter().zip(parts)) {
+        let inside = *address..address + code.len() as u64;
+        let targets = jumps().map(Instruction::near_branch_target).filter(|target| inside.contains(target));
+        // By the instruction that is reached.
+        let mut reached: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for target in targets {
+            if let Some(insn) = insns.iter().find(|insn| insn.ip() >= target) {
+                reached.entry(insn.ip()).or_default().push(target);
+            }
+        }
+        for (n, (ip, targets)) in (1..).zip(reached) {
+            for address in targets.into_iter().chain([ip]) {
+                labels.insert(address, format!("{letter}{n}"));
+            }
         }
     }
     labels

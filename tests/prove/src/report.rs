@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use iced_x86::{Decoder, DecoderOptions, Encoder, FastFormatter};
 use tessera_tcg::backend::x86_64::X86_64;
-use tessera_tcg::backend::{Compiled, GuestInfo, HostBackend};
+use tessera_tcg::backend::{Compiled, GuestInfo, HostBackend, Room};
 use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits};
 use tessera_tcg::ir::{Builder, text};
 use tessera_tcg::opt::{OptFlags, Optimizer};
@@ -86,10 +86,12 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
         if let Ok(mut backend) = X86_64::new(info) {
             backend.tune(config.opt, config.count);
             let mut compiled = Compiled::default();
-            let base = 0x7000_0000_0000;
-            backend.compile(&block, base, 0, &mut compiled);
+            let room = Room { start: 0x7000_0000_0000, end: 0x7000_0010_0000 };
+            backend.compile(&block, room, 0, &mut compiled);
             out.push_str("host code:\n");
-            disassemble(out, 64, base, &compiled.code);
+            disassemble(out, 64, room.start, &compiled.hot);
+            out.push_str("out of line:\n");
+            disassemble(out, 64, room.start + u64::from(compiled.cold_at), &compiled.cold);
         }
         at += done.bytes.max(1) as usize;
     }

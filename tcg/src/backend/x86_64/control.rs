@@ -4,7 +4,7 @@
 //! globals to their registers by a parallel move. The allocator's state is not changed by that, so the same code
 //! serves side exits, which are emitted out of line while the state is current.
 
-use super::emitter::{Emitter, MemLoc, NONE, PendingJump, Target, env_mem};
+use super::emitter::{Emitter, MemLoc, NONE, Part, PendingJump, Target, env_mem};
 use super::encode::{Alu, Asm, Mem, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
@@ -91,61 +91,55 @@ impl Emitter<'_> {
     /// Brings globals outside `dead` home. The host's flags survive if the flags global is dead, not dirty, or the value
     /// that they hold.
     fn flush(&mut self, dead: GlobalSet) {
-        let mut rest = self.dirty & !dead.0;
+        let dirty = self.dirty & !dead.0;
         // Flags first: their computation needs registers as they are.
-        let mut later = 0;
-        while rest != 0 {
-            let g = rest.trailing_zeros() as usize;
-            rest &= rest - 1;
-            if self.guest.globals[g].ty == Ty::Flags {
+        for set in [dirty & self.kinds.flags.0, dirty & !self.kinds.flags.0] {
+            for g in GlobalSet(set).iter() {
+                let g = g.0 as usize;
                 let v = self.current[g] as usize;
                 self.write_home(g, v);
-            } else {
-                later |= 1u64 << g;
             }
         }
-        while later != 0 {
-            let g = later.trailing_zeros() as usize;
-            later &= later - 1;
-            let v = self.current[g] as usize;
-            self.write_home(g, v);
-        }
-        let mut moves = Moves::default();
-        for g in 0..self.guest.globals.len() {
-            let pin = self.pin_reg[g];
-            let v = self.current[g];
-            if pin == PIN_OFF || v == NO_VALUE || dead.0 >> g & 1 != 0 {
-                continue;
+        let away = GlobalSet(self.pinned_away() & !dead.0);
+        if away != GlobalSet::NONE {
+            let mut moves = Moves::default();
+            for g in away.iter() {
+                let g = g.0 as usize;
+                let v = self.current[g];
+                let reg = self.b.reg[v as usize];
+                moves.add(self.pin_reg[g], if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
             }
-            let reg = self.b.reg[v as usize];
-            moves.add(pin, if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
+            self.parallel_move(moves);
         }
-        self.parallel_move(moves);
         self.clean_upper();
     }
 
-    /// The globals that a flush would have to do something for.
-    fn away(&self) -> u64 {
-        let mut away = self.dirty;
-        for g in 0..self.guest.globals.len() {
-            let (pin, v) = (self.pin_reg[g], self.current[g]);
-            if pin != PIN_OFF && v != NO_VALUE && self.b.reg[v as usize] != pin {
-                away |= 1 << g;
-            }
+    /// The globals that are not where they are at block boundaries.
+    pub fn away(&self) -> u64 {
+        self.dirty | self.pinned_away()
+    }
+
+    /// The pinned globals whose values are not in their registers.
+    fn pinned_away(&self) -> u64 {
+        let mut away = 0;
+        for g in self.kinds.pinned.iter() {
+            let g = g.0 as usize;
+            let v = self.current[g];
+            away |= u64::from(v != NO_VALUE && self.b.reg[v as usize] != self.pin_reg[g]) << g;
         }
         away
     }
 
-    /// The code behind an unlinked jump: sets the program counter and returns to the execution loop.
-    fn unlinked_stub(&mut self, exit: ExitId) -> usize {
-        let was_cold = self.in_cold;
-        self.in_cold = true;
-        let at = self.asm().len();
+    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that sets the program
+    /// counter and returns to the execution loop.
+    fn linkable(&mut self, jump: usize, exit: ExitId) {
+        let part = self.part;
+        self.b.jumps.push(PendingJump { part, at: jump, exit: exit.0 });
+        let was = self.branch_to(Part::Cold, jump);
         let pc = self.block.exits[exit.0 as usize].pc;
         self.store_pc(pc);
         self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
-        self.in_cold = was_cold;
-        at
+        self.part = was;
     }
 
     fn store_pc(&mut self, pc: u64) {
@@ -177,17 +171,9 @@ impl Emitter<'_> {
             self.jump_to(Target::Abs(lookup));
             return;
         }
-        // The stub may not come between the alignment and the jump when both are cold.
         self.asm().align4(1);
         let at = self.asm().jmp();
-        let in_cold = self.in_cold;
-        let unlinked = self.unlinked_stub(exit);
-        self.fix_in(in_cold, at, Target::Cold(unlinked));
-        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
-    }
-
-    fn fix_in(&mut self, in_cold: bool, at: usize, to: Target) {
-        self.b.fixups.push(super::emitter::Fixup { in_cold, at, to });
+        self.linkable(at, exit);
     }
 
     /// [`Inst::Goto`](crate::ir::Inst::Goto).
@@ -203,24 +189,19 @@ impl Emitter<'_> {
     fn jcc_exit(&mut self, cond: Cond, exit: ExitId) {
         self.asm().align4(2);
         let at = self.asm().jcc(cond);
-        let unlinked = self.unlinked_stub(exit);
-        let in_cold = self.in_cold;
-        self.fix(at, Target::Cold(unlinked));
-        self.b.jumps.push(PendingJump { in_cold, at, unlinked, exit: exit.0 });
+        self.linkable(at, exit);
     }
 
     /// Flushes and jumps out of line if `cond` holds.
     fn jcc_side(&mut self, cond: Cond, exit: ExitId) {
         let at = self.asm().jcc(cond);
-        let cold_at = self.b.cold.len();
-        self.fix(at, Target::Cold(cold_at));
         let host_flags = self.host_flags;
-        self.in_cold = true;
+        let was = self.branch_to(Part::Side, at);
         self.count_side_exit(!self.block.exits[exit.0 as usize].chain);
         self.flush(self.block.exits[exit.0 as usize].dead);
         self.end_side_exit();
         self.jump_exit(exit);
-        self.in_cold = false;
+        self.part = was;
         self.host_flags = host_flags;
     }
 
@@ -242,10 +223,9 @@ impl Emitter<'_> {
         let f = self.b.live.resolve(f);
         let (t, n) = (self.block.exits[taken.0 as usize], self.block.exits[fall.0 as usize]);
         let away = self.away();
-        let flags_global = (0..self.guest.globals.len())
-            .find(|&g| self.guest.globals[g].ty == Ty::Flags && (self.dirty & !n.dead.0) >> g & 1 != 0);
-        let flags_agree =
-            flags_global.is_none_or(|g| self.current[g] == f as u32 && self.b.mem[f] == MemLoc::None);
+        let flags_global = GlobalSet(self.kinds.flags.0 & self.dirty & !n.dead.0).iter().next();
+        let flags_agree = flags_global
+            .is_none_or(|g| self.current[g.0 as usize] == f as u32 && self.b.mem[f] == MemLoc::None);
         if t.chain && away & t.dead.0 == away & n.dead.0 && flags_agree {
             // One flush serves both ways, and the moves leave the condition alone.
             let host = if flags_global.is_some() {
@@ -281,29 +261,16 @@ impl Emitter<'_> {
         } else {
             self.flush_flags();
             self.read_value(r::RCX, v as usize);
-            self.flush(dead.or(self.flags_globals()));
+            self.flush(dead.or(self.kinds.flags));
         }
         self.lookup_jump();
     }
 
-    /// The globals that are flags.
-    fn flags_globals(&self) -> GlobalSet {
-        let mut set = GlobalSet::NONE;
-        for (g, desc) in self.guest.globals.iter().enumerate() {
-            if desc.ty == Ty::Flags {
-                set.0 |= 1 << g;
-            }
-        }
-        set
-    }
-
     fn flush_flags(&mut self) {
-        for g in self.flags_globals().iter() {
+        for g in GlobalSet(self.kinds.flags.0 & self.dirty).iter() {
             let g = g.0 as usize;
-            if self.dirty >> g & 1 != 0 {
-                let v = self.current[g] as usize;
-                self.write_home(g, v);
-            }
+            let v = self.current[g] as usize;
+            self.write_home(g, v);
         }
     }
 
@@ -326,12 +293,10 @@ impl Emitter<'_> {
     pub fn poll_entry(&mut self, pc: u64) {
         self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
         let at = self.asm().jcc(Cond::NE);
-        let cold = self.b.cold.len();
-        self.fix(at, Target::Cold(cold));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, at);
         self.store_pc(pc);
         self.leave(Outcome::Poll);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// [`Inst::Call`](crate::ir::Inst::Call).
@@ -346,7 +311,7 @@ impl Emitter<'_> {
         self.count_helper();
         let at = self.at as u32;
         // Arguments come first, before places in the environment change hands.
-        for v in args.iter().flatten() {
+        for v in args.iter() {
             let v = self.b.live.resolve(*v);
             if self.b.reg[v] == NONE && self.constant(v).is_none() {
                 self.use_int(Value(v as u32));
@@ -386,26 +351,26 @@ impl Emitter<'_> {
         }
         // Whoever survives the call must not be in a register that it destroys.
         let mut kept = [NONE; 5];
-        for (k, v) in kept.iter_mut().zip(args.iter().flatten()) {
+        for (k, v) in kept.iter_mut().zip(args.iter()) {
             *k = self.b.reg[self.b.live.resolve(*v)];
         }
         // A helper that faults leaves the state as of the call, so what is observed here survives it, too.
         let until = if effects.faults { at } else { at + 1 };
         for reg in CALLER_SAVED {
             let v = self.owner[reg as usize];
-            if v != NO_VALUE && self.b.live.last_use[v as usize] >= until {
+            if v != NO_VALUE && self.b.live.values[v as usize].last_use >= until {
                 self.spill(v);
             }
         }
         for reg in VEC_ALLOC {
             let v = self.vec_owner[reg as usize];
-            if v != NO_VALUE && self.b.live.last_use[v as usize] >= until {
+            if v != NO_VALUE && self.b.live.values[v as usize].last_use >= until {
                 self.spill(v);
             }
         }
         let mut moves = Moves::default();
         moves.add(ABI_ARGS[0], Source::Env);
-        for (i, v) in args.iter().flatten().enumerate() {
+        for (i, v) in args.iter().enumerate() {
             let v = self.b.live.resolve(*v);
             let src = if kept[i] != NONE { Source::Reg(kept[i]) } else { Source::Value(v as u32) };
             moves.add(ABI_ARGS[i + 1], src);
@@ -432,19 +397,17 @@ impl Emitter<'_> {
             let point = self.point(None);
             self.test_env_zero(std::mem::offset_of!(Header, helper_fault) as u32);
             let jcc = self.asm().jcc(Cond::NE);
-            let cold = self.b.cold.len();
-            self.fix(jcc, Target::Cold(cold));
-            self.in_cold = true;
+            let was = self.branch_to(Part::Cold, jcc);
             self.asm().mov_ri(r::RAX, point as u64);
             let tb = self.tb;
             self.asm().mov_ri(r::RCX, tb as u64);
             let thunk = self.thunks.helper_fault;
             self.jump_to(Target::Abs(thunk));
-            self.in_cold = false;
+            self.part = was;
         }
         self.env_unsafe = 0;
         self.reload_written(changes);
-        if self.b.live.last_use[self.at] > at {
+        if self.b.live.values[self.at].last_use > at {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
@@ -454,7 +417,7 @@ impl Emitter<'_> {
     fn call_shortcut(&mut self, code: fn(&ShortcutArgs, &mut Vec<u8>), args: CallArgs) {
         let mut constants = [None; 5];
         let mut registers = [r::RAX, r::RCX].into_iter();
-        for (constant, v) in constants.iter_mut().zip(args.iter().flatten()) {
+        for (constant, v) in constants.iter_mut().zip(args.iter()) {
             let v = self.b.live.resolve(*v);
             *constant = self.constant(v);
             if constant.is_none() {
@@ -466,7 +429,7 @@ impl Emitter<'_> {
         let args = ShortcutArgs { constants, env: -super::ENV_BIAS };
         code(&args, &mut self.asm().buf);
         self.clobber_flags();
-        if self.b.live.last_use[self.at] > self.at as u32 {
+        if self.b.live.values[self.at].last_use > self.at as u32 {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
@@ -478,9 +441,7 @@ impl Emitter<'_> {
         self.clobber_flags();
         let jcc = self.asm().jcc(Cond::NE);
         let back = self.here();
-        let cold = self.b.cold.len();
-        self.fix(jcc, Target::Cold(cold));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, jcc);
         self.asm().mov_ri(r::RAX, func() as u64);
         let thunk = self.thunks.call_saved;
         self.call_thunk(thunk);
@@ -490,7 +451,7 @@ impl Emitter<'_> {
         }
         let at = self.asm().jmp();
         self.fix(at, back);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// Takes over the globals that a helper has written.
@@ -509,7 +470,7 @@ impl Emitter<'_> {
             let pin = self.pin_reg[g];
             if pin != PIN_OFF {
                 let v = self.owner[pin as usize];
-                if v != NO_VALUE && self.b.live.last_use[v as usize] > self.at as u32 {
+                if v != NO_VALUE && self.b.live.values[v as usize].last_use > self.at as u32 {
                     self.evict(pin);
                 } else {
                     self.forget(pin);

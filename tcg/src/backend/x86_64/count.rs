@@ -14,7 +14,7 @@ use std::mem::offset_of;
 
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
-use super::emitter::{Emitter, runtime_mem};
+use super::emitter::{Emitter, Part, runtime_mem};
 use super::encode::{Mem, r};
 use crate::env::{Executed, Runtime};
 use crate::ir::Width;
@@ -25,7 +25,7 @@ const LOOKUP: u32 = 8;
 /// A stretch of code that is left at its end only.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
-    in_cold: bool,
+    part: Part,
     /// First byte behind the code that counts.
     start: usize,
     /// The end, once known.
@@ -70,21 +70,21 @@ impl Emitter<'_> {
             let first = self.b.count.segments.is_empty();
             self.count_segment(first, false);
         }
-        if let Some(segment) = self.hot_segment() {
+        if let Some(segment) = self.main_segment() {
             segment.guest += 1;
         }
     }
 
     /// An access that looks into the TLB.
     pub fn count_access(&mut self) {
-        if let Some(segment) = self.hot_segment() {
+        if let Some(segment) = self.main_segment() {
             segment.accesses += 1;
         }
     }
 
     /// A call of a helper.
     pub fn count_helper(&mut self) {
-        if let Some(segment) = self.hot_segment() {
+        if let Some(segment) = self.main_segment() {
             segment.helpers += 1;
         }
     }
@@ -98,13 +98,13 @@ impl Emitter<'_> {
     pub fn count_indirect(&mut self, thunk: bool) {
         if self.b.count.on {
             self.count_segment(false, true);
-            if thunk && let Some(segment) = self.hot_segment() {
+            if thunk && let Some(segment) = self.main_segment() {
                 segment.host += LOOKUP;
             }
         }
     }
 
-    /// The cold part of a side exit begins. `lookup` says that it ends with a jump to the thunk that looks up the jump cache.
+    /// The code of a side exit begins. `lookup` says that it ends with a jump to the thunk that looks up the jump cache.
     pub fn count_side_exit(&mut self, lookup: bool) {
         if self.b.count.on {
             self.count_segment(false, lookup);
@@ -114,24 +114,24 @@ impl Emitter<'_> {
         }
     }
 
-    /// The cold part of a side exit is complete but for its jump.
+    /// The code of a side exit is complete but for its jump.
     pub fn end_side_exit(&mut self) {
-        let end = self.b.cold.len();
+        let end = self.b.side.len();
         if let Some(segment) = self.b.count.segments.last_mut() {
             segment.end = end;
         }
     }
 
-    /// The segment of the hot part that is being emitted.
-    fn hot_segment(&mut self) -> Option<&mut Segment> {
-        self.b.count.segments.iter_mut().rev().find(|segment| !segment.in_cold)
+    /// The segment of the main part that is being emitted.
+    fn main_segment(&mut self) -> Option<&mut Segment> {
+        self.b.count.segments.iter_mut().rev().find(|segment| segment.part == Part::Main)
     }
 
     fn count_segment(&mut self, block: bool, indirect: bool) {
-        let in_cold = self.in_cold;
+        let part = self.part;
         let here = self.asm().len();
-        if !in_cold {
-            if let Some(last) = self.hot_segment() {
+        if part == Part::Main {
+            if let Some(last) = self.main_segment() {
                 last.end = here;
             }
             self.b.count.ended = false;
@@ -149,7 +149,7 @@ impl Emitter<'_> {
         let helpers_at = self.add(offset_of!(Executed, helpers), 0);
         let start = self.asm().len();
         self.b.count.segments.push(Segment {
-            in_cold,
+            part,
             start,
             end: start,
             guest_at,
@@ -178,13 +178,13 @@ impl Emitter<'_> {
 
     /// Fills in the constants; the block is complete.
     pub fn finish_counts(&mut self) {
-        let end = self.b.asm.len();
-        if let Some(last) = self.hot_segment() {
+        let end = self.b.main.len();
+        if let Some(last) = self.main_segment() {
             last.end = end;
         }
         let mut all = 0;
         for segment in &self.b.count.segments {
-            let asm = if segment.in_cold { &mut self.b.cold } else { &mut self.b.asm };
+            let asm = if segment.part == Part::Main { &mut self.b.main } else { &mut self.b.side };
             let host = segment.host + instructions(&asm.buf[segment.start..segment.end]);
             all += host;
             for (at, figure) in [

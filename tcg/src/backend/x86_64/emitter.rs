@@ -6,7 +6,8 @@
 //! slot.
 //!
 //! Invariants:
-//! - `owner[r] == v` exactly when `reg[v] == r` (integer and vector registers have separate tables).
+//! - `owner[r] == v` exactly when `reg[v] == r` (integer and vector registers have separate tables). A value whose last use
+//!   has passed may still be an owner: whoever wants the register takes it.
 //! - A live value has a register, a memory place, or is a constant, or is a flags value (emitted at its uses).
 //! - `MemLoc::Env(g)` of `v` holds as long as `env_owner[g] == v`; `release_env` ends it, moving the value if needed.
 //! - Unpinned global `g` is dirty exactly when the environment does not hold `current[g]`.
@@ -38,21 +39,30 @@ pub enum MemLoc {
     Spill(u16),
 }
 
+/// A part of a block's code, with a buffer of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// What runs from the entry on.
+    Main,
+    /// Side exits: as frequent as the main part's end, which they follow.
+    Side,
+    /// What is rarely run: slow paths, and stubs of jumps that are not linked.
+    Cold,
+}
+
 /// Target of a jump or call field.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
-    /// Offset in the main part.
-    Main(usize),
-    /// Offset in the cold part.
-    Cold(usize),
+    /// Offset in a part.
+    In(Part, usize),
     /// Host address.
     Abs(u64),
 }
 
-/// A 32-bit relative field to be filled when both parts are placed.
+/// A 32-bit relative field to be filled when the parts are placed.
 #[derive(Clone, Copy, Debug)]
 pub struct Fixup {
-    pub in_cold: bool,
+    pub part: Part,
     pub at: usize,
     pub to: Target,
 }
@@ -60,9 +70,8 @@ pub struct Fixup {
 /// A linkable jump before the parts are placed.
 #[derive(Clone, Copy, Debug)]
 pub struct PendingJump {
-    pub in_cold: bool,
+    pub part: Part,
     pub at: usize,
-    pub unlinked: usize,
     pub exit: u16,
 }
 
@@ -72,7 +81,8 @@ pub struct Buffers {
     pub live: Liveness,
     pub groups: Groups,
     pub count: Count,
-    pub asm: Asm,
+    pub main: Asm,
+    pub side: Asm,
     pub cold: Asm,
     pub fixups: Vec<Fixup>,
     pub jumps: Vec<PendingJump>,
@@ -111,10 +121,20 @@ impl ThunkAddrs {
     }
 }
 
+/// Globals by what has to be done for them at a block's end.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds {
+    /// Those that are pinned.
+    pub pinned: GlobalSet,
+    /// Flags.
+    pub flags: GlobalSet,
+}
+
 /// The state of one block's emission.
 pub struct Emitter<'a> {
     pub guest: GuestInfo,
     pub pin_reg: &'a [u8; 64],
+    pub kinds: Kinds,
     pub thunks: ThunkAddrs,
     pub block: &'a Block,
     pub tb: u32,
@@ -122,8 +142,8 @@ pub struct Emitter<'a> {
     pub opt: OptFlags,
     pub out: &'a mut Compiled,
     pub b: &'a mut Buffers,
-    /// Emission goes to the cold part.
-    pub in_cold: bool,
+    /// Where emission goes to.
+    pub part: Part,
     pub owner: [u32; 16],
     pub vec_owner: [u32; 16],
     pub current: [u32; 64],
@@ -175,35 +195,37 @@ impl<'a> Emitter<'a> {
     /// Starts a block: analyses it and puts pinned globals in their registers.
     pub fn new(
         guest: GuestInfo,
-        pin_reg: &'a [u8; 64],
+        (pin_reg, kinds): (&'a [u8; 64], Kinds),
         thunks: ThunkAddrs,
         block: &'a Block,
         tb: u32,
         out: &'a mut Compiled,
         b: &'a mut Buffers,
     ) -> Emitter<'a> {
-        b.live.run(block, &guest, pin_reg);
-        b.groups.reset(block);
+        b.live.run(block, &guest, (pin_reg, kinds.pinned));
+        b.groups.reset();
         b.count.reset();
         let total = block.insts.len() + b.live.pseudo.len();
         b.reg.clear();
         b.reg.resize(total, NONE);
         b.mem.clear();
         b.mem.resize(total, MemLoc::None);
-        b.asm.buf.clear();
+        b.main.buf.clear();
+        b.side.buf.clear();
         b.cold.buf.clear();
         b.fixups.clear();
         b.jumps.clear();
         let mut e = Emitter {
             guest,
             pin_reg,
+            kinds,
             thunks,
             block,
             tb,
             opt: OptFlags::all(),
             out,
             b,
-            in_cold: false,
+            part: Part::Main,
             owner: [NO_VALUE; 16],
             vec_owner: [NO_VALUE; 16],
             current: [NO_VALUE; 64],
@@ -255,19 +277,32 @@ impl<'a> Emitter<'a> {
     /// The buffer that emission goes to.
     #[inline]
     pub fn asm(&mut self) -> &mut Asm {
-        if self.in_cold { &mut self.b.cold } else { &mut self.b.asm }
+        match self.part {
+            Part::Main => &mut self.b.main,
+            Part::Side => &mut self.b.side,
+            Part::Cold => &mut self.b.cold,
+        }
     }
 
     /// Current offset in the buffer that emission goes to, as a target.
     pub fn here(&mut self) -> Target {
         let at = self.asm().len();
-        if self.in_cold { Target::Cold(at) } else { Target::Main(at) }
+        Target::In(self.part, at)
     }
 
     /// Records that the field at `at` of the current buffer is a displacement to `to`.
     pub fn fix(&mut self, at: usize, to: Target) {
-        let in_cold = self.in_cold;
-        self.b.fixups.push(Fixup { in_cold, at, to });
+        let part = self.part;
+        self.b.fixups.push(Fixup { part, at, to });
+    }
+
+    /// Goes on in another part, to which the field at `at` of the current one leads. The part it was.
+    pub fn branch_to(&mut self, part: Part, at: usize) -> Part {
+        let was = self.part;
+        self.part = part;
+        let to = self.here();
+        self.b.fixups.push(Fixup { part: was, at, to });
+        was
     }
 
     /// The constant that value `v` is.
@@ -301,28 +336,13 @@ impl<'a> Emitter<'a> {
 
     #[inline]
     fn last_use(&self, v: u32) -> u32 {
-        self.b.live.last_use[v as usize]
+        self.b.live.values[v as usize].last_use
     }
 
-    /// Frees the registers of values whose last use lies before the current instruction.
-    pub fn free_dead(&mut self) {
-        let at = self.at as u32;
-        for i in 0..16 {
-            let v = self.owner[i];
-            if v != NO_VALUE && self.last_use(v) < at {
-                self.b.reg[v as usize] = NONE;
-                self.owner[i] = NO_VALUE;
-            }
-        }
-        if self.b.live.has_vec {
-            for i in 0..16 {
-                let v = self.vec_owner[i];
-                if v != NO_VALUE && self.last_use(v) < at {
-                    self.b.reg[v as usize] = NONE;
-                    self.vec_owner[i] = NO_VALUE;
-                }
-            }
-        }
+    /// Whether what an owner table says of a register is of no use from instruction `at` on.
+    #[inline]
+    fn is_free(&self, owner: u32, at: u32) -> bool {
+        owner == NO_VALUE || self.last_use(owner) < at
     }
 
     fn global_offset(&self, g: usize) -> u32 {
@@ -495,11 +515,8 @@ impl<'a> Emitter<'a> {
     /// A free integer register outside `avoid`; `hint` if possible. Registers of values that die at the current
     /// instruction count as free if `reuse`.
     fn pick_int(&mut self, hint: u8, avoid: u32, reuse: bool) -> u8 {
-        let at = self.at as u32;
-        let usable = |e: &Self, reg: u8| {
-            let v = e.owner[reg as usize];
-            avoid >> reg & 1 == 0 && (v == NO_VALUE || reuse && e.last_use(v) <= at)
-        };
+        let at = self.at as u32 + u32::from(reuse);
+        let usable = |e: &Self, reg: u8| avoid >> reg & 1 == 0 && e.is_free(e.owner[reg as usize], at);
         if hint != NONE && usable(self, hint) {
             return self.vacate(hint);
         }
@@ -534,11 +551,8 @@ impl<'a> Emitter<'a> {
     }
 
     fn pick_vec(&mut self, avoid: u32, reuse: bool, hint: u8) -> u8 {
-        let at = self.at as u32;
-        let usable = |e: &Self, reg: u8| {
-            let v = e.vec_owner[reg as usize];
-            avoid >> reg & 1 == 0 && (v == NO_VALUE || reuse && e.last_use(v) <= at)
-        };
+        let at = self.at as u32 + u32::from(reuse);
+        let usable = |e: &Self, reg: u8| avoid >> reg & 1 == 0 && e.is_free(e.vec_owner[reg as usize], at);
         let found = if hint != NONE && usable(self, hint) {
             Some(hint)
         } else {
@@ -566,9 +580,10 @@ impl<'a> Emitter<'a> {
         let v = self.b.live.resolve(v);
         let mut reg = self.b.reg[v];
         if reg == NONE {
-            let hint = self.b.live.hint[v];
+            let hint = self.b.live.values[v].hint;
             // A value's wanted register is for its definition; on a reload it would displace somebody.
-            let hint = if hint != NONE && self.owner[hint as usize] == NO_VALUE { hint } else { NONE };
+            let at = self.at as u32;
+            let hint = if hint != NONE && self.is_free(self.owner[hint as usize], at) { hint } else { NONE };
             reg = self.pick_int(hint, self.locked, false);
             self.read_value(reg, v);
             self.owner[reg as usize] = v as u32;
@@ -661,14 +676,10 @@ impl<'a> Emitter<'a> {
     /// unless in `avoid`; `prefer` is tried after the value's own wish.
     pub fn define(&mut self, prefer: u8, avoid: u32) -> u8 {
         let v = self.at;
-        let hint = self.b.live.hint[v];
-        let at = self.at as u32;
-        let usable = |e: &Self, reg: u8| {
-            reg != NONE && avoid >> reg & 1 == 0 && {
-                let o = e.owner[reg as usize];
-                o == NO_VALUE || e.last_use(o) <= at
-            }
-        };
+        let hint = self.b.live.values[v].hint;
+        let at = self.at as u32 + 1;
+        let usable =
+            |e: &Self, reg: u8| reg != NONE && avoid >> reg & 1 == 0 && e.is_free(e.owner[reg as usize], at);
         let choice = if usable(self, hint) { hint } else { prefer };
         let reg = self.pick_int(choice, avoid, true);
         self.owner[reg as usize] = v as u32;
@@ -720,12 +731,17 @@ impl<'a> Emitter<'a> {
             unreachable!("a flags value is computed or in the environment")
         };
         let from_result = self.b.live.uses_result(self.block, v);
-        let a = if from_result { self.b.live.companion[v] as usize } else { self.b.live.resolve(a) };
+        let a = if from_result { self.b.live.values[v].companion as usize } else { self.b.live.resolve(a) };
         let a = self.loc(a);
         let b = if op.reads_b() { self.resolved_loc(b) } else { a };
-        let needed =
-            super::liveness::flag_inputs(self.block, op, w, self.flag_b(v), self.b.live.flag_demand[v]).old
-                != 0;
+        let needed = super::liveness::flag_inputs(
+            self.block,
+            op,
+            w,
+            self.flag_b(v),
+            self.b.live.values[v].flag_demand,
+        )
+        .old != 0;
         let old = match old {
             Some(old) if needed => Some(self.resolved_loc(old)),
             _ => None,
@@ -751,17 +767,10 @@ impl<'a> Emitter<'a> {
     /// Records the guest's state here; returns the point's number.
     pub fn point(&mut self, access: Option<crate::backend::SlowAccess>) -> u32 {
         let moved_start = self.out.moved.len() as u32;
-        for g in 0..self.guest.globals.len() {
-            let v = self.current[g];
-            if v == NO_VALUE {
-                continue;
-            }
-            let pin = self.pin_reg[g];
-            let away = if pin != PIN_OFF { self.b.reg[v as usize] != pin } else { self.dirty >> g & 1 != 0 };
-            if away {
-                let loc = self.loc(v as usize);
-                self.out.moved.push((GlobalId(g as u8), loc));
-            }
+        for g in GlobalSet(self.away()).iter() {
+            let v = self.current[g.0 as usize];
+            let loc = self.loc(v as usize);
+            self.out.moved.push((g, loc));
         }
         let moved_len = (self.out.moved.len() as u32 - moved_start) as u16;
         self.out.points.push(StatePoint { pc: self.pc, access, moved_start, moved_len });
@@ -863,7 +872,7 @@ impl<'a> Emitter<'a> {
             self.release_env(gi);
         }
         self.current[gi] = v;
-        if self.pin_reg[gi] == PIN_OFF && !self.b.live.dead_set[self.at] {
+        if self.pin_reg[gi] == PIN_OFF && !self.b.live.values[self.at].dead_set {
             self.dirty |= 1 << gi;
         } else {
             self.dirty &= !(1 << gi);

@@ -25,6 +25,8 @@ use crate::ir::{BinOp, Block, Inst, Width};
 pub const SLOTS: usize = 4;
 /// Bytes from the first to the last byte of a group, at most: a wider one would often not fit its page.
 const MAX_RANGE: i64 = 256;
+/// Sums that are followed from an address, at most.
+const MAX_CHAIN: u32 = 32;
 
 /// What an access is in its group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,6 +47,35 @@ struct Address {
     offset: i64,
 }
 
+impl Address {
+    /// The address that a value is. Pushes and pops make chains of sums as long as they are many.
+    fn of(block: &Block, live: &Liveness, v: usize) -> Address {
+        let (mut v, mut distance) = (v, 0i64);
+        for _ in 0..MAX_CHAIN {
+            match block.insts.get(v) {
+                Some(&Inst::Bin { op: op @ (BinOp::Add | BinOp::Sub), w: Width::W64, a, b }) => {
+                    let Some(&Inst::Const(c)) = block.insts.get(live.resolve(b)) else { break };
+                    let sum = if op == BinOp::Add {
+                        distance.checked_add(c as i64)
+                    } else {
+                        distance.checked_sub(c as i64)
+                    };
+                    let Some(sum) = sum else { break };
+                    (v, distance) = (live.resolve(a), sum);
+                }
+                Some(&Inst::Lea { w: Width::W64, base, index, scale, disp }) => {
+                    let Some(offset) = distance.checked_add(disp.into()) else { break };
+                    let (base, index) = (live.resolve(base) as u64, live.resolve(index) as u64);
+                    let root = 1 << 63 | base << 36 | index << 8 | u64::from(scale);
+                    return Address { root, offset };
+                }
+                _ => break,
+            }
+        }
+        Address { root: v as u64, offset: distance }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Open {
     root: u64,
@@ -63,7 +94,6 @@ struct Open {
 #[derive(Default)]
 pub struct Groups {
     members: Vec<Member>,
-    addresses: Vec<Address>,
     open: [Option<Open>; SLOTS],
     next: usize,
 }
@@ -71,78 +101,47 @@ pub struct Groups {
 impl Groups {
     /// What the access that is instruction `at` is.
     pub fn member(&self, at: usize) -> Member {
-        self.members[at]
+        self.members.get(at).copied().unwrap_or(Member::Alone)
     }
 
     /// Makes all accesses of a block stand alone.
-    pub fn reset(&mut self, block: &Block) {
+    pub fn reset(&mut self) {
         self.members.clear();
-        self.members.resize(block.insts.len(), Member::Alone);
     }
 
     /// Groups a block's accesses.
     pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc]) {
-        self.reset(block);
-        self.addresses.clear();
+        self.reset();
+        if live.accesses < 2 {
+            return;
+        }
+        self.members.resize(block.insts.len(), Member::Alone);
         self.next = 0;
         for (i, inst) in block.insts.iter().enumerate() {
-            let address = self.address(block, live, i, inst);
-            self.addresses.push(address);
-            match *inst {
-                Inst::Load { width, addr, mem, .. } => {
-                    self.access(i, live.resolve(addr), width.bytes(), mem.mmu, mem.for_write);
+            let (addr, bytes, mem, write) = match *inst {
+                Inst::Load { width, addr, mem, .. } => (addr, width.bytes(), mem, mem.for_write),
+                Inst::Store { width, addr, mem, .. } => (addr, width.bytes(), mem, true),
+                Inst::LoadVec { size, addr, mem } => (addr, size.bytes(), mem, mem.for_write),
+                Inst::StoreVec { size, addr, mem, .. } => (addr, size.bytes(), mem, true),
+                Inst::ExitIf { .. } => {
+                    self.open.iter_mut().flatten().for_each(|open| open.certain = false);
+                    continue;
                 }
-                Inst::Store { width, addr, mem, .. } => {
-                    self.access(i, live.resolve(addr), width.bytes(), mem.mmu, true);
-                }
-                Inst::LoadVec { size, addr, mem } => {
-                    self.access(i, live.resolve(addr), size.bytes(), mem.mmu, mem.for_write);
-                }
-                Inst::StoreVec { size, addr, mem, .. } => {
-                    self.access(i, live.resolve(addr), size.bytes(), mem.mmu, true);
-                }
-                Inst::ExitIf { .. } => self.open.iter_mut().flatten().for_each(|open| open.certain = false),
                 // What has a shortcut does not flush translations.
                 Inst::Call { helper, .. } if helpers[helper.0 as usize].shortcut.is_none() => {
                     (0..SLOTS).for_each(|slot| self.close(slot));
+                    continue;
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            let address = Address::of(block, live, live.resolve(addr));
+            self.access(i, address, bytes, mem.mmu, write);
         }
         (0..SLOTS).for_each(|slot| self.close(slot));
     }
 
-    /// The address that the value of instruction `i` is.
-    fn address(&self, block: &Block, live: &Liveness, i: usize, inst: &Inst) -> Address {
-        let this = Address { root: i as u64, offset: 0 };
-        match *inst {
-            Inst::Bin { op: op @ (BinOp::Add | BinOp::Sub), w: Width::W64, a, b } => {
-                let (a, b) = (live.resolve(a), live.resolve(b));
-                let Some(Inst::Const(c)) = block.insts.get(b) else { return this };
-                let from = self.known(a);
-                let c = *c as i64;
-                let offset =
-                    if op == BinOp::Add { from.offset.checked_add(c) } else { from.offset.checked_sub(c) };
-                offset.map_or(this, |offset| Address { root: from.root, offset })
-            }
-            Inst::Lea { w: Width::W64, base, index, scale, disp } => {
-                let (base, index) = (live.resolve(base) as u64, live.resolve(index) as u64);
-                Address {
-                    root: 1 << 63 | base << 36 | index << 8 | u64::from(scale),
-                    offset: i64::from(disp),
-                }
-            }
-            _ => this,
-        }
-    }
-
-    /// What is known of a value, which may also be one that the block began with.
-    fn known(&self, v: usize) -> Address {
-        self.addresses.get(v).copied().unwrap_or(Address { root: v as u64, offset: 0 })
-    }
-
-    fn access(&mut self, at: usize, address: usize, bytes: u32, mmu: u8, write: bool) {
-        let Address { root, offset } = self.known(address);
+    fn access(&mut self, at: usize, address: Address, bytes: u32, mmu: u8, write: bool) {
+        let Address { root, offset } = address;
         // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
         let Some(end) = offset.checked_add(i64::from(bytes)) else { return };
         let same = |o: &Open| o.root == root && o.mmu == mmu;
@@ -201,7 +200,7 @@ mod tests {
         let block = parse(text, &guest()).expect("valid text");
         let backend = X86_64::new(guest()).expect("the host runs the backend");
         let mut live = Liveness::default();
-        live.run(&block, &guest(), &backend.pin_reg[..]);
+        live.run(&block, &guest(), (&backend.pin_reg, backend.kinds.pinned));
         let mut groups = Groups::default();
         groups.run(&block, &live, guest().helpers);
         let access = |i: &usize| matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. });

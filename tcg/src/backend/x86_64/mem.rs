@@ -28,7 +28,7 @@
 //!
 //! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
-use super::emitter::{Emitter, NONE, Target, env_mem};
+use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::Member;
 use super::thunks::group_addend;
@@ -106,8 +106,13 @@ impl Emitter<'_> {
             0 => asm.mov_rr(r::RCX, addr),
             distance => asm.lea(Width::W64, r::RCX, addr, None, distance),
         }
-        asm.alu_ri(Alu::And, Width::W32, r::RAX, INDEX_MASK);
-        asm.alu_ri(Alu::And, Width::W64, r::RCX, -4096);
+        // What does not depend on registers is copied from a template: there are more accesses than anything else.
+        const MASK: [u8; 4] = INDEX_MASK.to_le_bytes();
+        #[rustfmt::skip]
+        asm.buf.extend_from_slice(&[
+            0x25, MASK[0], MASK[1], MASK[2], MASK[3], // and eax, INDEX_MASK
+            0x48, 0x81, 0xe1, 0x00, 0xf0, 0xff, 0xff, // and rcx, -4096
+        ]);
         if !main {
             asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
         }
@@ -121,9 +126,7 @@ impl Emitter<'_> {
     /// Emits the slow path of an access whose hit path ends here.
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
-        let cold_at = self.b.cold.len();
-        self.fix(miss.jcc, Target::Cold(cold_at));
-        self.in_cold = true;
+        let was = self.branch_to(Part::Cold, miss.jcc);
         if let Some(slot) = miss.leads {
             self.asm().store_imm(Width::W64, group_addend(slot), 0);
         }
@@ -145,7 +148,7 @@ impl Emitter<'_> {
         }
         let at = self.asm().jmp();
         self.fix(at, back);
-        self.in_cold = false;
+        self.part = was;
     }
 
     /// `call rel32` of a thunk.
@@ -178,7 +181,7 @@ impl Emitter<'_> {
         let kind = AccessKind::Load { width, ext, dst: 0, for_write: mem.for_write };
         let point = self.access(kind, ra, mem);
         let dst = self.define(NONE, 0);
-        let wanted = !mem.for_write || self.b.live.last_use[self.at] > self.at as u32;
+        let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
         let host = Mem::Index(ra, r::RAX);

@@ -2,7 +2,8 @@
 //!
 //! Problem: turn IR into good host code in about a microsecond for each guest instruction. Strategy: one analysis pass
 //! backward ([`liveness`]), then one pass forward that allocates registers and emits at once ([`emitter`] and
-//! the files of the instruction families). Slow paths and side exits go to a second, *cold* buffer that is appended.
+//! the files of the instruction families). Slow paths go to another, *cold* buffer, which is placed apart; side exits
+//! to a third, which follows the main one.
 //!
 //! Register conventions:
 //! - RBP: environment plus [`ENV_BIAS`]; RSP: host stack; R11: the TLB that most accesses look into ([`TLB`]). RAX, RCX, XMM14,
@@ -28,11 +29,11 @@ mod thunks;
 pub mod vec;
 mod vector;
 
-use emitter::{Buffers, Emitter, Target, ThunkAddrs};
+use emitter::{Buffers, Emitter, Kinds, Part, Target, ThunkAddrs};
 use encode::r;
 
-use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, RuntimeFns, Thunks};
-use crate::ir::{Block, GlobalId, Inst};
+use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, Room, RuntimeFns, Thunks};
+use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty};
 use crate::opt::OptFlags;
 
 /// The environment register, RBP, points this far into the environment, so that a signed byte reaches its first 256 bytes.
@@ -64,6 +65,7 @@ const PIN_OFF: u8 = 255;
 pub struct X86_64 {
     guest: GuestInfo,
     pin_reg: Box<[u8; 64]>,
+    kinds: Kinds,
     pinned: Vec<(GlobalId, u8)>,
     thunks: ThunkAddrs,
     opt: OptFlags,
@@ -93,8 +95,17 @@ impl HostBackend for X86_64 {
             pin_reg[g] = reg;
             pinned.push((GlobalId(g as u8), reg));
         }
+        let set = |wanted: &dyn Fn(usize) -> bool| {
+            let mut set = GlobalSet::NONE;
+            (0..guest.globals.len()).filter(|&g| wanted(g)).for_each(|g| set.insert(GlobalId(g as u8)));
+            set
+        };
+        let kinds = Kinds {
+            pinned: set(&|g| pin_reg[g] != PIN_OFF),
+            flags: set(&|g| guest.globals[g].ty == Ty::Flags),
+        };
         let (thunks, buffers) = (ThunkAddrs::default(), Buffers::default());
-        Ok(X86_64 { guest, pin_reg, pinned, thunks, opt: OptFlags::all(), buffers })
+        Ok(X86_64 { guest, pin_reg, kinds, pinned, thunks, opt: OptFlags::all(), buffers })
     }
 
     fn tune(&mut self, opt: OptFlags, count: bool) {
@@ -112,20 +123,17 @@ impl HostBackend for X86_64 {
         &self.pinned
     }
 
-    fn compile(&mut self, block: &Block, base: u64, tb: u32, out: &mut Compiled) {
-        out.code.clear();
-        out.jumps.clear();
-        out.points.clear();
-        out.moved.clear();
-        out.recipes.clear();
-        let mut e = Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
+    fn compile(&mut self, block: &Block, room: Room, tb: u32, out: &mut Compiled) {
+        out.clear();
+        let globals = (&*self.pin_reg, self.kinds);
+        let mut e = Emitter::new(self.guest, globals, self.thunks, block, tb, out, &mut self.buffers);
         e.opt = self.opt;
         if self.opt.contains(OptFlags::GROUPS) {
             e.group_accesses();
         }
         emit_block(&mut e);
         e.finish_counts();
-        place(&mut self.buffers, base, out);
+        place(&mut self.buffers, room, out);
     }
 
     fn name_of(&self, address: u64) -> Option<String> {
@@ -145,29 +153,28 @@ fn emit_block(e: &mut Emitter) {
     e.pc = pc.unwrap_or(0);
     e.poll_entry(e.pc);
     e.out.body = e.asm().len() as u32;
-    for i in 0..e.block.insts.len() {
+    for (i, inst) in e.block.insts.iter().enumerate() {
         e.at = i;
         e.locked = 0;
         e.vec_locked = 0;
-        e.free_dead();
-        emit(e, e.block.insts[i]);
+        emit(e, inst);
     }
 }
 
 /// Whether a value that has no effect beside itself is wanted by nobody.
 fn unused(e: &Emitter) -> bool {
-    e.b.live.last_use[e.at] <= e.at as u32
+    e.b.live.values[e.at].last_use <= e.at as u32
 }
 
-fn emit(e: &mut Emitter, inst: Inst) {
-    match inst {
+fn emit(e: &mut Emitter, inst: &Inst) {
+    match *inst {
         Inst::Nop | Inst::Const(_) | Inst::VecZero | Inst::Flags { .. } => {}
         Inst::InsnStart { pc } => {
             e.pc = pc;
             e.count_insn();
         }
         Inst::Get(g) => {
-            if e.b.live.alias[e.at] == liveness::NO_VALUE {
+            if e.b.live.values[e.at].alias == e.at as u32 {
                 e.get(g);
             }
         }
@@ -218,26 +225,46 @@ fn emit(e: &mut Emitter, inst: Inst) {
     }
 }
 
-/// Joins the parts and fills the relative fields for address `base`.
-fn place(b: &mut Buffers, base: u64, out: &mut Compiled) {
-    let cold = b.asm.len().next_multiple_of(16);
-    out.cold = cold as u32;
-    out.code.extend_from_slice(&b.asm.buf);
-    out.code.resize(cold, 0xcc);
-    out.code.extend_from_slice(&b.cold.buf);
+/// Gives each part its place in `room`, and fills the relative fields.
+fn place(b: &mut Buffers, room: Room, out: &mut Compiled) {
+    // Fields of linkable jumps are aligned in their part.
+    b.main.align4(0);
+    let side_at = b.main.len();
+    std::mem::swap(&mut out.hot, &mut b.main.buf);
+    out.hot.extend_from_slice(&b.side.buf);
+    std::mem::swap(&mut out.cold, &mut b.cold.buf);
+    // What does not fit is thrown away, whatever its addresses are.
+    let cold = room.end.wrapping_sub(out.cold.len() as u64) & !(Compiled::ALIGN as u64 - 1);
+    let cold_at = cold.wrapping_sub(room.start);
+    out.cold_at = cold_at as u32;
+    // Distance from the start of the room.
+    let distance = |part: Part, at: usize| match part {
+        Part::Main => at as u64,
+        Part::Side => (side_at + at) as u64,
+        Part::Cold => cold_at.wrapping_add(at as u64),
+    };
     for fix in &b.fixups {
-        let at = if fix.in_cold { cold + fix.at } else { fix.at };
+        let field = room.start.wrapping_add(distance(fix.part, fix.at));
         let target = match fix.to {
-            Target::Main(t) => base + t as u64,
-            Target::Cold(t) => base + (cold + t) as u64,
+            Target::In(part, at) => room.start.wrapping_add(distance(part, at)),
             Target::Abs(t) => t,
         };
-        let rel = target.wrapping_sub(base + at as u64 + 4) as u32;
-        out.code[at..at + 4].copy_from_slice(&rel.to_le_bytes());
+        let rel = X86_64::link_field(field, target);
+        let code = match fix.part {
+            Part::Main => &mut out.hot[fix.at..],
+            Part::Side => &mut out.hot[side_at + fix.at..],
+            Part::Cold => &mut out.cold[fix.at..],
+        };
+        code[..4].copy_from_slice(&rel.to_le_bytes());
     }
     for j in &b.jumps {
-        let at = if j.in_cold { cold + j.at } else { j.at };
-        debug_assert_eq!(at % 4, 0);
-        out.jumps.push(JumpSite { field: at as u32, unlinked: (cold + j.unlinked) as u32, exit: j.exit });
+        debug_assert_eq!(j.at % 4, 0);
+        let code = match j.part {
+            Part::Main => &out.hot[j.at..],
+            Part::Side => &out.hot[side_at + j.at..],
+            Part::Cold => &out.cold[j.at..],
+        };
+        let unlinked = u32::from_le_bytes(std::array::from_fn(|i| code[i]));
+        out.jumps.push(JumpSite { field: distance(j.part, j.at) as u32, unlinked, exit: j.exit });
     }
 }

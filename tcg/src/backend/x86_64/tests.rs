@@ -6,7 +6,9 @@ use std::ptr;
 use std::sync::atomic::AtomicU64;
 
 use super::X86_64;
-use crate::backend::{AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, RuntimeFns, StatePoint};
+use crate::backend::{
+    AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, Room, RuntimeFns, StatePoint,
+};
 use crate::env::{JumpEntry, Runtime};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
@@ -68,8 +70,12 @@ impl Harness {
     fn run(mut self, block: &Block, machine: &mut TestMachine, fill_tlb: bool) -> (Harness, End, Compiled) {
         let mut compiled = Compiled::default();
         let base = self.code.as_ptr() as u64 + self.body as u64;
-        self.backend.compile(block, base, 77, &mut compiled);
-        self.code[self.body..self.body + compiled.code.len()].copy_from_slice(&compiled.code);
+        let room = Room { start: base, end: self.code.as_ptr_range().end as u64 };
+        self.backend.compile(block, room, 77, &mut compiled);
+        assert!(compiled.fits(room.bytes() as usize));
+        for (at, part) in [(0, &compiled.hot), (compiled.cold_at as usize, &compiled.cold)] {
+            self.code[self.body + at..self.body + at + part.len()].copy_from_slice(part);
+        }
         for (mmu, table) in self.tlb.iter_mut().enumerate() {
             table.clear_local();
             for page in 0..TestMemory::PAGES {
@@ -317,7 +323,8 @@ fn compare(h: Harness, block: &Block, seed: u64, fill_tlb: bool) -> (Harness, Op
     let same = Observed { pc: 0, ..expected.clone() } == Observed { pc: 0, ..found.clone() }
         && (matches!(end, End::Leave(_)) || expected.pc == found.pc);
     let message = (!same).then(|| {
-        let code: String = compiled.code.iter().map(|b| format!("{b:02x}")).collect();
+        let code: String =
+            compiled.hot.iter().chain(&compiled.cold).map(|b| format!("{b:02x}")).collect();
         format!(
             "seed {seed}, TLB filled: {fill_tlb}\n{}\nexpected {expected:x?}\nfound    {found:x?}\nhost code {code}",
             crate::ir::text::print(block, &guest())
