@@ -12,6 +12,7 @@
 //! | `translate` | fetching guest bytes, front end, compilation, logs |
 //! | `blocks` | the table of blocks, links, pages with code, eviction |
 //! | `side_tables` | what slow paths need to know of a block, compactly |
+//! | `lookup` | finding the block that follows |
 //! | `slow` | what generated code calls |
 //! | `remote` | what other threads may do |
 //!
@@ -40,6 +41,7 @@
 
 mod blocks;
 mod context;
+mod lookup;
 mod remote;
 mod side_tables;
 mod slow;
@@ -148,7 +150,7 @@ pub struct Stats {
     pub exits: ExitStats,
     /// What generated code has executed, if it counts ([`Options::count`]).
     pub executed: Executed,
-    /// Blocks looked up in the table.
+    /// Blocks looked up by what they were made from.
     pub lookups: u64,
     /// Exceptions delivered.
     pub exceptions: u64,

@@ -7,6 +7,7 @@
 use std::ptr::NonNull;
 use std::time::Instant;
 
+use super::lookup::next_block;
 use super::side_tables::Tables;
 use crate::backend::{AccessKind, DISCARD, FlagRecipe, Loc, RuntimeFns, SlowAccess};
 use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY_HITS, SPILL_SLOTS};
@@ -21,6 +22,7 @@ pub(super) fn functions<G: Guest>(timed: bool) -> RuntimeFns {
         slow_access: if timed { timed_access::<G> as *const () } else { slow_access::<G> as *const () }
             as usize,
         helper_fault: helper_fault::<G> as *const () as usize,
+        next_block: next_block::<G> as *const () as usize,
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use super::page_filter::PageFilter;
 use super::second_level::GLOBAL;
 use super::table::{Fill, NOTHING, TablePtr};
 use super::{MMU_MODES, TlbEntry, page_of};
@@ -72,6 +73,8 @@ pub(crate) struct Space {
     tables: [Option<TablePtr>; MMU_MODES],
     /// Local large pages.
     large: LargePages,
+    /// Local pages that code was fetched from.
+    fetched: PageFilter,
 }
 
 /// All resident address spaces of a vCPU.
@@ -91,6 +94,8 @@ pub(crate) struct Spaces {
     logged: u64,
     /// Global large pages.
     pub global_large: LargePages,
+    /// Global pages that code was fetched from.
+    global_fetched: PageFilter,
     /// Lowest and highest page ever cached as global since the last flush of everything.
     global_range: (u64, u64),
     /// Pages that lost their write tags so far.
@@ -110,6 +115,7 @@ impl Spaces {
                 protect_seen: 0,
                 tables: [const { None }; MMU_MODES],
                 large: LargePages::new(),
+                fetched: PageFilter::new(),
             })
             .collect();
         Spaces {
@@ -123,6 +129,7 @@ impl Spaces {
             log: [0; LOG],
             logged: 0,
             global_large: LargePages::new(),
+            global_fetched: PageFilter::new(),
             global_range: (u64::MAX, 0),
             protects: 0,
         }
@@ -160,6 +167,25 @@ impl Spaces {
     /// ASID of a slot.
     pub fn asid_of(&self, slot: usize) -> u64 {
         self.slots[slot].asid
+    }
+
+    /// Slot of the current space.
+    pub fn current_slot(&self) -> usize {
+        self.current
+    }
+
+    /// The pages that code was fetched from: local ones of a slot, or global ones.
+    #[inline]
+    pub fn fetched(&self, slot: Option<usize>) -> &PageFilter {
+        slot.map_or(&self.global_fetched, |slot| &self.slots[slot].fetched)
+    }
+
+    /// [`Spaces::fetched`], to be changed.
+    pub fn fetched_mut(&mut self, slot: Option<usize>) -> &mut PageFilter {
+        match slot {
+            Some(slot) => &mut self.slots[slot].fetched,
+            None => &mut self.global_fetched,
+        }
     }
 
     /// Makes a space the current one; whether it was resident. `code` tells pages that hold translated code, and where.
@@ -265,6 +291,7 @@ impl Spaces {
         s.asid = asid;
         s.code_id = code_id;
         s.large = LargePages::new();
+        s.fetched.clear();
         for table in s.tables.iter_mut().flatten() {
             table.clear_local();
         }
@@ -284,6 +311,7 @@ impl Spaces {
         self.global_asid = self.new_id();
         self.global_code_id = self.new_id();
         self.global_large = LargePages::new();
+        self.global_fetched.clear();
         self.global_range = (u64::MAX, 0);
     }
 

@@ -15,9 +15,10 @@ use iced_x86::{
 };
 use tessera_tcg::backend::Outcome;
 use tessera_tcg::backend::x86_64::ENV_BIAS;
-use tessera_tcg::env::{Header, JumpEntry, Runtime, SPILL_SLOTS};
+use tessera_tcg::env::{Header, Runtime, SPILL_SLOTS};
 use tessera_tcg::exec::Listing;
 use tessera_tcg::guest::Guest;
+use tessera_tcg::jump_cache::JumpEntry;
 use tessera_tcg::softmmu::MMU_MODES;
 use tessera_x86::guest::X86;
 use tessera_x86::state::X86Env;

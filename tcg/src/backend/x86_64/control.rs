@@ -5,13 +5,14 @@
 //! serves side exits, which are emitted out of line while the state is current.
 
 use super::emitter::{Emitter, MemLoc, NONE, Part, PendingJump, Target, env_mem};
-use super::encode::{Alu, Asm, Mem, r};
+use super::encode::{Alu, Asm, Mem, Shift, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
-use crate::env::{Header, JUMP_CACHE_ENTRIES, JumpEntry, Runtime};
+use crate::env::{Header, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
 use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
+use crate::jump_cache::{self, JUMP_CACHE_ENTRIES, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
 use crate::opt::OptFlags;
 
 /// A source of a parallel move.
@@ -497,29 +498,54 @@ pub fn emit_load_tlb(asm: &mut Asm) {
     asm.load(Width::W64, super::TLB, env_mem(std::mem::offset_of!(Header, tlb_main) as u32));
 }
 
-/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the jump cache has the address, for
-/// [`emit_lookup_hit`]; RCX is the tag.
+/// log2 of the size of an entry of the jump cache.
+const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
+/// The first way of the jump cache, from the runtime.
+const FIRST_WAY: i32 = std::mem::offset_of!(Runtime, jump_cache) as i32;
+/// The second way.
+const SECOND_WAY: i32 = FIRST_WAY + jump_cache::SECOND_WAY as i32;
+/// Offset of the code's address in an entry.
+const CODE: i32 = std::mem::offset_of!(JumpEntry, code) as i32;
+
+fn jump_tag() -> Mem {
+    env_mem(std::mem::offset_of!(Header, jump_tag) as u32)
+}
+
+/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the first way of the jump cache has the address,
+/// for [`emit_lookup_hit`]; RCX is the tag.
 pub fn emit_lookup(asm: &mut Asm) {
-    const {
-        assert!(size_of::<JumpEntry>() == 16);
-    }
-    // Entries are 16 bytes, and bit 0 of the address takes no part: twice the index, which is scaled by eight.
+    // Bit 0 of the address takes no part in the index: this is twice the index, scaled to the size of an entry below.
     asm.rorx32(r::RAX, r::RCX, 12);
     asm.load(Width::W64, r::RDX, super::emitter::runtime_mem());
     asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
     asm.alu_ri(Alu::And, Width::W32, r::RAX, 2 * (JUMP_CACHE_ENTRIES as i32 - 1));
-    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, env_mem(std::mem::offset_of!(Header, jump_tag) as u32));
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, 3, jump_cache_disp()));
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY));
 }
 
 /// Jumps to the code of the entry that [`emit_lookup`] found.
 pub fn emit_lookup_hit(asm: &mut Asm) {
-    let code = jump_cache_disp() + std::mem::offset_of!(JumpEntry, code) as i32;
-    // jmp
-    asm.buf.push(0xff);
-    asm.modrm_mem(4, Mem::Scaled(r::RDX, r::RAX, 3, code));
+    jump_to(asm, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY + CODE));
 }
 
-fn jump_cache_disp() -> i32 {
-    std::mem::offset_of!(Runtime, jump_cache) as i32
+/// RCX = tag of what is not in the first way: jumps to it if it is in the second. Otherwise RCX is the guest address.
+pub fn emit_second_lookup(asm: &mut Asm) {
+    asm.mov_rr(r::RAX, r::RCX);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
+    asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
+    asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
+    asm.shift_ri(Shift::Shl, Width::W32, r::RAX, ENTRY_BITS);
+    asm.alu_rm(Alu::Add, Width::W64, r::RAX, super::emitter::runtime_mem());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, SECOND_WAY));
+    let miss = asm.jcc(Cond::NE);
+    jump_to(asm, Mem::Base(r::RAX, SECOND_WAY + CODE));
+    let here = asm.len();
+    asm.patch_rel32(miss, here);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+}
+
+/// `jmp qword mem`.
+fn jump_to(asm: &mut Asm, mem: Mem) {
+    asm.buf.push(0xff);
+    asm.modrm_mem(4, mem);
 }

@@ -218,14 +218,18 @@ impl Asm {
             }
             Mem::Scaled(base, index, shift, disp) => {
                 debug_assert!(index != r::RSP && shift < 4);
-                let sib = shift << 6 | (index & 7) << 3 | base & 7;
-                match i8::try_from(disp) {
-                    Ok(0) if base & 7 != 5 => self.buf.extend_from_slice(&[0x04 | reg, sib]),
-                    Ok(short) => self.buf.extend_from_slice(&[0x44 | reg, sib, short as u8]),
-                    Err(_) => {
-                        self.buf.extend_from_slice(&[0x84 | reg, sib]);
-                        self.imm32(disp);
-                    }
+                let short = disp == disp as i8 as i32;
+                let mode = match disp {
+                    0 if base & 7 != 5 => 0x00,
+                    _ if short => 0x40,
+                    _ => 0x80,
+                };
+                word.push(mode | 0x04 | reg);
+                word.push(shift << 6 | (index & 7) << 3 | base & 7);
+                word.push_if(mode == 0x40, disp as u8);
+                self.word(word);
+                if mode == 0x80 {
+                    self.imm32(disp);
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::X86_64;
 use crate::backend::{
     AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, Room, RuntimeFns, StatePoint,
 };
-use crate::env::{JumpEntry, Runtime};
+use crate::env::Runtime;
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::vec::selected_lanes;
@@ -49,6 +49,7 @@ impl Harness {
         let fns = RuntimeFns {
             slow_access: slow_access as *const () as usize,
             helper_fault: helper_fault as *const () as usize,
+            next_block: next_block as *const () as usize,
         };
         let thunks = backend.thunks(code.as_ptr() as u64, fns);
         code[..thunks.code.len()].copy_from_slice(&thunks.code);
@@ -93,7 +94,7 @@ impl Harness {
         machine.env.header.tlb_main = machine.env.header.tlb[block.main_mmu as usize];
         machine.env.header.runtime = self.runtime;
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
-        unsafe { (*self.runtime).jump_cache.fill(JumpEntry::EMPTY) };
+        unsafe { (*self.runtime).jump_cache.clear() };
         let code = self.code.make_exec().expect("executable memory");
         let mut context =
             Context { compiled: &compiled, machine, pinned: self.backend.pinned(), exception: None };
@@ -200,6 +201,10 @@ extern "C" fn helper_fault(_: *mut TestEnv, tb: u32, point: u32) {
     m.env.header.helper_fault = 0;
     cx.exception = Some(m.env.exception());
     restore(cx, c.points[point as usize]);
+}
+
+extern "C" fn next_block(_: *mut TestEnv) -> u64 {
+    0
 }
 
 extern "C" fn slow_access(_: *mut TestEnv, tb: u32, point: u32) -> u64 {
