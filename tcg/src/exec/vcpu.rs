@@ -258,7 +258,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             match outcome {
                 Outcome::Exit { tb, exit } => from = Some((tb, exit)),
                 Outcome::Lookup => {}
-                Outcome::Poll => return Stop::Poll,
+                Outcome::Poll { .. } => return Stop::Poll,
                 Outcome::Exception | Outcome::Leave(_) => return self.stopped(outcome),
             }
             if self.exit_requested() {
@@ -287,7 +287,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let code = blocks.entry(SCRATCH) + u64::from(blocks.get(SCRATCH).body);
         let outcome = self.enter(env, code, Running::Once);
         match outcome {
-            Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll => Stop::Poll,
+            Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll { .. } => Stop::Poll,
             Outcome::Exception | Outcome::Leave(_) => self.stopped(outcome),
         }
     }
@@ -318,10 +318,19 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         *match outcome {
             Outcome::Exit { .. } => &mut exits.unlinked,
             Outcome::Lookup => &mut exits.lookup,
-            Outcome::Poll => &mut exits.poll,
+            Outcome::Poll { .. } => &mut exits.poll,
             Outcome::Exception => &mut exits.exception,
             Outcome::Leave(_) => &mut exits.leave,
         } += 1;
+        let blocks = &self.context.runtime().blocks;
+        let pc = match outcome {
+            Outcome::Exit { tb, exit } => Some(blocks.exit_pc(tb, exit)),
+            Outcome::Poll { tb } => Some(blocks.get(tb).pc),
+            _ => None,
+        };
+        if let Some(pc) = pc {
+            G::set_pc(self.context.env_mut(), pc);
+        }
         outcome
     }
 

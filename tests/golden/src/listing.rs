@@ -183,7 +183,7 @@ fn outcome(word: u64) -> Option<String> {
         // The number of the block is that of the run.
         Outcome::Exit { exit, .. } => format!("outcome.exit{exit}"),
         Outcome::Lookup => "outcome.lookup".into(),
-        Outcome::Poll => "outcome.poll".into(),
+        Outcome::Poll { .. } => "outcome.poll".into(),
         Outcome::Exception => "outcome.exception".into(),
         Outcome::Leave(code) => format!("outcome.leave{code}"),
     })

@@ -131,26 +131,24 @@ impl Emitter<'_> {
         away
     }
 
-    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that sets the program
-    /// counter and returns to the execution loop.
+    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that returns to the
+    /// execution loop.
     fn linkable(&mut self, jump: usize, exit: ExitId) {
         let part = self.part;
         self.b.jumps.push(PendingJump { part, at: jump, exit: exit.0 });
         let was = self.branch_to(Part::Cold, jump);
-        let pc = self.block.exits[exit.0 as usize].pc;
-        self.store_pc(pc);
-        self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
+        match self.thunks.exit_by.get(exit.0 as usize) {
+            Some(&thunk) => self.leave_by(thunk),
+            None => self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 }),
+        }
         self.part = was;
     }
 
-    fn store_pc(&mut self, pc: u64) {
-        let m = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
-        if pc as i64 == pc as i32 as i64 {
-            self.asm().store_imm(Width::W64, m, pc as i32);
-        } else {
-            self.asm().mov_ri(r::RAX, pc);
-            self.asm().store(Width::W64, m, r::RAX);
-        }
+    /// Leaves by a thunk that wants the block's number.
+    fn leave_by(&mut self, thunk: u64) {
+        let tb = self.tb;
+        self.asm().mov_ri(r::RAX, tb.into());
+        self.jump_to(Target::Abs(thunk));
     }
 
     fn leave(&mut self, outcome: Outcome) {
@@ -291,12 +289,11 @@ impl Emitter<'_> {
     }
 
     /// The polled entry, at offset 0: returns to the execution loop if that was asked for.
-    pub fn poll_entry(&mut self, pc: u64) {
+    pub fn poll_entry(&mut self) {
         self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
         let at = self.asm().jcc(Cond::NE);
         let was = self.branch_to(Part::Cold, at);
-        self.store_pc(pc);
-        self.leave(Outcome::Poll);
+        self.leave_by(self.thunks.poll);
         self.part = was;
     }
 

@@ -93,7 +93,12 @@ pub struct Buffers {
 /// Addresses of the thunks.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ThunkAddrs {
+    /// Leaves with the outcome in RAX.
     pub exit: u64,
+    /// Leaves by the exit of this number of the block whose number is in RAX.
+    pub exit_by: [u64; 4],
+    /// Leaves because the entry of the block whose number is in RAX has seen a request.
+    pub poll: u64,
     pub slow: u64,
     pub slow_vec: u64,
     pub helper_fault: u64,
@@ -107,8 +112,12 @@ pub struct ThunkAddrs {
 impl ThunkAddrs {
     /// The name of the thunk at an address.
     pub fn name_of(&self, address: u64) -> Option<String> {
+        if let Some(exit) = self.exit_by.iter().position(|at| *at == address) {
+            return Some(format!("exit_by_{exit}"));
+        }
         let named = [
             (self.exit, "exit"),
+            (self.poll, "poll"),
             (self.slow, "slow_access"),
             (self.slow_vec, "slow_access_vec"),
             (self.helper_fault, "helper_fault"),
