@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "tessera",
         &["tessera-tcg", "tessera-x86", "tessera-hw-core", "tessera-hw", "tessera-firmware", "tessera-bare"],
     ),
+    ("tessera-golden", &["tessera-tcg", "tessera-x86"]),
     ("tessera-prove", &["tessera-tcg", "tessera-x86", "tessera-bare"]),
     ("xtask", &[]),
 ];
