@@ -120,7 +120,7 @@ pub struct Stats {
     pub guest_insns: u64,
     /// Host bytes emitted.
     pub host_bytes: u64,
-    /// Time spent in translation.
+    /// Processor time of translation, estimated from every few of them.
     pub translation_time: Duration,
     /// Times that generated code was entered.
     pub entries: u64,
