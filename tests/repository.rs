@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tessera-firmware", &["tessera-asm"]),
     ("tessera-bare", &["tessera-asm"]),
     ("tessera", &["tessera-tcg", "tessera-x86", "tessera-hw-core", "tessera-hw", "tessera-firmware"]),
+    ("tessera-golden", &["tessera-tcg", "tessera-x86"]),
     ("tessera-prove", &["tessera-tcg", "tessera-x86", "tessera-bare"]),
     ("xtask", &[]),
 ];

@@ -17,6 +17,7 @@ registers              the processor's state, with what gdb does not know of seg
 translate ADDRESS      the way of a linear address through the guest's page tables
 tlb                    the translations of addresses that are cached
 tb ADDRESS             what the code there becomes: guest code, IR, optimised IR, host code
+stats                  what the engine did so far; under -d stats with what translated code executed
 disassemble [ADDRESS [COUNT]]  instructions in the current mode, by linear address
 reset                  the machine as after power-on; the guest stays stopped
 quit                   ends the emulator
@@ -80,6 +81,7 @@ impl GdbTarget {
                 Ok(text)
             }
             ["tlb"] => self.vcpu.call(|engine| engine.cached_translations()).ok_or("the vCPU has ended")?,
+            ["stats"] => self.vcpu.call(|engine| engine.statistics()).ok_or("the vCPU has ended".into()),
             ["tb", address] => {
                 let va = number(address)?;
                 let listing = self.vcpu.call(move |engine| engine.list(va)).ok_or("the vCPU has ended")??;

@@ -13,6 +13,7 @@ use crate::env::{Header, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
 use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
 use crate::jump_cache::{self, JUMP_CACHE_ENTRIES, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
+use crate::opt::OptFlags;
 
 /// A source of a parallel move.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,6 +177,9 @@ impl Emitter<'_> {
 
     /// [`Inst::Goto`](crate::ir::Inst::Goto).
     pub fn goto(&mut self, exit: ExitId) {
+        if !self.block.exits[exit.0 as usize].chain {
+            self.count_indirect(true);
+        }
         self.flush(self.block.exits[exit.0 as usize].dead);
         self.jump_exit(exit);
     }
@@ -192,7 +196,9 @@ impl Emitter<'_> {
         let at = self.asm().jcc(cond);
         let host_flags = self.host_flags;
         let was = self.branch_to(Part::Side, at);
+        self.count_side_exit(!self.block.exits[exit.0 as usize].chain);
         self.flush(self.block.exits[exit.0 as usize].dead);
+        self.end_side_exit();
         self.jump_exit(exit);
         self.part = was;
         self.host_flags = host_flags;
@@ -202,6 +208,7 @@ impl Emitter<'_> {
     pub fn exit_if(&mut self, cond: Cond, f: Value, exit: ExitId) {
         let f = self.b.live.resolve(f);
         let host = self.condition(cond, f);
+        self.count_exit();
         let e = self.block.exits[exit.0 as usize];
         if e.chain && self.away() & !e.dead.0 == 0 && !self.upper {
             self.jcc_exit(host, exit);
@@ -231,6 +238,9 @@ impl Emitter<'_> {
         } else {
             let host = self.condition(cond, f);
             self.jcc_side(host, taken);
+            if !n.chain {
+                self.count_indirect(true);
+            }
             self.flush(n.dead);
         }
         self.jump_exit(fall);
@@ -238,6 +248,7 @@ impl Emitter<'_> {
 
     /// [`Inst::GotoIndirect`](crate::ir::Inst::GotoIndirect).
     pub fn goto_indirect(&mut self) {
+        self.count_indirect(false);
         let pc = self.guest.pc.0 as usize;
         let v = self.current[pc];
         // The program counter is stored only on a miss; it travels in RCX across the flush, which uses RAX.
@@ -290,11 +301,12 @@ impl Emitter<'_> {
     pub fn call(&mut self, helper: HelperId, args: CallArgs) {
         let desc = self.guest.helpers[helper.0 as usize];
         let effects = desc.effects;
-        match desc.shortcut {
+        match desc.shortcut.filter(|_| self.opt.contains(OptFlags::SHORTCUTS)) {
             Some(Shortcut::X86_64(code)) => return self.call_shortcut(code, args),
             Some(Shortcut::Unless { offset, value, func }) => return self.call_unless(func, offset, value),
             None => {}
         }
+        self.count_helper();
         let at = self.at as u32;
         // Arguments come first, before places in the environment change hands.
         for v in args.iter() {
@@ -497,7 +509,7 @@ fn jump_tag() -> Mem {
 }
 
 /// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the first way of the jump cache has the address,
-/// for [`emit_lookup_hit`]; RCX is the tag.
+/// for [`emit_lookup_hit`]; RCX is the tag, RDX the runtime.
 pub fn emit_lookup(asm: &mut Asm) {
     // Bit 0 of the address takes no part in the index: this is twice the index, scaled to the size of an entry below.
     asm.rorx32(r::RAX, r::RCX, 12);
@@ -513,19 +525,25 @@ pub fn emit_lookup_hit(asm: &mut Asm) {
     jump_to(asm, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY + CODE));
 }
 
-/// RCX = tag of what is not in the first way: jumps to it if it is in the second. Otherwise RCX is the guest address.
+/// After [`emit_lookup`]: jumps to what is in the second way, unless that is due to be moved. Otherwise RCX is the guest
+/// address.
 pub fn emit_second_lookup(asm: &mut Asm) {
     asm.mov_rr(r::RAX, r::RCX);
     asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
     asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
     asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
     asm.shift_ri(Shift::Shl, Width::W32, r::RAX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RAX, super::emitter::runtime_mem());
+    asm.alu_rr(Alu::Add, Width::W64, r::RAX, r::RDX);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
+    // dec dword
+    asm.buf.push(0xff);
+    asm.modrm_mem(1, Mem::Base(r::RDX, std::mem::offset_of!(Runtime, second_jumps_left) as i32));
+    let due = asm.jcc(Cond::S);
     jump_to(asm, Mem::Base(r::RAX, SECOND_WAY + CODE));
     let here = asm.len();
     asm.patch_rel32(miss, here);
+    asm.patch_rel32(due, here);
     asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
 }
 

@@ -13,8 +13,10 @@
 //! | [`workloads`] | the table of workloads, and the binaries and RAM disks that hold them |
 //! | [`session`] | a system that waits for orders: start, run, end |
 //! | [`figures`] | medians, spreads, ratios |
+//! | [`counting`] | what the engine did for each workload |
 //! | [`report`] | the table and the JSON file |
 
+mod counting;
 mod figures;
 mod report;
 mod session;
@@ -55,7 +57,7 @@ pub struct Options {
     /// The emulator to measure instead of this project's release build
     #[arg(long, value_name = "PROGRAM")]
     emulator: Option<PathBuf>,
-    /// Let the emulator print what its translator did (`-d stats`)
+    /// Run each workload once more, afterwards, and print what the translator did (`-d stats`)
     #[arg(long)]
     stats: bool,
     /// List the workloads and run none
@@ -103,7 +105,7 @@ impl Side {
 /// Runs what was asked for.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let target = project::target_dir()?;
-    let kit = Kit::open(&target, options.extra.clone(), options.stats)?;
+    let kit = Kit::open(&target, options.extra.clone())?;
     let all = workloads::all(&kit.program)?;
     if options.list {
         all.iter().for_each(|workload| println!("{:<10} {}", workload.kind.name(), workload.name));
@@ -231,12 +233,11 @@ fn measure(
     }
     for (side, session) in sides.iter().zip(sessions) {
         if let Some(session) = session {
-            let said = session.end().with_context(|| format!("at the end of {}", side.name()))?;
-            if options.stats && *side == Side::Ours {
-                println!("the translator says (-d stats):");
-                said.lines().for_each(|line| println!("  {line}"));
-            }
+            session.end().with_context(|| format!("at the end of {}", side.name()))?;
         }
+    }
+    if options.stats && !console::interrupted() {
+        counting::run(kit, &image, workloads)?;
     }
     Ok(())
 }

@@ -32,6 +32,9 @@ pub struct Took {
     pub inside: Option<Duration>,
     /// By the host's clock.
     pub outside: Duration,
+    /// By the host's clock, from the order to the answer, preparations included: no right clock says more. Where the start
+    /// was noticed late, `outside` is less than what the run took.
+    pub within: Duration,
     /// Processor time: the emulator's, or natively the workload's.
     pub processor: Option<Duration>,
     /// What the workload computed.
@@ -74,6 +77,7 @@ impl Answer {
 }
 
 /// Everything that sessions are started with.
+#[derive(Clone)]
 pub struct Kit {
     target: PathBuf,
     /// The workloads' program, built for the host, which is also what guests run.
@@ -93,10 +97,7 @@ pub struct Image {
 
 impl Kit {
     /// Builds the workloads and obtains the kernel.
-    pub fn open(target: &Path, mut extra: Vec<String>, stats: bool) -> Result<Self> {
-        if stats {
-            extra.extend(["-d".to_owned(), "stats".to_owned()]);
-        }
+    pub fn open(target: &Path, extra: Vec<String>) -> Result<Self> {
         Ok(Kit {
             target: target.to_owned(),
             program: workloads::build(target)?,
@@ -109,6 +110,11 @@ impl Kit {
     /// Sets the emulator that is measured.
     pub fn with_emulator(self, emulator: PathBuf) -> Self {
         Kit { emulator, ..self }
+    }
+
+    /// The same with further options for the emulator that is measured.
+    pub fn with_options(&self, options: &[String]) -> Self {
+        Kit { extra: self.extra.iter().chain(options).cloned().collect(), ..self.clone() }
     }
 
     /// The RAM disk for a kind of workload.
@@ -175,6 +181,7 @@ impl Session {
         let boot = Took {
             inside: Some(Duration::from_nanos(uptime)),
             outside,
+            within: outside,
             processor: Some(processor),
             checksum: None,
         };
@@ -184,7 +191,8 @@ impl Session {
     /// Gives an order for a workload and waits for the answer.
     pub fn run(&mut self, name: &str, order: &str) -> Result<Answer> {
         let mut before = process::thread_time(self.console.pid())?;
-        let mut started = Instant::now();
+        let ordered = Instant::now();
+        let mut started = ordered;
         self.console.send(&format!("{order}\n"))?;
         // The echo of the order has no such line.
         self.console.expect("\n@", RUN)?;
@@ -203,7 +211,8 @@ impl Session {
                     "end" => {
                         let outside = started.elapsed();
                         let used = process::thread_time(self.console.pid())?.saturating_sub(before);
-                        return took(&rest, outside, (!self.native).then_some(used));
+                        let times = (outside, ordered.elapsed());
+                        return took(&rest, times, (!self.native).then_some(used));
                     }
                     "skip" => return Ok(Answer::Skipped(rest.join(" "))),
                     _ => return Ok(Answer::Failed(rest.join(" "))),
@@ -225,7 +234,11 @@ impl Session {
 }
 
 /// Reads the numbers of an `@end` line.
-fn took(words: &[&str], outside: Duration, emulator: Option<Duration>) -> Result<Answer> {
+fn took(
+    words: &[&str],
+    (outside, within): (Duration, Duration),
+    emulator: Option<Duration>,
+) -> Result<Answer> {
     let [inside, processor, checksum] = words else {
         bail!("an answer with other numbers than expected: {words:?}")
     };
@@ -233,6 +246,7 @@ fn took(words: &[&str], outside: Duration, emulator: Option<Duration>) -> Result
     Ok(Answer::Took(Took {
         inside: Some(nanoseconds(inside)?),
         outside,
+        within,
         processor: Some(emulator.unwrap_or(nanoseconds(processor)?)),
         checksum: Some((*checksum).to_owned()),
     }))
@@ -248,9 +262,11 @@ pub fn boot_to(kit: &Kit, files: &Files, side: &Side, arrival: &str) -> Result<A
     let started = Instant::now();
     let mut console = Console::spawn(kit.emulated(emulator, files, "console=ttyS0", TRANSLATOR))?;
     console.expect(arrival, BOOT)?;
+    let outside = started.elapsed();
     Ok(Answer::Took(Took {
         inside: None,
-        outside: started.elapsed(),
+        outside,
+        within: outside,
         processor: Some(process::thread_time(console.pid())?),
         checksum: None,
     }))
