@@ -146,7 +146,7 @@ pub struct Stats {
     pub host_bytes: u64,
     /// Host instructions emitted, slow paths apart, if generated code counts ([`Options::count`]).
     pub host_insns: u64,
-    /// Time spent in translation: an estimate from some of them, unless code counts ([`Options::count`]).
+    /// Processor time of translation: an estimate from some of them, unless code counts ([`Options::count`]).
     pub translation_time: Duration,
     /// Times that generated code was entered.
     pub entries: u64,

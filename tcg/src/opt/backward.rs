@@ -164,7 +164,10 @@ impl Backward {
                 }
             }
         }
-        self.compact(block);
+        let first = block.insts.iter().position(|inst| matches!(inst, Inst::Nop));
+        if let Some(first) = first {
+            self.compact(block, first);
+        }
     }
 
     fn mark_uses(&mut self, inst: &Inst) {
@@ -172,18 +175,26 @@ impl Backward {
         inst.for_each_use(|v| used[v.index()] = true);
     }
 
-    /// Removes the [`Inst::Nop`]s.
-    fn compact(&mut self, block: &mut Block) {
-        self.map.clear();
-        let mut to = 0;
-        for from in 0..block.insts.len() {
-            self.map.push(Value(to as u32));
+    /// Removes the [`Inst::Nop`]s, of which the first is instruction `first`.
+    fn compact(&mut self, block: &mut Block, first: usize) {
+        let map = &mut self.map;
+        map.clear();
+        let mut to = first;
+        // What is above the first keeps its place.
+        let renew = |map: &[Value], v: Value| v.index().checked_sub(first).map_or(v, |n| map[n]);
+        for from in first..block.insts.len() {
+            map.push(Value(to as u32));
             let mut inst = block.insts[from];
             match &mut inst {
                 Inst::Nop => continue,
                 Inst::Const(_) | Inst::Get(_) | Inst::InsnStart { .. } => {}
-                Inst::Set(_, v) => *v = self.map[v.index()],
-                inst => inst.map_uses(|v| self.map[v.index()]),
+                Inst::Set(_, v) => *v = renew(map, *v),
+                Inst::Bin { a, b, .. } => {
+                    *a = renew(map, *a);
+                    *b = renew(map, *b);
+                }
+                Inst::Load { addr, .. } => *addr = renew(map, *addr),
+                inst => inst.map_uses(|v| renew(map, v)),
             }
             block.insts[to] = inst;
             to += 1;

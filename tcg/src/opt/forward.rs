@@ -258,9 +258,10 @@ impl Forward {
             return;
         }
         self.append(Inst::Set(g, v));
-        self.known[g.0 as usize] = self.fitting(g, v);
-        self.facts[v.index()].home = g.0;
         let desc = &self.guest.globals[g.0 as usize];
+        // Of integers and flags there is nothing that the store would cut off.
+        self.known[g.0 as usize] = if desc.ty == Ty::Vec { self.fitting(g, v) } else { Some(v) };
+        self.facts[v.index()].home = g.0;
         if let Some(other) = desc.overlaps {
             let part = self.guest.globals[other.0 as usize].bytes <= desc.bytes;
             self.known[other.0 as usize] = if part { self.fitting(other, v) } else { None };

@@ -137,10 +137,13 @@ impl Emitter<'_> {
             self.fix(hit, miss.hit);
         }
         let uses_vec = self.b.live.has_vec;
-        self.asm().mov_ri(r::RAX, point as u64);
-        let tb = self.tb;
-        self.asm().mov_ri(r::RCX, tb as u64);
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
+        let (p, tb) = (point.to_le_bytes(), self.tb.to_le_bytes());
+        #[rustfmt::skip]
+        self.asm().buf.extend_from_slice(&[
+            0xb8, p[0], p[1], p[2], p[3],     // mov eax, point
+            0xb9, tb[0], tb[1], tb[2], tb[3], // mov ecx, block
+        ]);
         self.call_thunk(thunk);
         if uses_vec && !self.upper {
             // The thunk has reloaded all 256 bits of registers whose upper halves are zero.
