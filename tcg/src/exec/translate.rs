@@ -158,11 +158,11 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
 
 impl Translator {
     /// A translator with these optimisations.
-    pub fn new(guest: GuestInfo, passes: OptFlags) -> Translator {
+    pub fn new(guest: GuestInfo, opt: OptFlags) -> Translator {
         Translator {
             block: Block::default(),
             compiled: Compiled::default(),
-            optimizer: (!passes.is_empty()).then(|| Optimizer::new(passes, guest)),
+            optimizer: opt.intersects(OptFlags::PASSES).then(|| Optimizer::new(opt, guest)),
             guest,
             pages: [FetchedPage::new(), FetchedPage::new()],
             once: None,
@@ -204,8 +204,10 @@ impl Translator {
         if single && self.holds_once::<G>(env, rt, key) {
             return Ok(Made::Once);
         }
-        let start = stats.translated.is_multiple_of(TIMED).then(Instant::now);
-        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single };
+        let every = if options.count { 1 } else { TIMED };
+        let start = stats.translated.is_multiple_of(every).then(Instant::now);
+        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
+        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single, side_exits };
         if single {
             limits.max_insns = 1;
         }
@@ -218,7 +220,7 @@ impl Translator {
         }
         if front.volatile && !single {
             // What is not memory may read differently each time, and reading may have effects: one instruction.
-            limits = TranslateLimits { max_insns: 1, single_step: true };
+            limits = TranslateLimits { max_insns: 1, single_step: true, side_exits };
             if !self.stops_at(key.pc) {
                 front = self.front_end::<G>(env, rt, key, limits)?;
             }
@@ -247,14 +249,10 @@ impl Translator {
                 mode: key.mode,
                 phys: self.pages[0].phys | key.pc & PAGE_MASK,
                 page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
-                bytes: front.translated.bytes,
+                code: self.guest_code(key.pc, front.translated.bytes),
             };
             let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
-            for (page, first) in self.pages.iter().zip(first_of_page) {
-                if first && let Some(lines) = rt.blocks.code_lines(page.phys) {
-                    rt.mmu.spaces.protect(page.phys, lines);
-                }
-            }
+            protect(rt, id, first_of_page);
             log.host_code(room, &self.compiled);
             Made::Block(id)
         };
@@ -262,8 +260,9 @@ impl Translator {
         stats.guest_bytes += u64::from(front.translated.bytes);
         stats.guest_insns += u64::from(front.translated.insns);
         stats.host_bytes += self.compiled.bytes() as u64;
+        stats.host_insns += u64::from(self.compiled.host_insns);
         if let Some(start) = start {
-            stats.translation_time += start.elapsed() * TIMED as u32;
+            stats.translation_time += start.elapsed() * every as u32;
         }
         Ok(made)
     }
@@ -288,14 +287,17 @@ impl Translator {
         !fetcher.volatile
     }
 
-    /// Bytes of the block that was just translated.
+    /// Bytes of the block that was just translated, in both pages.
+    fn guest_code(&self, pc: u64, len: u32) -> [&[u8]; 2] {
+        let first = self.pages[0].get(pc);
+        let in_first = first.len().min(len as usize);
+        let in_second = (len as usize - in_first).min(self.pages[1].len);
+        [&first[..in_first], &self.pages[1].bytes[..in_second]]
+    }
+
+    /// The same in one piece.
     fn guest_bytes(&self, pc: u64, len: u32) -> Vec<u8> {
-        let mut bytes = self.pages[0].get(pc).to_vec();
-        if bytes.len() < len as usize {
-            bytes.extend_from_slice(&self.pages[1].bytes[..self.pages[1].len]);
-        }
-        bytes.truncate(len as usize);
-        bytes
+        self.guest_code(pc, len).concat()
     }
 
     /// What a translation at `key` would be, breakpoints apart; nothing is placed anywhere.
@@ -307,7 +309,8 @@ impl Translator {
         key: BlockKey,
         options: &Options,
     ) -> Result<Listing, Exception> {
-        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false };
+        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
+        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits };
         let breakpoints = std::mem::take(&mut self.breakpoints);
         let front = self.front_end::<G>(env, rt, key, limits);
         self.breakpoints = breakpoints;
@@ -384,6 +387,16 @@ impl Translator {
             rt.blocks.evict(&mut rt.jump_cache);
         }
         panic!("a block of {} bytes of host code does not fit the code cache", self.compiled.bytes());
+    }
+}
+
+/// Makes stores to the pages of a new block that had no other one leave generated code.
+pub(super) fn protect(rt: &mut Runtime, tb: u32, first_of_page: [bool; 2]) {
+    let t = rt.blocks.get(tb);
+    for (page, first) in [t.phys & !PAGE_MASK, t.page2].into_iter().zip(first_of_page) {
+        if first && let Some(lines) = rt.blocks.code_lines(page) {
+            rt.mmu.spaces.protect(page, lines);
+        }
     }
 }
 
