@@ -22,7 +22,8 @@
 //! A block is keyed by the guest-physical address of its first byte, its virtual address and the block mode, and checked
 //! against the physical address of its second page, if it has one. Three ways lead to it:
 //! - A *lookup* translates the virtual address (fetch TLB, walk) each time.
-//! - The *jump cache* is by virtual address, under a tag that changes with address space, mode and code mappings.
+//! - The *jump cache* is by virtual address, under a tag that changes with address space, mode and code mappings. An entry
+//!   under another tag counts again once a lookup has found that the code at its address still comes from where it did.
 //! - A *link* jumps directly. It is made only between blocks of the same mode, to a block that lies in one page, which is
 //!   one of the page(s) of the block that jumps, at the same physical and virtual address: so it is right
 //!   whenever the first block is. If the target goes on in a second page, the link leads to a *bridge*, a few

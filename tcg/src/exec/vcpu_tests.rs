@@ -160,6 +160,27 @@ fn indirect_jumps_hit_the_jump_cache() {
 }
 
 #[test]
+fn a_flush_of_code_is_followed_by_look_ups_without_leaving_generated_code() {
+    let page2 = 0x3000;
+    let mut m = machine(&[
+        asm(Op::MovI, 0, 0, 1000),
+        asm(Op::MovI, 2, 0, page2),
+        asm(Op::MovI, 3, 0, CODE as i32 + 5 * LEN as i32),
+        asm(Op::FlushPage, 2, 0, 0),
+        asm(Op::JmpR, 2, 0, 0),
+        asm(Op::AddI, 0, 0, -1),
+        asm(Op::Jnz, 0, 0, rel(6, 3)),
+        asm(Op::Halt, 0, 0, 0),
+    ]);
+    m.memory.poke(page2 as u64, &program(&[asm(Op::AddI, 1, 0, 1), asm(Op::JmpR, 3, 0, 0)]));
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!(m.cpu.env().r[1], 1000);
+    let stats = m.cpu.stats();
+    assert!(stats.mmu.code_page_flushes >= 999 && stats.lookups >= 2000, "{stats:?}");
+    assert!(stats.entries < 1020, "only the flush itself leaves: {stats:?}");
+}
+
+#[test]
 fn a_fault_shows_the_state_before_the_instruction() {
     let mut m = machine(&[
         asm(Op::MovI, 1, 0, 11),

@@ -233,6 +233,16 @@ pub(crate) fn compare_exchange_as<G: Guest>(
     let mask = if size == 16 { u128::MAX } else { (1 << (8 * size)) - 1 };
     let (expect, new) = (operand.expect & mask, operand.v & mask);
     if va.is_multiple_of(u64::from(size)) {
+        // What may be both read and written directly is RAM without code, and nobody watches it.
+        if direct::<G>(env, va, mmu, false).is_some()
+            && let Some(p) = direct::<G>(env, va, mmu, true)
+        {
+            // SAFETY: the first level says that this page is RAM that may be written, and an aligned access stays in it.
+            let old = unsafe { host::compare_exchange(p, size, expect, new) };
+            if let Some(old) = old {
+                return Ok(old);
+            }
+        }
         let place = resolve::<G>(env, va, Access::Write, mmu)?;
         check_code::<G>(env, va, place.phys, u64::from(size), writer)?;
         if !place.host.is_null() && place.writable {

@@ -15,7 +15,7 @@
 //! |---|---|---|---|
 //! | tables | `spaces`, `table` | per address space and MMU mode, pages of RAM that may be accessed directly | generated code, `access` |
 //! | second level | `second_level` | results of walks, of all spaces, MMIO and permissions included | slow paths |
-//! | fetch | `fetch` | pages of code, and names for jump cache tags | the execution loop |
+//! | fetch | `fetch`, `page_filter` | pages of code, and names for jump cache tags | lookups of blocks |
 //!
 //! # Invalidation
 //!

@@ -34,11 +34,15 @@ fn trap_if(env: &mut X86Env, steps: bool) {
     }
 }
 
+/// Whether SYSCALL and SYSRET exist outside of 64-bit mode.
+fn is_amd_protected(env: &X86Env) -> bool {
+    env.cpuid.is_amd() && env.cr0.contains(Cr0::PE)
+}
+
 /// SYSCALL. Intel's exists in 64-bit mode only; AMD's also in compatibility mode, where it goes to IA32_CSTAR, and in
 /// legacy protected mode, where the entry point is in IA32_STAR (AMD64 manual volume 3, SYSCALL).
 pub fn syscall(env: &mut X86Env) -> Result<()> {
-    let amd = env.cpuid.is_amd() && env.cr0.contains(Cr0::PE);
-    if !env.efer.contains(Efer::SCE) || !env.code64() && !amd {
+    if !env.efer.contains(Efer::SCE) || !env.code64() && !is_amd_protected(env) {
         return Err(ud());
     }
     let flags = env.rflags();
@@ -63,8 +67,7 @@ pub fn syscall(env: &mut X86Env) -> Result<()> {
 
 /// SYSRET with an operand size of 4 or 8 bytes. AMD's exists outside 64-bit mode, too, and there leaves all flags but IF.
 pub fn sysret(env: &mut X86Env, size: u32) -> Result<()> {
-    let amd = env.cpuid.is_amd() && env.cr0.contains(Cr0::PE);
-    if !env.efer.contains(Efer::SCE) || !env.code64() && !amd {
+    if !env.efer.contains(Efer::SCE) || !env.code64() && !is_amd_protected(env) {
         return Err(ud());
     }
     let target = env.gpr[reg::RCX];
