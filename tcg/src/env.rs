@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU32;
 use crate::exec::Blocks;
 use crate::guest::Exception;
 use crate::ir::GlobalId;
+use crate::jump_cache::JumpCache;
 use crate::softmmu::{MMU_MODES, MmuState, TlbEntry};
 
 /// Host integer registers that a save area has room for.
@@ -22,8 +23,9 @@ pub const SAVED_INT_REGS: usize = 32;
 pub const SAVED_VEC_REGS: usize = 32;
 /// Spill slots of a translation block, 8 bytes each; vectors take four, aligned.
 pub const SPILL_SLOTS: usize = 128;
-/// Entries of the jump cache; a power of two.
-pub const JUMP_CACHE_ENTRIES: usize = 16384;
+/// Every so many hits of second ways, generated code takes the slow path instead. It enters the page in the first way, too: a
+/// page that another has displaced there would else be found in its second way for ever.
+pub const SECOND_WAY_HITS: u32 = 256;
 
 /// Head of every guest environment.
 #[repr(C, align(64))]
@@ -35,10 +37,14 @@ pub struct Header {
     /// TLB of each MMU mode for the current address space.
     pub tlb: [*mut TlbEntry; MMU_MODES],
     /// Xored into a program counter to make a jump cache tag: its top bits name the current combination of address
-    /// space, block mode and code-mapping epoch; lower bits are a secret of it. See [`JumpEntry`].
+    /// space, block mode and code-mapping epoch; lower bits are a secret of it. See
+    /// [`JumpEntry`](crate::jump_cache::JumpEntry).
     pub jump_tag: u64,
     /// The runtime that belongs to this environment (jump cache, save area, and what Rust code needs).
     pub runtime: *mut Runtime,
+    /// The TLB of [`Guest::main_mmu`](crate::guest::Guest::main_mmu) of the current block mode, which backends may hold
+    /// in a register.
+    pub tlb_main: *mut TlbEntry,
 }
 
 impl Header {
@@ -50,6 +56,7 @@ impl Header {
             tlb: [ptr::null_mut(); MMU_MODES],
             jump_tag: JUMP_TAG_NONE,
             runtime: ptr::null_mut(),
+            tlb_main: ptr::null_mut(),
         }
     }
 }
@@ -68,40 +75,6 @@ unsafe impl Send for Header {}
 /// epoch, 0xfffe (0xff where addresses are wide), is never issued.
 pub const JUMP_TAG_NONE: u64 = 0xfffe << 48;
 
-/// An entry of the jump cache that indirect jumps look up in generated code:
-/// index `(pc ^ pc >> 12) % JUMP_CACHE_ENTRIES` of the target, hit when `tag == pc ^ header.jump_tag`.
-///
-/// Program counters are canonical in 48 bits (bits 63 to 47 equal), or where the guest says so in 57 (bits 63 to 56
-/// equal): two of them differ in all of these bits or in none. Epochs are 1 to 0x7ffd in the top 16 bits, with bit 47 of
-/// a jump tag clear; or 1 to 0x7e in the top 8. So two epochs differ in some of these bits, and not in all, and no two
-/// canonical addresses have the same tag under different epochs.
-///
-/// An indirect jump may go to an address that is *not* canonical, which the guest finds out when it fetches there. Such an
-/// address might make any tag, and so reach a block of another mode; therefore the other bits of a jump tag are a
-/// number that the guest cannot know.
-///
-/// As the tag contains the epoch, changing `jump_tag` invalidates all entries at once; the epochs wrapping around
-/// is the only occasion on which the table is cleared.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct JumpEntry {
-    /// `pc ^ jump_tag`; [`JumpEntry::EMPTY`] has a tag no canonical address makes.
-    pub tag: u64,
-    /// Host address of the block's code.
-    pub code: u64,
-}
-
-impl JumpEntry {
-    /// An entry that never hits: the tag has bit 47 clear and an epoch that is never issued, 0x8000 (or 0x80).
-    pub const EMPTY: JumpEntry = JumpEntry { tag: 0x8000_0000_0000_0001, code: 0 };
-
-    /// Index in the table of the block at `pc`.
-    #[inline]
-    pub fn index(pc: u64) -> usize {
-        (pc ^ pc >> 12) as usize % JUMP_CACHE_ENTRIES
-    }
-}
-
 /// The part of a vCPU's run-time state that is large, with a layout that generated code knows.
 #[repr(C, align(64))]
 pub struct Runtime {
@@ -111,12 +84,18 @@ pub struct Runtime {
     pub saved_vec: [[u64; 4]; SAVED_VEC_REGS],
     /// Spill slots of the running block.
     pub spill: [u64; SPILL_SLOTS],
-    /// See [`JumpEntry`].
-    pub jump_cache: [JumpEntry; JUMP_CACHE_ENTRIES],
+    /// Where indirect jumps go.
+    pub jump_cache: JumpCache,
     /// Host registers of the pinned globals.
     pub pinned: Vec<(GlobalId, u8)>,
+    /// Whether indirect jumps may find blocks without the execution loop (not under `-d nochain`).
+    pub finds_blocks: bool,
     /// Accesses that generated code left to the slow path.
     pub slow_accesses: u64,
+    /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
+    pub second_way_left: u32,
+    /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
+    pub lookups: u64,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
     pub exception: Option<Exception>,
     /// TLBs of this vCPU.
@@ -143,7 +122,7 @@ impl Runtime {
             (&raw mut (*p).blocks).write(blocks);
             Box::from_raw(p)
         };
-        runtime.jump_cache.fill(JumpEntry::EMPTY);
+        runtime.jump_cache.clear();
         runtime
     }
 }

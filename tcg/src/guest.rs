@@ -212,6 +212,9 @@ pub trait Guest: Sized + Send + 'static {
         access: Access,
         mmu: u8,
     ) -> Result<Mapping, Exception>;
+    /// MMU mode of most data accesses of blocks in this mode. A block that accesses memory under it after a helper that
+    /// may change the mode sees what belongs to the mode that the helper set.
+    fn main_mmu(mode: u64) -> u8;
     /// MMU mode of instruction fetches now.
     fn fetch_mmu(env: &Self::Env) -> u8;
     /// Identity of the current address space: equal values share TLB contents.

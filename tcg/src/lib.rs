@@ -14,6 +14,7 @@ pub mod exec;
 pub mod guest;
 pub mod interp;
 pub mod ir;
+pub mod jump_cache;
 pub mod memory;
 pub mod opt;
 pub mod softmmu;

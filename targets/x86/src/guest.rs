@@ -181,6 +181,10 @@ impl Guest for X86 {
         crate::mmu::walk(env, memory, va, access, mmu)
     }
 
+    fn main_mmu(mode: u64) -> u8 {
+        (mode >> mode::MMU_SHIFT & 3) as u8
+    }
+
     fn fetch_mmu(env: &X86Env) -> u8 {
         if env.cpl == 3 { mmu_mode::USER } else { mmu_mode::KERNEL }
     }

@@ -259,6 +259,9 @@ pub struct RuntimeFns {
     pub slow_access: usize,
     /// `extern "C" fn(env, tb: u32, point: u32)`: a helper has set `helper_fault`: restores the state.
     pub helper_fault: usize,
+    /// `extern "C" fn(env) -> u64`: the program counter global is set, the pinned globals need not be home. Address of the entry of the block
+    /// there, the one with the poll; 0 to leave with [`Outcome::Lookup`].
+    pub next_block: usize,
 }
 
 /// The guest's constants that a backend needs.

@@ -14,7 +14,7 @@
 //! - A live block is in the hash table once, and in the list of each page that its bytes are in (but see
 //!   [`Blocks::insert_bridge`]). A retired block is in the hash table once, and in no other list.
 //! - A jump is linked only from a live block to a live block, and is in the target's list of incoming jumps.
-//! - The jump cache holds no address of a dead block: its entry can only be at one index, which is checked.
+//! - The jump cache holds no address of a dead block.
 //! - The number of blocks is bounded by the size of the code cache; a page without blocks has no descriptor.
 
 use std::collections::HashMap;
@@ -28,8 +28,8 @@ use super::remote::Remote;
 use super::side_tables::{self, Tables};
 use crate::backend::Compiled;
 use crate::code_cache::CodeCache;
-use crate::env::{JUMP_CACHE_ENTRIES, JumpEntry};
 use crate::ir::Exit;
+use crate::jump_cache::JumpCache;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 
 /// No block.
@@ -232,8 +232,6 @@ pub struct Blocks {
     scratch: Vec<u8>,
     remote: Arc<Remote>,
 }
-
-type JumpCache = [JumpEntry; JUMP_CACHE_ENTRIES];
 
 fn hash(phys: u64, pc: u64, mode: u64) -> usize {
     let h = (phys ^ pc.rotate_left(20) ^ mode.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -606,10 +604,7 @@ impl Blocks {
     fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
         let t = self.tbs[id as usize];
         let entry = self.cache.address(t.code);
-        let cached = &mut jumps[JumpEntry::index(t.pc)];
-        if cached.code == entry {
-            *cached = JumpEntry::EMPTY;
-        }
+        jumps.forget(t.pc, entry);
         if !t.bridge {
             self.hash_remove(id);
             self.page_remove(id, 0);

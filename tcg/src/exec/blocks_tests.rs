@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::backend::JumpSite;
+use crate::jump_cache::JumpOrigin;
 
 struct Table {
     blocks: Blocks,
@@ -11,8 +12,7 @@ struct Table {
 fn table(segments: usize, len: usize) -> Table {
     let cache = CodeCache::with_segments(segments, len).unwrap();
     let blocks = Blocks::new(cache, Arc::new(Remote::new()));
-    let jumps = vec![JumpEntry::EMPTY; JUMP_CACHE_ENTRIES].into_boxed_slice().try_into().unwrap();
-    Table { blocks, jumps }
+    Table { blocks, jumps: crate::jump_cache::tests::table() }
 }
 
 impl Table {
@@ -147,10 +147,11 @@ fn links_go_with_either_end() {
 fn a_dead_block_leaves_the_jump_cache() {
     let mut t = table(2, 4096);
     let a = t.add(0x1000, NO_PAGE, 16);
-    let index = JumpEntry::index(0x11000);
-    t.jumps[index] = JumpEntry { tag: 5, code: t.blocks.entry(a) };
+    let origin = JumpOrigin { pc: 0x11000, mode: 3, phys: 0x1000, page2: NO_PAGE };
+    t.jumps.insert(origin, 5, t.blocks.entry(a));
+    assert!(t.jumps.get(0x11000, 5).is_some());
     t.invalidate(0x1000, 1);
-    assert_eq!(t.jumps[index].code, 0);
+    assert_eq!(t.jumps.get(0x11000, 5), None);
 }
 
 #[test]

@@ -69,6 +69,13 @@ impl<G: Guest> Context<G> {
         &self.remote
     }
 
+    /// Tells which MMU mode most accesses of the block that runs next have.
+    pub(super) fn set_main_mmu(&mut self, mmu: u8) {
+        // SAFETY: owned by `self`, and `&mut self` excludes other references; the two do not overlap.
+        let (env, rt) = unsafe { (self.env.as_mut(), self.runtime.as_mut()) };
+        rt.mmu.spaces.set_main(G::header(env), mmu);
+    }
+
     pub(super) fn env_ptr(&self) -> NonNull<G::Env> {
         self.env
     }
@@ -90,6 +97,7 @@ impl<G: Guest> Drop for Context<G> {
         let header = G::header(self.env_mut());
         header.runtime = ptr::null_mut();
         header.tlb = [ptr::null_mut(); MMU_MODES];
+        header.tlb_main = ptr::null_mut();
         // SAFETY: both were made by `Box::leak`, and this is the only place that frees them.
         unsafe {
             drop(Box::from_raw(self.env.as_ptr()));

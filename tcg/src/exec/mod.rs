@@ -13,6 +13,7 @@
 //! | `blocks` | the table of blocks, links, pages with code, eviction; `blocks_revive`: code that changes back |
 //! | `code_lines` | which lines of guest memory blocks were made from |
 //! | `side_tables` | what slow paths need to know of a block, compactly |
+//! | `lookup` | finding the block that follows |
 //! | `slow` | what generated code calls |
 //! | `remote` | what other threads may do |
 //!
@@ -44,6 +45,7 @@
 mod blocks;
 mod code_lines;
 mod context;
+mod lookup;
 mod remote;
 mod side_tables;
 mod slow;
@@ -126,7 +128,7 @@ pub struct Stats {
     pub translation_time: Duration,
     /// Times that generated code was entered.
     pub entries: u64,
-    /// Blocks looked up in the table.
+    /// Blocks looked up by what they were made from.
     pub lookups: u64,
     /// Exceptions delivered.
     pub exceptions: u64,

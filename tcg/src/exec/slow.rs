@@ -6,9 +6,10 @@
 
 use std::ptr::NonNull;
 
+use super::lookup::next_block;
 use super::side_tables::Tables;
 use crate::backend::{AccessKind, DISCARD, FlagRecipe, Loc, RuntimeFns, SlowAccess};
-use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SPILL_SLOTS};
+use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY_HITS, SPILL_SLOTS};
 use crate::guest::{Access, Exception, Guest};
 use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, GlobalId, Ty, Width};
@@ -19,6 +20,7 @@ pub(super) fn functions<G: Guest>() -> RuntimeFns {
     RuntimeFns {
         slow_access: slow_access::<G> as *const () as usize,
         helper_fault: helper_fault::<G> as *const () as usize,
+        next_block: next_block::<G> as *const () as usize,
     }
 }
 
@@ -30,6 +32,7 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
     // SAFETY: the environment is bound; the reference is not used beyond the next access through `env`.
     let rt = unsafe { runtime::<G>(env) };
     rt.slow_accesses += 1;
+    rt.second_way_left = SECOND_WAY_HITS;
     let access = rt.blocks.tables(tb).point(point as usize).access.expect("the point is an access");
     match complete::<G>(env, tb, &access) {
         Ok(()) => 0,

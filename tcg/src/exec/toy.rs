@@ -386,6 +386,10 @@ impl Guest for Toy {
         if allowed { Ok(Mapping { phys: m.mapping.phys + within, ..m.mapping }) } else { Err(fault) }
     }
 
+    fn main_mmu(_: u64) -> u8 {
+        0
+    }
+
     fn fetch_mmu(_: &ToyEnv) -> u8 {
         0
     }

@@ -329,6 +329,7 @@ impl Translator {
         let volatile = fetcher.volatile;
         let translated = translated?;
         self.block = ir.finish();
+        self.block.main_mmu = G::main_mmu(key.mode);
         #[cfg(debug_assertions)]
         if let Err(e) = verify::verify(&self.block, &self.guest) {
             panic!("the front end made a wrong block: {e}\n{}", text::print(&self.block, &self.guest));

@@ -4,15 +4,15 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::blocks::{Found, SCRATCH, VERSIONS};
-use super::translate::{Made, Translator, guest_info, logged, protect};
-use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, slow};
+use super::blocks::SCRATCH;
+use super::translate::{Made, Translator, guest_info, logged};
+use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, lookup, slow};
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
-use crate::env::{Header, JUMP_TAG_NONE, JumpEntry, Runtime};
+use crate::env::{Header, JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next};
 use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
-use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, jump_tag, runtime};
+use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, runtime};
 
 type Enter = unsafe extern "C" fn(*mut Header, u64) -> u64;
 
@@ -63,6 +63,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let enter = unsafe { std::mem::transmute::<usize, Enter>(enter as usize) };
         let mut context = Context::with_cache(env, memory, cache);
         context.runtime_mut().pinned = backend.pinned().to_vec();
+        context.runtime_mut().finds_blocks = options.chain;
         Ok(Vcpu {
             context,
             backend,
@@ -107,6 +108,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let rt = self.context.runtime();
         Stats {
             slow_accesses: rt.slow_accesses,
+            lookups: rt.lookups,
             live_blocks: rt.blocks.live() as u64,
             blocks: rt.blocks.stats,
             mmu: rt.mmu.stats,
@@ -257,6 +259,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     fn step(&mut self) -> Stop {
         let key = G::block_key(self.context.env());
         tracing::trace!(target: "exec", "{:#x} mode {:#x} alone", key.pc, key.mode);
+        self.context.set_main_mmu(G::main_mmu(key.mode));
         match self.translate(key, true) {
             Ok(_) => self.run_scratch(),
             Err(exception) => Stop::Exception(exception),
@@ -308,26 +311,27 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
         let key = G::block_key(env);
-        if self.options.chain && (G::header(env).jump_tag == JUMP_TAG_NONE || rt.mmu.fetch.stale(key.mode)) {
-            G::header(env).jump_tag = jump_tag(rt, key.mode, false);
+        rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
+        if self.options.chain {
+            lookup::name::<G>(env, rt, key.mode);
         }
-        if tracing::enabled!(target: "exec", tracing::Level::TRACE) && logged(&self.options, key.pc) {
+        if lookup::is_logged() && logged(&self.options, key.pc) {
             tracing::trace!(target: "exec", "{:#x} mode {:#x}", key.pc, key.mode);
-        }
-        if tracing::enabled!(target: "cpu", tracing::Level::TRACE) && logged(&self.options, key.pc) {
             tracing::trace!(target: "cpu", "{}", G::dump(env).trim_end());
         }
         let tag = G::header(env).jump_tag;
-        if from.is_none() {
-            let cached = rt.jump_cache[JumpEntry::index(key.pc)];
-            if cached.tag == key.pc ^ tag && tag != JUMP_TAG_NONE {
-                return Ok(Some(cached.code));
-            }
+        if from.is_none()
+            && tag != JUMP_TAG_NONE
+            && let Some(code) = rt.jump_cache.get(key.pc, tag)
+        {
+            return Ok(Some(code));
         }
-        self.stats.lookups += 1;
+        rt.lookups += 1;
         let page = fetch_page::<G>(env, rt, key.pc)?;
         let segments = rt.blocks.stats.segments;
-        let tb = match find::<G>(env, rt, key, page.phys).or_else(|| revive::<G>(env, rt, key, page.phys)) {
+        let known = lookup::find::<G>(env, rt, key, page.phys)
+            .or_else(|| lookup::revive::<G>(env, rt, key, page.phys));
+        let tb = match known {
             Some(tb) => tb,
             None => match self.translate(key, false)? {
                 Made::Block(tb) => tb,
@@ -350,19 +354,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 link::<B>(rt, from, exit, to);
             }
         }
-        let code = rt.blocks.entry(tb);
-        let (body, spans) = (rt.blocks.get(tb).body, rt.blocks.get(tb).spans());
+        let code = rt.blocks.entry(tb) + u64::from(rt.blocks.get(tb).body);
         if self.options.chain {
-            let env = self.context.env_mut();
-            let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
-            let global = page.global && (!spans || fetch_page::<G>(env, rt, next)?.global);
-            if rt.mmu.fetch.stale(key.mode) || !global && rt.mmu.fetch.shared() {
-                G::header(env).jump_tag = jump_tag(rt, key.mode, !global);
-            }
-            let tag = key.pc ^ G::header(env).jump_tag;
-            rt.jump_cache[JumpEntry::index(key.pc)] = JumpEntry { tag, code };
+            lookup::remember::<G>(self.context.env_mut(), rt, key, page, tb)?;
         }
-        Ok(Some(code + u64::from(body)))
+        Ok(Some(code))
     }
 
     fn translate(&mut self, key: BlockKey, single: bool) -> Result<Made, Exception> {
@@ -372,39 +368,6 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let with = (&self.options, &mut self.stats);
         self.translator.translate::<G, B>(env, rt, &mut self.backend, key, single, with)
     }
-}
-
-fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    match rt.blocks.find(phys, key.pc, key.mode) {
-        Found::Block(tb) => Some(tb),
-        Found::No => None,
-        Found::Spanning => {
-            // If its second page cannot be fetched, the block ends before that, and is another one.
-            let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
-            let page2 = fetch_page::<G>(env, rt, next).ok()?.phys;
-            rt.blocks.find_spanning(phys, key.pc, key.mode, page2)
-        }
-    }
-}
-
-/// Finds a block that was invalidated, but whose guest bytes are again what they were.
-fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    let mut candidates = [None; VERSIONS];
-    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
-        *to = Some(tb);
-    }
-    candidates.into_iter().flatten().find(|&tb| {
-        let page2 = rt.blocks.get(tb).page2;
-        let next = (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE);
-        if rt.blocks.get(tb).spans()
-            && fetch_page::<G>(env, rt, next).ok().map(|page| page.phys) != Some(page2)
-        {
-            return false;
-        }
-        let Some(first_of_page) = rt.blocks.revive(tb, &*rt.mmu.memory) else { return false };
-        protect(rt, tb, first_of_page);
-        true
-    })
 }
 
 /// Whether block `to` is at its address whenever block `from` is at its own, its second page apart: see the module

@@ -256,7 +256,7 @@ impl<M: Machine> Run<'_, M> {
             Inst::VecFromInt { w, a } => scalar(self.int(a) & w.mask()),
             Inst::VecToInt { w, a } => scalar(self.vec(a)[0] & w.mask()),
             Inst::Call { helper, args } => {
-                let args = args.map(|a| a.map_or(0, |a| self.int(a)));
+                let args = std::array::from_fn(|n| args.get(n).map_or(0, |a| self.int(*a)));
                 scalar(self.machine.call(helper, args)?)
             }
             Inst::ExitIf { cond, f, exit } => {

@@ -1,7 +1,7 @@
 //! Blocks and how front ends build them.
 
 use super::flags::FlagOp;
-use super::inst::{BinOp, ExitId, Ext, HelperId, Inst, MemFlags, UnOp};
+use super::inst::{BinOp, CallArgs, ExitId, Ext, HelperId, Inst, MemFlags, UnOp};
 use super::types::{Cond, GlobalId, GlobalSet, Value, VecSize, Width};
 
 /// A way out of a block to a known guest address, in the same block mode.
@@ -26,6 +26,8 @@ pub struct Block {
     pub insts: Vec<Inst>,
     /// Exits that instructions refer to.
     pub exits: Vec<Exit>,
+    /// [`Guest::main_mmu`](crate::guest::Guest::main_mmu) of the block's mode.
+    pub main_mmu: u8,
 }
 
 impl Block {
@@ -52,6 +54,7 @@ impl Builder {
     pub fn new(mut old: Block) -> Builder {
         old.insts.clear();
         old.exits.clear();
+        old.main_mmu = 0;
         Builder { block: old }
     }
 
@@ -186,12 +189,7 @@ impl Builder {
 
     /// Calls a helper with up to five arguments.
     pub fn call(&mut self, helper: HelperId, args: &[Value]) -> Value {
-        let mut a = [None; 5];
-        for (slot, v) in a.iter_mut().zip(args) {
-            *slot = Some(*v);
-        }
-        assert!(args.len() <= 5, "helpers take at most five arguments");
-        self.push(Inst::Call { helper, args: a })
+        self.push(Inst::Call { helper, args: CallArgs::new(args) })
     }
 
     /// Declares an exit.

@@ -6,6 +6,8 @@
 //! To add an instruction: add the variant here, then follow the compiler's exhaustive matches (operands and
 //! type below, text form, interpreter, register constraints and emission in each backend).
 
+use std::ops::{Deref, DerefMut};
+
 use super::flags::FlagOp;
 use super::types::{Cond, GlobalId, GlobalSet, Ty, Value, VecLen, VecSize, Width};
 use super::vec::{VecInsOp, VecOp, VecTestOp};
@@ -107,8 +109,40 @@ pub struct HelperId(pub u16);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ExitId(pub u16);
 
-/// Arguments of a helper call: at most five.
-pub type CallArgs = [Option<Value>; 5];
+/// Arguments of a helper call: at most five. Read as a slice.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct CallArgs {
+    /// Those from `len` on are zero.
+    values: [Value; 5],
+    len: u8,
+}
+
+impl CallArgs {
+    /// These arguments.
+    ///
+    /// # Panics
+    /// If there are more than five.
+    pub fn new(args: &[Value]) -> CallArgs {
+        assert!(args.len() <= 5, "helpers take at most five arguments");
+        let mut values = [Value(0); 5];
+        values[..args.len()].copy_from_slice(args);
+        CallArgs { values, len: args.len() as u8 }
+    }
+}
+
+impl Deref for CallArgs {
+    type Target = [Value];
+
+    fn deref(&self) -> &[Value] {
+        &self.values[..self.len as usize]
+    }
+}
+
+impl DerefMut for CallArgs {
+    fn deref_mut(&mut self) -> &mut [Value] {
+        &mut self.values[..self.len as usize]
+    }
+}
 
 /// An IR instruction. Its index in the block is the [`Value`] it defines (if it defines one).
 ///
@@ -211,6 +245,9 @@ pub enum Inst {
     /// Returns to the execution loop with a code for the guest. The program counter global has been set.
     Leave { code: u32 },
 }
+
+// Translation copies instructions all the time.
+const _: () = assert!(size_of::<Inst>() <= 32);
 
 impl Inst {
     /// The type of the value it defines, if any. `Get` needs the guest's table of globals.
@@ -361,7 +398,7 @@ impl Inst {
                 m(expect);
                 m(new);
             }
-            Call { args, .. } => args.iter_mut().flatten().for_each(m),
+            Call { args, .. } => args.iter_mut().for_each(m),
         }
     }
 

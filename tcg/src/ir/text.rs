@@ -23,8 +23,8 @@
 use std::fmt;
 
 use super::{
-    BinOp, Block, Cond, Exit, ExitId, Ext, FlagOp, GlobalId, GlobalSet, HelperId, Inst, MemFlags, RmwOp, Ty,
-    UnOp, Value, Vec3Op, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width,
+    BinOp, Block, CallArgs, Cond, Exit, ExitId, Ext, FlagOp, GlobalId, GlobalSet, HelperId, Inst, MemFlags,
+    RmwOp, Ty, UnOp, Value, Vec3Op, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width,
 };
 use crate::backend::GuestInfo;
 
@@ -325,7 +325,7 @@ impl Printer<'_> {
             Inst::VecFromInt { w, a } => write!(out, "vfromint.{} {}", w.name(), v(a)),
             Inst::VecToInt { w, a } => write!(out, "vtoint.{} {}", w.name(), v(a)),
             Inst::Call { helper, args } => {
-                let args: Vec<_> = args.iter().flatten().map(|a| v(*a)).collect();
+                let args: Vec<_> = args.iter().map(|a| v(*a)).collect();
                 write!(out, "call {}({})", self.helper(helper), args.join(", "))
             }
             Inst::ExitIf { cond, f, exit } => {

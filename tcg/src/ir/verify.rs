@@ -226,8 +226,7 @@ impl Check<'_> {
                 let Some(desc) = self.guest.helpers.get(helper.0 as usize) else {
                     return Err(format!("there is no helper {}", helper.0));
                 };
-                let given = args.iter().take_while(|a| a.is_some()).count();
-                if given != desc.args as usize || args[given..].iter().any(Option::is_some) {
+                if args.len() != desc.args as usize {
                     return Err(format!("{} takes {} arguments", desc.name, desc.args));
                 }
                 if desc.effects.faults {
@@ -239,7 +238,7 @@ impl Check<'_> {
                         || !pure.faults && pure.reads == GlobalSet::NONE && pure.writes == GlobalSet::NONE,
                     "a pure helper has effects",
                 )?;
-                args.iter().flatten().try_for_each(|v| self.operand(*v, Ty::Int))
+                args.iter().try_for_each(|v| self.operand(*v, Ty::Int))
             }
             Inst::ExitIf { f, exit, .. } => {
                 self.exit(exit)?;

@@ -8,7 +8,7 @@
 //! result depends on their operands alone are numbered.
 
 use super::OptFlags;
-use super::number::Numbering;
+use super::number::{NOT_NUMBERED, Numbering, hash};
 use crate::backend::GuestInfo;
 use crate::ir::{Block, GlobalId, GlobalSet, HelperId, Inst, Ty, Value};
 
@@ -36,6 +36,8 @@ struct Facts {
     bits: u16,
     /// The global it was last set to, or [`NO_GLOBAL`].
     home: u8,
+    /// Of a numbered instruction; else [`NOT_NUMBERED`].
+    hash: u32,
 }
 
 const NO_GLOBAL: u8 = 0xff;
@@ -63,7 +65,6 @@ impl Forward {
         self.facts.clear();
         self.map.clear();
         self.known = [None; 64];
-        self.numbering.clear();
         self.ended = false;
         for inst in &block.insts {
             let v = self.instruction(inst);
@@ -162,13 +163,24 @@ impl Forward {
     /// instruction is decided where it is built.
     #[inline(always)]
     pub(super) fn emit(&mut self, inst: Inst) -> Value {
-        if self.opts.contains(OptFlags::NUMBER)
-            && inst.is_pure()
-            && let Some(v) = self.numbering.find_or_note(&self.out, &inst)
-        {
-            return v;
+        if self.opts.contains(OptFlags::NUMBER) && inst.is_pure() {
+            return self.append_numbered(inst);
         }
         self.append(inst)
+    }
+
+    #[inline(always)]
+    fn append_numbered(&mut self, inst: Inst) -> Value {
+        let hash = hash(&inst);
+        if let Some(known) = self.numbering.candidate(hash, self.out.len())
+            // The hash differs nearly always when the instruction does, and is quicker to compare.
+            && self.facts[known].hash == hash
+            && self.out[known] == inst
+        {
+            self.numbering.found(hash, known);
+            return Value(known as u32);
+        }
+        self.append_hashed(inst, hash)
     }
 
     /// Appends a terminal.
@@ -179,10 +191,15 @@ impl Forward {
 
     #[inline(always)]
     fn append(&mut self, inst: Inst) -> Value {
+        self.append_hashed(inst, NOT_NUMBERED)
+    }
+
+    #[inline(always)]
+    fn append_hashed(&mut self, inst: Inst, hash: u32) -> Value {
         let v = Value(self.out.len() as u32);
         let bits = self.result_bits(&inst);
         self.out.push(inst);
-        self.facts.push(Facts { bits, home: NO_GLOBAL });
+        self.facts.push(Facts { bits, home: NO_GLOBAL, hash });
         v
     }
 
@@ -279,10 +296,8 @@ impl Forward {
     fn call(&mut self, helper: HelperId, inst: Inst) -> Value {
         let effects = &self.guest.helpers[helper.0 as usize].effects;
         if effects.pure {
-            if self.opts.contains(OptFlags::NUMBER)
-                && let Some(v) = self.numbering.find_or_note(&self.out, &inst)
-            {
-                return v;
+            if self.opts.contains(OptFlags::NUMBER) {
+                return self.append_numbered(inst);
             }
             return self.append(inst);
         }

@@ -4,52 +4,43 @@
 //! entry counts only if the instruction it names *in this block* is equal to the one looked for, which makes any
 //! stale entry harmless.
 
-use crate::ir::{Inst, Value};
+use crate::ir::Inst;
 
 const ENTRIES: usize = 256;
 
 /// The table.
 pub(super) struct Numbering {
     table: Box<[u32; ENTRIES]>,
-    /// Hash of each numbered instruction of the block; other entries are [`NOT_NUMBERED`].
-    hashes: Vec<u32>,
 }
 
 /// What [`hash`] never gives.
-const NOT_NUMBERED: u32 = u32::MAX;
+pub(super) const NOT_NUMBERED: u32 = u32::MAX;
 
 impl Numbering {
     pub(super) fn new() -> Numbering {
-        Numbering { table: Box::new([0; ENTRIES]), hashes: Vec::new() }
+        Numbering { table: Box::new([0; ENTRIES]) }
     }
 
-    /// Begins a block.
-    pub(super) fn clear(&mut self) {
-        self.hashes.clear();
-    }
-
-    /// The value of an equal instruction in `insts`; otherwise remembers that `inst` is about to be appended.
-    ///
-    /// Always inlined: where the caller has just built the instruction, the hash is a few operations.
+    /// An instruction before `next` that may be equal to one with this hash. Remembers `next`, whose hash it is unless they
+    /// are equal.
     #[inline(always)]
-    pub(super) fn find_or_note(&mut self, insts: &[Inst], inst: &Inst) -> Option<Value> {
-        let hash = hash(inst);
-        let slot = &mut self.table[hash as usize % ENTRIES];
-        let known = *slot as usize;
-        // The hash differs nearly always when the instruction does, and is quicker to compare.
-        if self.hashes.get(known) == Some(&hash) && insts[known] == *inst {
-            return Some(Value(known as u32));
-        }
-        *slot = insts.len() as u32;
-        self.hashes.resize(insts.len(), NOT_NUMBERED);
-        self.hashes.push(hash);
-        None
+    pub(super) fn candidate(&mut self, hash: u32, next: usize) -> Option<usize> {
+        let known = std::mem::replace(&mut self.table[hash as usize % ENTRIES], next as u32) as usize;
+        (known < next).then_some(known)
+    }
+
+    /// Corrects the table after a candidate turned out to be equal.
+    #[inline(always)]
+    pub(super) fn found(&mut self, hash: u32, known: usize) {
+        self.table[hash as usize % ENTRIES] = known as u32;
     }
 }
 
 /// A cheap hash of what usually tells instructions apart: kind, operation, operands.
+///
+/// Always inlined: where the caller has just built the instruction, it is a few operations.
 #[inline(always)]
-fn hash(inst: &Inst) -> u32 {
+pub(super) fn hash(inst: &Inst) -> u32 {
     use Inst::*;
     let (kind, x, y) = match *inst {
         Const(c) => (1, c as u32, (c >> 32) as u32),
@@ -72,7 +63,7 @@ fn hash(inst: &Inst) -> u32 {
         VecFromInt { a, .. } => (250, a.0, 0),
         VecToInt { a, .. } => (251, a.0, 0),
         Call { helper, args } => {
-            (1000 + helper.0 as u32, args[0].map_or(0, |v| v.0), args[1].map_or(0, |v| v.0))
+            (1000 + helper.0 as u32, args.first().map_or(0, |v| v.0), args.get(1).map_or(0, |v| v.0))
         }
         _ => (0, 0, 0),
     };

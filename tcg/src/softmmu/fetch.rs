@@ -5,34 +5,31 @@
 //! made.
 //!
 //! Strategy: each combination of a space's *code id* and a block mode gets an epoch, a 16-bit number that is part of
-//! every tag ([`JumpEntry`]). As long as all code that a space runs in a mode is in global pages (a kernel's, mostly), the
+//! every tag ([`JumpEntry`](crate::jump_cache::JumpEntry)). As long as all code that a space runs in a mode is in global pages (a kernel's, mostly), the
 //! combination has no epoch of its own but one that all such spaces share: switching between them keeps the jump cache
 //! warm. A space gets a new code id when a mapping goes that a jump may rely on. Which ones may is
-//! told by a filter of pages that were ever fetched from since the filter was cleared; it may say yes wrongly, which
-//! costs a refill of the jump cache, never no. Flushing a data page renames nothing.
+//! told by filters of the pages that were ever fetched from, one a space and one for global pages (`page_filter`). They may
+//! say yes wrongly, which costs a renewal of what the jump cache has, never no. Flushing a data page renames nothing.
 //!
 //! Invariants:
 //! - Under a shared epoch there are only entries for blocks in global pages.
-//! - A page in the TLB is in the filter, so a jump cache entry, which is made after a lookup here, is covered.
+//! - A page in the TLB is in the filter of its space or of global pages, so a jump cache entry, which is made after a
+//!   lookup here, is covered.
 //! - An epoch is issued once until they wrap around; then the jump cache is cleared. Their number depends on how many bits
-//!   addresses have ([`JumpEntry`] says why); when that changes, they start anew.
+//!   addresses have (see there); when that changes, they start anew.
 
 use std::hash::{BuildHasher, RandomState};
 
-use super::{MMU_MODES, MmuState, page_of};
-use crate::env::{JumpEntry, Runtime};
+use super::{MMU_MODES, MmuState, Spaces, page_of};
+use crate::env::Runtime;
 use crate::guest::{Access, Exception, Guest};
 use crate::memory::PAGE_MASK;
 
 /// Entries of the fetch TLB; a power of two.
 const ENTRIES: usize = 512;
-/// 64-bit words of the filter.
-const FILTER_WORDS: usize = 1024;
-/// Pages noted in the filter when it is cleared: an eighth of its bits.
-const FILTER_LIMIT: u32 = FILTER_WORDS as u32 * 64 / 8;
 /// Combinations whose epochs are remembered; a power of two.
 const NAMES: usize = 128;
-/// Epochs are 1 to this; see [`JumpEntry`].
+/// Epochs are 1 to this; see [`JumpEntry`](crate::jump_cache::JumpEntry).
 const LAST_EPOCH: u64 = 0x7ffd;
 /// The same where addresses have more than 48 bits.
 const LAST_WIDE_EPOCH: u64 = 0x7e;
@@ -61,13 +58,16 @@ const EMPTY: Entry = Entry { tag: u64::MAX, asid: 0, phys: 0 };
 struct Name {
     code_id: u64,
     mode: u64,
+    /// 0: no combination.
     epoch: u64,
+    /// The jump tag of the epoch.
+    tag: u64,
 }
+
+const NO_NAME: Name = Name { code_id: 0, mode: 0, epoch: 0, tag: 0 };
 
 pub(crate) struct FetchTlb {
     entries: Box<[Entry]>,
-    filter: Box<[u64]>,
-    noted: u32,
     names: [Name; NAMES],
     last_epoch: u64,
     /// Addresses have more than 48 bits.
@@ -96,20 +96,11 @@ fn index(page: u64, mmu: u8, asid: u64) -> usize {
     ((page >> 12) ^ u64::from(mmu) << 7 ^ spread) as usize % ENTRIES
 }
 
-fn filter_bit(va: u64, bits: u32, asid: u64) -> (usize, u64) {
-    let h =
-        ((va >> bits) ^ asid.rotate_right(20) ^ u64::from(bits) << 52).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let h = (h >> 48) as usize;
-    (h / 64, 1 << (h % 64))
-}
-
 impl FetchTlb {
     pub fn new() -> FetchTlb {
         FetchTlb {
             entries: vec![EMPTY; ENTRIES].into_boxed_slice(),
-            filter: vec![0; FILTER_WORDS].into_boxed_slice(),
-            noted: 0,
-            names: [Name { code_id: 0, mode: 0, epoch: 0 }; NAMES],
+            names: [NO_NAME; NAMES],
             last_epoch: 0,
             wide: false,
             secret: RandomState::new(),
@@ -142,54 +133,36 @@ impl FetchTlb {
         None
     }
 
-    fn insert(&mut self, page: u64, mmu: u8, asid: u64, phys: u64, bits: u32) {
-        self.note(page, 12, asid);
-        if bits > 12 {
-            self.note(page, bits, asid);
-        }
+    fn insert(&mut self, page: u64, mmu: u8, asid: u64, phys: u64) {
         self.entries[index(page, mmu, asid)] = Entry { tag: page | u64::from(mmu), asid, phys };
     }
 
-    fn note(&mut self, va: u64, bits: u32, asid: u64) {
-        let (word, bit) = filter_bit(va, bits, asid);
-        self.noted += u32::from(self.filter[word] & bit == 0);
-        self.filter[word] |= bit;
+    /// Drops all pages of a space, or all that are global.
+    fn drop_space(&mut self, asid: u64) {
+        for e in self.entries.iter_mut().filter(|e| e.asid == asid) {
+            *e = EMPTY;
+        }
     }
 
-    fn noted(&self, va: u64, bits: u32, asid: u64) -> bool {
-        let (word, bit) = filter_bit(va, bits, asid);
-        self.filter[word] & bit != 0
-    }
-
-    /// Drops a page of the space `asid` and of all spaces, and the large pages around it whose sizes are given as a
-    /// bit mask of their log2.
-    pub(super) fn drop_page(&mut self, va: u64, sizes: u64, asid: u64, global_asid: u64) -> Found {
+    /// Drops the page of `1 << bits` bytes that contains `va`, if it is of one of two spaces.
+    fn drop_page(&mut self, va: u64, bits: u32, asids: [u64; 2]) {
         let page = page_of(va);
-        let mut found = Found::default();
-        for bits in (12..64).filter(|b| (sizes | 1 << 12) >> b & 1 != 0) {
-            let of = Found { local: self.noted(va, bits, asid), global: self.noted(va, bits, global_asid) };
-            if !of.local && !of.global {
-                continue;
-            }
-            found = Found { local: found.local | of.local, global: found.global | of.global };
-            if bits == 12 {
-                for mmu in 0..MMU_MODES as u8 {
-                    for asid in [asid, global_asid] {
-                        let e = &mut self.entries[index(page, mmu, asid)];
-                        if page_of(e.tag) == page && e.asid == asid {
-                            *e = EMPTY;
-                        }
-                    }
+        if bits > 12 {
+            for e in &mut self.entries {
+                if e.tag >> bits == va >> bits && asids.contains(&e.asid) {
+                    *e = EMPTY;
                 }
-            } else {
-                for e in &mut self.entries {
-                    if e.tag >> bits == va >> bits && (e.asid == asid || e.asid == global_asid) {
-                        *e = EMPTY;
-                    }
+            }
+            return;
+        }
+        for mmu in 0..MMU_MODES as u8 {
+            for asid in asids {
+                let e = &mut self.entries[index(page, mmu, asid)];
+                if page_of(e.tag) == page && e.asid == asid {
+                    *e = EMPTY;
                 }
             }
         }
-        found
     }
 
     fn slot(code_id: u64, mode: u64) -> usize {
@@ -197,25 +170,25 @@ impl FetchTlb {
         h as usize % NAMES
     }
 
-    /// The epoch of a combination, if it has one.
+    /// The jump tag of a combination, if it has an epoch.
+    #[inline]
     fn known(&self, code_id: u64, mode: u64) -> Option<u64> {
-        let name = self.names[Self::slot(code_id, mode)];
-        (name.epoch != 0 && name.code_id == code_id && name.mode == mode).then_some(name.epoch)
+        let name = &self.names[Self::slot(code_id, mode)];
+        (name.epoch != 0 && name.code_id == code_id && name.mode == mode).then_some(name.tag)
     }
 
-    /// The epoch of a combination; the flag says that the jump cache must be cleared first.
-    fn epoch(&mut self, code_id: u64, mode: u64) -> (u64, bool) {
-        if let Some(epoch) = self.known(code_id, mode) {
-            return (epoch, false);
-        }
+    /// Gives a combination a new epoch; its jump tag. The flag says that the jump cache must be cleared first.
+    #[cold]
+    fn issue(&mut self, code_id: u64, mode: u64) -> (u64, bool) {
         let wrapped = self.last_epoch == if self.wide { LAST_WIDE_EPOCH } else { LAST_EPOCH };
         if wrapped {
-            self.names.fill(Name { code_id: 0, mode: 0, epoch: 0 });
+            self.names.fill(NO_NAME);
             self.last_epoch = 0;
         }
         self.last_epoch += 1;
-        self.names[Self::slot(code_id, mode)] = Name { code_id, mode, epoch: self.last_epoch };
-        (self.last_epoch, wrapped)
+        let (epoch, tag) = (self.last_epoch, self.tag(self.last_epoch));
+        self.names[Self::slot(code_id, mode)] = Name { code_id, mode, epoch, tag };
+        (tag, wrapped)
     }
 
     /// The jump tag of an epoch.
@@ -231,7 +204,7 @@ impl FetchTlb {
             return false;
         }
         self.wide = wide;
-        self.names.fill(Name { code_id: 0, mode: 0, epoch: 0 });
+        self.names.fill(NO_NAME);
         self.last_epoch = 0;
         self.renamed = true;
         true
@@ -244,13 +217,41 @@ pub(crate) fn jump_tag(rt: &mut Runtime, mode: u64, local: bool) -> u64 {
     let own = spaces.current().code_id;
     fetch.renamed = false;
     fetch.mode = Some(mode);
-    fetch.shared = !local && fetch.known(own, mode).is_none();
+    let of_own = fetch.known(own, mode);
+    fetch.shared = !local && of_own.is_none();
     let code_id = if fetch.shared { spaces.global_code_id() } else { own };
-    let (epoch, wrapped) = fetch.epoch(code_id, mode);
-    if wrapped {
-        rt.jump_cache.fill(JumpEntry::EMPTY);
+    let known = if fetch.shared { fetch.known(code_id, mode) } else { of_own };
+    if let Some(tag) = known {
+        return tag;
     }
-    fetch.tag(epoch)
+    let (tag, wrapped) = fetch.issue(code_id, mode);
+    if wrapped {
+        rt.jump_cache.clear();
+    }
+    tag
+}
+
+/// Drops the page that contains `va` of the space in `slot`, if any, and of all spaces, and the large pages around it whose
+/// sizes are given as a bit mask of their log2. Whether jumps may rely on them is the answer.
+pub(super) fn drop_page(
+    spaces: &Spaces,
+    fetch: &mut FetchTlb,
+    slot: Option<usize>,
+    va: u64,
+    sizes: u64,
+) -> Found {
+    let global_asid = spaces.global_asid();
+    let asids = [slot.map_or(global_asid, |s| spaces.asid_of(s)), global_asid];
+    let mut found = Found::default();
+    for bits in (12..64).filter(|b| (sizes | 1 << 12) >> b & 1 != 0) {
+        let local = slot.is_some_and(|s| spaces.fetched(Some(s)).may_have(va, bits));
+        let global = spaces.fetched(None).may_have(va, bits);
+        if local || global {
+            found = Found { local: found.local || local, global: found.global || global };
+            fetch.drop_page(va, bits, asids);
+        }
+    }
+    found
 }
 
 /// Guest-physical address that code at `va` is fetched from. `rt` is the runtime of `env`.
@@ -274,18 +275,22 @@ fn walk<G: Guest>(env: &G::Env, rt: &mut Runtime, va: u64, mmu: u8) -> Result<Fe
     let phys = page_of(mapping.phys);
     tracing::trace!(target: "mmu", "fetch {va:#x} mode {mmu} -> {phys:#x}");
     let MmuState { spaces, fetch, .. } = &mut rt.mmu;
-    if fetch.noted > FILTER_LIMIT {
-        fetch.filter.fill(0);
-        fetch.noted = 0;
-        fetch.entries.fill(EMPTY);
+    let (asid, slot) = match mapping.global {
+        true => (spaces.global_asid(), None),
+        false => (spaces.current().asid, Some(spaces.current_slot())),
+    };
+    if spaces.fetched(slot).is_full() {
+        spaces.fetched_mut(slot).clear();
+        fetch.drop_space(asid);
         fetch.renamed = true;
-        spaces.rename_code(None);
+        spaces.rename_code(slot);
     }
-    let asid = if mapping.global { spaces.global_asid() } else { spaces.current().asid };
+    spaces.fetched_mut(slot).note(va, 12);
     if bits > 12 {
+        spaces.fetched_mut(slot).note(va, bits);
         spaces.note_large(va, bits, mapping.global);
     }
-    fetch.insert(page_of(va), mmu, asid, phys, bits);
+    fetch.insert(page_of(va), mmu, asid, phys);
     Ok(Fetched { phys: phys | va & PAGE_MASK, global: mapping.global })
 }
 
@@ -304,6 +309,7 @@ pub(super) fn note_changes<G: Guest>(env: &G::Env, rt: &mut Runtime) {
 mod tests {
     use super::*;
     use crate::env::JUMP_TAG_NONE;
+    use crate::jump_cache::JumpEntry;
 
     /// All pairs of tags that two epochs and two canonical addresses make.
     #[test]
@@ -333,37 +339,51 @@ mod tests {
     #[test]
     fn epochs_are_issued_once_and_wrap_with_a_clear() {
         let mut f = FetchTlb::new();
-        let (first, wrapped) = f.epoch(7, 1);
-        assert_eq!((first, wrapped), (1, false));
-        assert_eq!(f.epoch(7, 1), (1, false));
-        let mut seen = 1;
-        for n in 0..LAST_EPOCH - 1 {
-            let (e, wrapped) = f.epoch(1000 + n, 0);
-            assert!(!wrapped);
-            seen += 1;
-            assert_eq!(e, seen);
+        let (first, wrapped) = f.issue(7, 1);
+        assert_eq!((f.tag(1), false), (first, wrapped));
+        assert_eq!((f.known(7, 1), f.known(7, 2), f.known(8, 1)), (Some(first), None, None));
+        for epoch in 2..=LAST_EPOCH {
+            assert_eq!(f.issue(1000 + epoch, 0), (f.tag(epoch), false));
         }
-        assert_eq!(f.epoch(1 << 40, 0), (1, true));
-        assert!(f.last_epoch == 1);
+        assert_eq!(f.issue(1 << 40, 0), (f.tag(1), true));
+        assert_eq!((f.known(1000 + LAST_EPOCH, 0), f.known(1 << 40, 0)), (None, Some(f.tag(1))));
     }
 
     #[test]
     fn dropping_a_page_says_who_may_have_jumped_to_it() {
+        const KERNEL: u64 = 0xffff_8000_0000_0000;
+        let (mut f, mut spaces) = (FetchTlb::new(), Spaces::new());
+        let (own, other, global_asid) = (spaces.asid_of(3), spaces.asid_of(4), spaces.global_asid());
+        spaces.fetched_mut(Some(3)).note(0x5000, 12);
+        f.insert(0x5000, 1, own, 0x9000);
+        spaces.fetched_mut(None).note(KERNEL, 12);
+        spaces.fetched_mut(None).note(KERNEL, 21);
+        f.insert(KERNEL, 0, global_asid, 0x20_0000);
+        let local = Some(Fetched { phys: 0x9000, global: false });
+        let global = Some(Fetched { phys: 0x20_0000, global: true });
+        assert_eq!(f.get(0x5000, 1, own, global_asid), local);
+        assert_eq!(f.get(0x5000, 1, other, global_asid), None);
+        assert_eq!(f.get(0x5000, 0, own, global_asid), None);
+        assert_eq!(f.get(KERNEL, 0, other, global_asid), global);
+        assert_eq!(drop_page(&spaces, &mut f, Some(3), 0x6000, 0), Found::default());
+        assert_eq!(drop_page(&spaces, &mut f, Some(4), 0x5000, 0), Found::default());
+        assert_eq!(drop_page(&spaces, &mut f, None, 0x5000, 0), Found::default());
+        assert_eq!(f.get(0x5000, 1, own, global_asid), local);
+        let found = drop_page(&spaces, &mut f, Some(3), 0x5123, 0);
+        assert_eq!(found, Found { local: true, global: false });
+        assert_eq!(f.get(0x5000, 1, own, global_asid), None);
+        let found = drop_page(&spaces, &mut f, None, KERNEL + 0x10_0000, 1 << 21);
+        assert_eq!(found, Found { local: false, global: true });
+        assert_eq!(f.get(KERNEL, 0, other, global_asid), None);
+    }
+
+    #[test]
+    fn a_space_that_goes_leaves_the_others() {
         let mut f = FetchTlb::new();
-        f.insert(0x5000, 1, 10, 0x9000, 12);
-        f.insert(0xffff_8000_0000_0000, 0, 1, 0x20_0000, 21);
-        assert_eq!(f.get(0x5000, 1, 10, 1), Some(Fetched { phys: 0x9000, global: false }));
-        assert_eq!(f.get(0x5000, 1, 11, 1), None);
-        assert_eq!(f.get(0x5000, 0, 10, 1), None);
-        let global = Fetched { phys: 0x20_0000, global: true };
-        assert_eq!(f.get(0xffff_8000_0000_0000, 0, 77, 1), Some(global));
-        assert_eq!(f.drop_page(0x6000, 0, 10, 1), Found::default());
-        assert_eq!(f.drop_page(0x5000, 0, 11, 1), Found::default());
-        assert_eq!(f.get(0x5000, 1, 10, 1), Some(Fetched { phys: 0x9000, global: false }));
-        assert_eq!(f.drop_page(0x5123, 0, 10, 1), Found { local: true, global: false });
+        f.insert(0x5000, 1, 10, 0x9000);
+        f.insert(0x5000, 1, 11, 0xa000);
+        f.drop_space(10);
         assert_eq!(f.get(0x5000, 1, 10, 1), None);
-        let elsewhere = 0xffff_8000_0010_0000;
-        assert_eq!(f.drop_page(elsewhere, 1 << 21, 10, 1), Found { local: false, global: true });
-        assert_eq!(f.get(0xffff_8000_0000_0000, 0, 77, 1), None);
+        assert_eq!(f.get(0x5000, 1, 11, 1), Some(Fetched { phys: 0xa000, global: false }));
     }
 }

@@ -1,9 +1,9 @@
 //! Flushing translations and switching address spaces, as the guest asks for it.
 
-use super::fetch::jump_tag;
+use super::fetch::{self, jump_tag};
 use super::fill::runtime;
 use super::{Running, page_of};
-use crate::env::{JUMP_TAG_NONE, JumpEntry, Runtime};
+use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::Guest;
 
 /// Drops every translation, of all address spaces, global ones too.
@@ -47,7 +47,7 @@ pub fn flush_page<G: Guest>(env: &mut G::Env, space: u64, va: u64) {
     for bits in (13..64).filter(|b| sizes >> b & 1 != 0) {
         mmu.second.drop_large(va, bits, asid, global_asid);
     }
-    let found = mmu.fetch.drop_page(va, sizes, asid, global_asid);
+    let found = fetch::drop_page(&mmu.spaces, &mut mmu.fetch, slot, va, sizes);
     if found.global {
         mmu.spaces.rename_code(None);
     } else if let (true, Some(slot)) = (found.local, slot) {
@@ -67,7 +67,7 @@ pub fn switch_space<G: Guest>(env: &mut G::Env) {
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
     if rt.mmu.fetch.set_wide(wide) {
-        rt.jump_cache.fill(JumpEntry::EMPTY);
+        rt.jump_cache.clear();
     }
     rt.mmu.stats.switches += 1;
     let blocks = &rt.blocks;
@@ -83,6 +83,7 @@ pub fn name_mode<G: Guest>(env: &mut G::Env, mode: u64) {
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
     rt.mmu.fetch.mode = Some(mode);
+    rt.mmu.spaces.set_main(G::header(env), G::main_mmu(mode));
     retag::<G>(env, rt);
 }
 

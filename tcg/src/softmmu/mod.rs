@@ -45,6 +45,7 @@ mod fetch;
 mod fill;
 mod flush;
 mod host;
+mod page_filter;
 mod second_level;
 mod spaces;
 mod table;
@@ -55,8 +56,10 @@ mod watch;
 pub use flush::{flush_all, flush_page, flush_space, name_mode, switch_space};
 
 pub(crate) use access::{Operand, Writer, atomic_rmw, compare_exchange_as, retry_if_running, store_as};
-pub use access::{compare_exchange, host_bytes, load, load_bytes, probe, raise, store, store_bytes};
-pub(crate) use fetch::{FetchTlb, fetch_page, jump_tag};
+pub use access::{
+    compare_exchange, host_bytes, host_page, load, load_bytes, probe, raise, store, store_bytes,
+};
+pub(crate) use fetch::{FetchTlb, Fetched, fetch_page, jump_tag};
 pub(crate) use fill::runtime;
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
@@ -73,7 +76,7 @@ pub use watch::{
 /// Number of translation regimes (MMU modes) that a guest can use.
 pub const MMU_MODES: usize = 4;
 /// Entries of a table; a power of two.
-pub const TLB_ENTRIES: usize = 1024;
+pub const TLB_ENTRIES: usize = 4096;
 /// Tag of an entry that must miss.
 pub const TLB_INVALID: u64 = u64::MAX;
 

@@ -5,6 +5,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use super::page_filter::PageFilter;
 use super::second_level::GLOBAL;
 use super::table::{Fill, NOTHING, TablePtr};
 use super::{MMU_MODES, TlbEntry, page_of};
@@ -72,10 +73,14 @@ pub(crate) struct Space {
     tables: [Option<TablePtr>; MMU_MODES],
     /// Local large pages.
     large: LargePages,
+    /// Local pages that code was fetched from.
+    fetched: PageFilter,
 }
 
 /// All resident address spaces of a vCPU.
 pub(crate) struct Spaces {
+    /// MMU mode that [`Header::tlb_main`] is for.
+    main_mmu: u8,
     slots: Vec<Space>,
     current: usize,
     next_id: u64,
@@ -89,6 +94,8 @@ pub(crate) struct Spaces {
     logged: u64,
     /// Global large pages.
     pub global_large: LargePages,
+    /// Global pages that code was fetched from.
+    global_fetched: PageFilter,
     /// Lowest and highest page ever cached as global since the last flush of everything.
     global_range: (u64, u64),
     /// Pages that lost their write tags so far.
@@ -108,9 +115,11 @@ impl Spaces {
                 protect_seen: 0,
                 tables: [const { None }; MMU_MODES],
                 large: LargePages::new(),
+                fetched: PageFilter::new(),
             })
             .collect();
         Spaces {
+            main_mmu: 0,
             slots,
             current: 0,
             next_id: 2 + 2 * SPACES as u64 + 1,
@@ -120,6 +129,7 @@ impl Spaces {
             log: [0; LOG],
             logged: 0,
             global_large: LargePages::new(),
+            global_fetched: PageFilter::new(),
             global_range: (u64::MAX, 0),
             protects: 0,
         }
@@ -159,6 +169,25 @@ impl Spaces {
         self.slots[slot].asid
     }
 
+    /// Slot of the current space.
+    pub fn current_slot(&self) -> usize {
+        self.current
+    }
+
+    /// The pages that code was fetched from: local ones of a slot, or global ones.
+    #[inline]
+    pub fn fetched(&self, slot: Option<usize>) -> &PageFilter {
+        slot.map_or(&self.global_fetched, |slot| &self.slots[slot].fetched)
+    }
+
+    /// [`Spaces::fetched`], to be changed.
+    pub fn fetched_mut(&mut self, slot: Option<usize>) -> &mut PageFilter {
+        match slot {
+            Some(slot) => &mut self.slots[slot].fetched,
+            None => &mut self.global_fetched,
+        }
+    }
+
     /// Makes a space the current one; whether it was resident. `code` tells pages that hold translated code, and where.
     pub fn switch<'a>(
         &mut self,
@@ -184,6 +213,14 @@ impl Spaces {
                 None => NOTHING.as_ptr(),
             };
         }
+        header.tlb_main = header.tlb[self.main_mmu as usize];
+    }
+
+    /// Tells which MMU mode [`Header::tlb_main`] is for.
+    #[inline]
+    pub fn set_main(&mut self, header: &mut Header, mmu: u8) {
+        self.main_mmu = mmu % MMU_MODES as u8;
+        header.tlb_main = header.tlb[self.main_mmu as usize];
     }
 
     /// Gives the least recently used slot to a new space.
@@ -235,6 +272,7 @@ impl Spaces {
         let table = self.slots[self.current].tables[mmu as usize].get_or_insert_with(|| {
             let table = TablePtr::new();
             header.tlb[mmu as usize] = table.as_ptr();
+            header.tlb_main = header.tlb[self.main_mmu as usize];
             table
         });
         table.set(page, fill);
@@ -253,6 +291,7 @@ impl Spaces {
         s.asid = asid;
         s.code_id = code_id;
         s.large = LargePages::new();
+        s.fetched.clear();
         for table in s.tables.iter_mut().flatten() {
             table.clear_local();
         }
@@ -272,6 +311,7 @@ impl Spaces {
         self.global_asid = self.new_id();
         self.global_code_id = self.new_id();
         self.global_large = LargePages::new();
+        self.global_fetched.clear();
         self.global_range = (u64::MAX, 0);
     }
 

@@ -160,22 +160,14 @@ impl Table {
 
     /// Drops all local translations.
     pub fn clear_local(&mut self) {
-        for i in bits(std::mem::take(&mut self.first_used.local)) {
-            self.first[i] = TlbEntry::EMPTY;
-        }
-        for i in bits(std::mem::take(&mut self.second_used.local)) {
-            self.second[i] = SecondWayEntry::EMPTY;
-        }
+        take_bits(&mut self.first_used.local, |i| self.first[i] = TlbEntry::EMPTY);
+        take_bits(&mut self.second_used.local, |i| self.second[i] = SecondWayEntry::EMPTY);
     }
 
     /// Drops all global translations.
     pub fn clear_global(&mut self) {
-        for i in bits(std::mem::take(&mut self.first_used.global)) {
-            self.first[i] = TlbEntry::EMPTY;
-        }
-        for i in bits(std::mem::take(&mut self.second_used.global)) {
-            self.second[i] = SecondWayEntry::EMPTY;
-        }
+        take_bits(&mut self.first_used.global, |i| self.first[i] = TlbEntry::EMPTY);
+        take_bits(&mut self.second_used.global, |i| self.second[i] = SecondWayEntry::EMPTY);
     }
 
     /// Drops a page, if it is global or `only_global` is not set.
@@ -228,6 +220,17 @@ impl Table {
             {
                 e.lines = lines;
             }
+        }
+    }
+}
+
+/// Clears the set bits, with what is to be done for each.
+fn take_bits(words: &mut [u64; WORDS], mut each: impl FnMut(usize)) {
+    for (i, word) in words.iter_mut().enumerate().filter(|(_, w)| **w != 0) {
+        let mut w = std::mem::take(word);
+        while w != 0 {
+            each(i * 64 + w.trailing_zeros() as usize);
+            w &= w - 1;
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Guest RAM: one anonymous host mapping.
 //!
 //! The mapping is private, not reserved and populated by the host on first touch, so a guest costs what it
-//! touched. Its base never moves, so translated code may hold host pointers into it.
+//! touched. It is advised to consist of huge pages, and aligned to them: first touches cost a 512th of the host's page
+//! faults, and an access to a far address one miss of the host's TLB instead of two. Its base never moves, so
+//! translated code may hold host pointers into it.
 //!
 //! The guest (several vCPU threads, and devices) reads and writes these bytes at any time, so no `&` or `&mut`
 //! to them ever exists: accesses go through raw pointers, naturally aligned ones of 1, 2, 4 or 8 bytes as relaxed
@@ -12,13 +14,18 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// Size and alignment of the host's huge pages; where they are larger, the advice below has no effect on smaller memory.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// A block of guest memory (RAM or ROM contents) at a stable host address.
 #[derive(Debug)]
 pub struct GuestRam {
     base: NonNull<u8>,
     len: u64,
+    /// The whole mapping, which is larger where `base` is aligned.
+    mapping: (*mut c_void, usize),
 }
 
 // SAFETY: the mapping is owned by this value and lives until drop; `base` and `len` never change, and every
@@ -35,18 +42,32 @@ impl GuestRam {
             .checked_next_multiple_of(4096)
             .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let size = usize::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let huge = size >= HUGE_PAGE;
+        let mapped = size
+            .checked_add(if huge { HUGE_PAGE } else { 0 })
+            .ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         // SAFETY: a null hint without MAP_FIXED cannot replace an existing mapping.
-        let base = unsafe {
+        let mapping = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
-                size,
+                mapped,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
-        let base =
-            NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        Ok(Self { base, len })
+        let mut base = mapping.cast::<u8>();
+        if huge {
+            // The mapping has room for it.
+            base = base.wrapping_add(base.align_offset(HUGE_PAGE));
+            // SAFETY: the range is inside of the mapping just made, which nobody uses yet.
+            let advised = unsafe { madvise(base.cast(), size, Advice::LinuxHugepage) };
+            if let Err(error) = advised {
+                tracing::debug!(target: "memory", "the host gives no huge pages: {error}");
+            }
+        }
+        let base = NonNull::new(base).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let mapping = (mapping, mapped);
+        Ok(Self { base, len, mapping })
     }
 
     /// Host address of byte 0. Valid for [`Self::len`] bytes as long as this value lives.
@@ -169,8 +190,8 @@ pub(super) unsafe fn store(p: *mut u8, size: u8, value: u64) {
 
 impl Drop for GuestRam {
     fn drop(&mut self) {
-        // SAFETY: base and len are those of the mapping made in `new`, and nobody holds `self` any more.
-        let unmapped = unsafe { munmap(self.base.as_ptr().cast::<c_void>(), self.len as usize) };
+        // SAFETY: this is the mapping made in `new`, and nobody holds `self` any more.
+        let unmapped = unsafe { munmap(self.mapping.0, self.mapping.1) };
         debug_assert!(unmapped.is_ok());
     }
 }

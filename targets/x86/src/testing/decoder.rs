@@ -268,7 +268,7 @@ fn expected(env: &X86Env, case: &Case) -> Expected {
 fn raises_undefined(block: &Block) -> bool {
     block.insts.iter().any(|inst| match inst {
         Inst::Call { helper, args } if *helper == helpers::int::RAISE => {
-            let vector = args[0].and_then(|v| block.insts.get(v.0 as usize));
+            let vector = args.first().and_then(|v| block.insts.get(v.0 as usize));
             matches!(vector, Some(Inst::Const(v)) if *v == vector::UD as u64)
         }
         _ => false,

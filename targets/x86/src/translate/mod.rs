@@ -189,7 +189,7 @@ impl<'a> Translator<'a> {
             next: 0,
             x87_opcode: 0,
             cs_base: if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT },
-            mmu: (mode >> mode::MMU_SHIFT & 3) as u8,
+            mmu: <crate::guest::X86 as tessera_tcg::guest::Guest>::main_mmu(mode),
             single: single_step || mode & (mode::TRAP | mode::SHADOW) != 0,
             shadowed: false,
             opens_shadow: false,

@@ -5,13 +5,14 @@
 //! serves side exits, which are emitted out of line while the state is current.
 
 use super::emitter::{Emitter, MemLoc, NONE, Part, PendingJump, Target, env_mem};
-use super::encode::{Alu, Mem, Shift, r};
+use super::encode::{Alu, Asm, Mem, Shift, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
-use crate::env::{Header, JUMP_CACHE_ENTRIES, JumpEntry, Runtime};
+use crate::env::{Header, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
 use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
+use crate::jump_cache::{self, JUMP_CACHE_ENTRIES, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
 
 /// A source of a parallel move.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,47 +91,41 @@ impl Emitter<'_> {
     /// Brings globals outside `dead` home. The host's flags survive if the flags global is dead, not dirty, or the value
     /// that they hold.
     fn flush(&mut self, dead: GlobalSet) {
-        let mut rest = self.dirty & !dead.0;
+        let dirty = self.dirty & !dead.0;
         // Flags first: their computation needs registers as they are.
-        let mut later = 0;
-        while rest != 0 {
-            let g = rest.trailing_zeros() as usize;
-            rest &= rest - 1;
-            if self.guest.globals[g].ty == Ty::Flags {
+        for set in [dirty & self.kinds.flags.0, dirty & !self.kinds.flags.0] {
+            for g in GlobalSet(set).iter() {
+                let g = g.0 as usize;
                 let v = self.current[g] as usize;
                 self.write_home(g, v);
-            } else {
-                later |= 1u64 << g;
             }
         }
-        while later != 0 {
-            let g = later.trailing_zeros() as usize;
-            later &= later - 1;
-            let v = self.current[g] as usize;
-            self.write_home(g, v);
-        }
-        let mut moves = Moves::default();
-        for g in 0..self.guest.globals.len() {
-            let pin = self.pin_reg[g];
-            let v = self.current[g];
-            if pin == PIN_OFF || v == NO_VALUE || dead.0 >> g & 1 != 0 {
-                continue;
+        let away = GlobalSet(self.pinned_away() & !dead.0);
+        if away != GlobalSet::NONE {
+            let mut moves = Moves::default();
+            for g in away.iter() {
+                let g = g.0 as usize;
+                let v = self.current[g];
+                let reg = self.b.reg[v as usize];
+                moves.add(self.pin_reg[g], if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
             }
-            let reg = self.b.reg[v as usize];
-            moves.add(pin, if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
+            self.parallel_move(moves);
         }
-        self.parallel_move(moves);
         self.clean_upper();
     }
 
-    /// The globals that a flush would have to do something for.
-    fn away(&self) -> u64 {
-        let mut away = self.dirty;
-        for g in 0..self.guest.globals.len() {
-            let (pin, v) = (self.pin_reg[g], self.current[g]);
-            if pin != PIN_OFF && v != NO_VALUE && self.b.reg[v as usize] != pin {
-                away |= 1 << g;
-            }
+    /// The globals that are not where they are at block boundaries.
+    pub fn away(&self) -> u64 {
+        self.dirty | self.pinned_away()
+    }
+
+    /// The pinned globals whose values are not in their registers.
+    fn pinned_away(&self) -> u64 {
+        let mut away = 0;
+        for g in self.kinds.pinned.iter() {
+            let g = g.0 as usize;
+            let v = self.current[g];
+            away |= u64::from(v != NO_VALUE && self.b.reg[v as usize] != self.pin_reg[g]) << g;
         }
         away
     }
@@ -171,7 +166,7 @@ impl Emitter<'_> {
     fn jump_exit(&mut self, exit: ExitId) {
         let e = self.block.exits[exit.0 as usize];
         if !e.chain {
-            self.asm().mov_ri(r::RAX, e.pc);
+            self.asm().mov_ri(r::RCX, e.pc);
             let lookup = self.thunks.lookup;
             self.jump_to(Target::Abs(lookup));
             return;
@@ -222,10 +217,9 @@ impl Emitter<'_> {
         let f = self.b.live.resolve(f);
         let (t, n) = (self.block.exits[taken.0 as usize], self.block.exits[fall.0 as usize]);
         let away = self.away();
-        let flags_global = (0..self.guest.globals.len())
-            .find(|&g| self.guest.globals[g].ty == Ty::Flags && (self.dirty & !n.dead.0) >> g & 1 != 0);
-        let flags_agree =
-            flags_global.is_none_or(|g| self.current[g] == f as u32 && self.b.mem[f] == MemLoc::None);
+        let flags_global = GlobalSet(self.kinds.flags.0 & self.dirty & !n.dead.0).iter().next();
+        let flags_agree = flags_global
+            .is_none_or(|g| self.current[g.0 as usize] == f as u32 && self.b.mem[f] == MemLoc::None);
         if t.chain && away & t.dead.0 == away & n.dead.0 && flags_agree {
             // One flush serves both ways, and the moves leave the condition alone.
             let host = if flags_global.is_some() {
@@ -253,38 +247,24 @@ impl Emitter<'_> {
         if v == NO_VALUE || self.dirty >> pc & 1 == 0 {
             self.flush(GlobalSet::NONE);
             let m = env_mem(self.guest.globals[pc].offset);
-            self.asm().load(Width::W64, r::RAX, m);
+            self.asm().load(Width::W64, r::RCX, m);
         } else {
             self.flush_flags();
             self.read_value(r::RCX, v as usize);
-            self.flush(dead.or(self.flags_globals()));
-            self.asm().mov_rr(r::RAX, r::RCX);
+            self.flush(dead.or(self.kinds.flags));
         }
         self.lookup_jump();
     }
 
-    /// The globals that are flags.
-    fn flags_globals(&self) -> GlobalSet {
-        let mut set = GlobalSet::NONE;
-        for (g, desc) in self.guest.globals.iter().enumerate() {
-            if desc.ty == Ty::Flags {
-                set.0 |= 1 << g;
-            }
-        }
-        set
-    }
-
     fn flush_flags(&mut self) {
-        for g in self.flags_globals().iter() {
+        for g in GlobalSet(self.kinds.flags.0 & self.dirty).iter() {
             let g = g.0 as usize;
-            if self.dirty >> g & 1 != 0 {
-                let v = self.current[g] as usize;
-                self.write_home(g, v);
-            }
+            let v = self.current[g] as usize;
+            self.write_home(g, v);
         }
     }
 
-    /// Jumps to the block at the guest address in RAX by way of the jump cache.
+    /// Jumps to the block at the guest address in RCX by way of the jump cache; all globals are home.
     fn lookup_jump(&mut self) {
         let lookup_miss = self.thunks.lookup_miss;
         emit_lookup(self.asm());
@@ -320,7 +300,7 @@ impl Emitter<'_> {
         }
         let at = self.at as u32;
         // Arguments come first, before places in the environment change hands.
-        for v in args.iter().flatten() {
+        for v in args.iter() {
             let v = self.b.live.resolve(*v);
             if self.b.reg[v] == NONE && self.constant(v).is_none() {
                 self.use_int(Value(v as u32));
@@ -360,26 +340,26 @@ impl Emitter<'_> {
         }
         // Whoever survives the call must not be in a register that it destroys.
         let mut kept = [NONE; 5];
-        for (k, v) in kept.iter_mut().zip(args.iter().flatten()) {
+        for (k, v) in kept.iter_mut().zip(args.iter()) {
             *k = self.b.reg[self.b.live.resolve(*v)];
         }
         // A helper that faults leaves the state as of the call, so what is observed here survives it, too.
         let until = if effects.faults { at } else { at + 1 };
         for reg in CALLER_SAVED {
             let v = self.owner[reg as usize];
-            if v != NO_VALUE && self.b.live.last_use[v as usize] >= until {
+            if v != NO_VALUE && self.b.live.values[v as usize].last_use >= until {
                 self.spill(v);
             }
         }
         for reg in VEC_ALLOC {
             let v = self.vec_owner[reg as usize];
-            if v != NO_VALUE && self.b.live.last_use[v as usize] >= until {
+            if v != NO_VALUE && self.b.live.values[v as usize].last_use >= until {
                 self.spill(v);
             }
         }
         let mut moves = Moves::default();
         moves.add(ABI_ARGS[0], Source::Env);
-        for (i, v) in args.iter().flatten().enumerate() {
+        for (i, v) in args.iter().enumerate() {
             let v = self.b.live.resolve(*v);
             let src = if kept[i] != NONE { Source::Reg(kept[i]) } else { Source::Value(v as u32) };
             moves.add(ABI_ARGS[i + 1], src);
@@ -400,6 +380,7 @@ impl Emitter<'_> {
         let func = (desc.func)() as u64;
         self.asm().mov_ri(r::RAX, func);
         self.asm().buf.extend_from_slice(&[0xff, 0xd0]); // call rax
+        emit_load_tlb(self.asm());
         self.clobber_flags();
         if effects.faults {
             let point = self.point(None);
@@ -415,7 +396,7 @@ impl Emitter<'_> {
         }
         self.env_unsafe = 0;
         self.reload_written(changes);
-        if self.b.live.last_use[self.at] > at {
+        if self.b.live.values[self.at].last_use > at {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
@@ -425,7 +406,7 @@ impl Emitter<'_> {
     fn call_shortcut(&mut self, code: fn(&ShortcutArgs, &mut Vec<u8>), args: CallArgs) {
         let mut constants = [None; 5];
         let mut registers = [r::RAX, r::RCX].into_iter();
-        for (constant, v) in constants.iter_mut().zip(args.iter().flatten()) {
+        for (constant, v) in constants.iter_mut().zip(args.iter()) {
             let v = self.b.live.resolve(*v);
             *constant = self.constant(v);
             if constant.is_none() {
@@ -437,7 +418,7 @@ impl Emitter<'_> {
         let args = ShortcutArgs { constants, env: -super::ENV_BIAS };
         code(&args, &mut self.asm().buf);
         self.clobber_flags();
-        if self.b.live.last_use[self.at] > self.at as u32 {
+        if self.b.live.values[self.at].last_use > self.at as u32 {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
@@ -478,7 +459,7 @@ impl Emitter<'_> {
             let pin = self.pin_reg[g];
             if pin != PIN_OFF {
                 let v = self.owner[pin as usize];
-                if v != NO_VALUE && self.b.live.last_use[v as usize] > self.at as u32 {
+                if v != NO_VALUE && self.b.live.values[v as usize].last_use > self.at as u32 {
                     self.evict(pin);
                 } else {
                     self.forget(pin);
@@ -500,27 +481,59 @@ impl Emitter<'_> {
     }
 }
 
-/// RAX = guest address: leaves the address of its jump cache entry in RCX and the host's flags "equal" on a hit; RAX is
-/// the tag.
-pub fn emit_lookup(asm: &mut super::encode::Asm) {
-    const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
-    asm.mov_rr(r::RCX, r::RAX);
-    asm.shift_ri(Shift::Shr, Width::W64, r::RCX, 12);
-    asm.alu_rr(Alu::Xor, Width::W32, r::RCX, r::RAX);
-    asm.alu_ri(Alu::And, Width::W32, r::RCX, JUMP_CACHE_ENTRIES as i32 - 1);
-    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RCX, super::emitter::runtime_mem());
-    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, env_mem(std::mem::offset_of!(Header, jump_tag) as u32));
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, Mem::Base(r::RCX, jump_cache_disp()));
+/// Loads [`TLB`](super::TLB) anew.
+pub fn emit_load_tlb(asm: &mut Asm) {
+    asm.load(Width::W64, super::TLB, env_mem(std::mem::offset_of!(Header, tlb_main) as u32));
+}
+
+/// log2 of the size of an entry of the jump cache.
+const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
+/// The first way of the jump cache, from the runtime.
+const FIRST_WAY: i32 = std::mem::offset_of!(Runtime, jump_cache) as i32;
+/// The second way.
+const SECOND_WAY: i32 = FIRST_WAY + jump_cache::SECOND_WAY as i32;
+/// Offset of the code's address in an entry.
+const CODE: i32 = std::mem::offset_of!(JumpEntry, code) as i32;
+
+fn jump_tag() -> Mem {
+    env_mem(std::mem::offset_of!(Header, jump_tag) as u32)
+}
+
+/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the first way of the jump cache has the address,
+/// for [`emit_lookup_hit`]; RCX is the tag.
+pub fn emit_lookup(asm: &mut Asm) {
+    // Bit 0 of the address takes no part in the index: this is twice the index, scaled to the size of an entry below.
+    asm.rorx32(r::RAX, r::RCX, 12);
+    asm.load(Width::W64, r::RDX, super::emitter::runtime_mem());
+    asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
+    asm.alu_ri(Alu::And, Width::W32, r::RAX, 2 * (JUMP_CACHE_ENTRIES as i32 - 1));
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY));
 }
 
 /// Jumps to the code of the entry that [`emit_lookup`] found.
-pub fn emit_lookup_hit(asm: &mut super::encode::Asm) {
-    // jmp [rcx + disp32]
-    asm.buf.extend_from_slice(&[0xff, 0xa1]);
-    asm.imm32(jump_cache_disp() + std::mem::offset_of!(JumpEntry, code) as i32);
+pub fn emit_lookup_hit(asm: &mut Asm) {
+    jump_to(asm, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY + CODE));
 }
 
-fn jump_cache_disp() -> i32 {
-    std::mem::offset_of!(Runtime, jump_cache) as i32
+/// RCX = tag of what is not in the first way: jumps to it if it is in the second. Otherwise RCX is the guest address.
+pub fn emit_second_lookup(asm: &mut Asm) {
+    asm.mov_rr(r::RAX, r::RCX);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
+    asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
+    asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
+    asm.shift_ri(Shift::Shl, Width::W32, r::RAX, ENTRY_BITS);
+    asm.alu_rm(Alu::Add, Width::W64, r::RAX, super::emitter::runtime_mem());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, SECOND_WAY));
+    let miss = asm.jcc(Cond::NE);
+    jump_to(asm, Mem::Base(r::RAX, SECOND_WAY + CODE));
+    let here = asm.len();
+    asm.patch_rel32(miss, here);
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+}
+
+/// `jmp qword mem`.
+fn jump_to(asm: &mut Asm, mem: Mem) {
+    asm.buf.push(0xff);
+    asm.modrm_mem(4, mem);
 }

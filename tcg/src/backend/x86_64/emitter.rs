@@ -6,7 +6,8 @@
 //! slot.
 //!
 //! Invariants:
-//! - `owner[r] == v` exactly when `reg[v] == r` (integer and vector registers have separate tables).
+//! - `owner[r] == v` exactly when `reg[v] == r` (integer and vector registers have separate tables). A value whose last use
+//!   has passed may still be an owner: whoever wants the register takes it.
 //! - A live value has a register, a memory place, or is a constant, or is a flags value (emitted at its uses).
 //! - `MemLoc::Env(g)` of `v` holds as long as `env_owner[g] == v`; `release_env` ends it, moving the value if needed.
 //! - Unpinned global `g` is dirty exactly when the environment does not hold `current[g]`.
@@ -100,10 +101,20 @@ pub struct ThunkAddrs {
     pub second_way: u64,
 }
 
+/// Globals by what has to be done for them at a block's end.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds {
+    /// Those that are pinned.
+    pub pinned: GlobalSet,
+    /// Flags.
+    pub flags: GlobalSet,
+}
+
 /// The state of one block's emission.
 pub struct Emitter<'a> {
     pub guest: GuestInfo,
     pub pin_reg: &'a [u8; 64],
+    pub kinds: Kinds,
     pub thunks: ThunkAddrs,
     pub block: &'a Block,
     pub tb: u32,
@@ -162,14 +173,14 @@ impl<'a> Emitter<'a> {
     /// Starts a block: analyses it and puts pinned globals in their registers.
     pub fn new(
         guest: GuestInfo,
-        pin_reg: &'a [u8; 64],
+        (pin_reg, kinds): (&'a [u8; 64], Kinds),
         thunks: ThunkAddrs,
         block: &'a Block,
         tb: u32,
         out: &'a mut Compiled,
         b: &'a mut Buffers,
     ) -> Emitter<'a> {
-        b.live.run(block, &guest, pin_reg);
+        b.live.run(block, &guest, (pin_reg, kinds.pinned));
         b.groups.run(block, &b.live, guest.helpers);
         let total = block.insts.len() + b.live.pseudo.len();
         b.reg.clear();
@@ -184,6 +195,7 @@ impl<'a> Emitter<'a> {
         let mut e = Emitter {
             guest,
             pin_reg,
+            kinds,
             thunks,
             block,
             tb,
@@ -295,28 +307,13 @@ impl<'a> Emitter<'a> {
 
     #[inline]
     fn last_use(&self, v: u32) -> u32 {
-        self.b.live.last_use[v as usize]
+        self.b.live.values[v as usize].last_use
     }
 
-    /// Frees the registers of values whose last use lies before the current instruction.
-    pub fn free_dead(&mut self) {
-        let at = self.at as u32;
-        for i in 0..16 {
-            let v = self.owner[i];
-            if v != NO_VALUE && self.last_use(v) < at {
-                self.b.reg[v as usize] = NONE;
-                self.owner[i] = NO_VALUE;
-            }
-        }
-        if self.b.live.has_vec {
-            for i in 0..16 {
-                let v = self.vec_owner[i];
-                if v != NO_VALUE && self.last_use(v) < at {
-                    self.b.reg[v as usize] = NONE;
-                    self.vec_owner[i] = NO_VALUE;
-                }
-            }
-        }
+    /// Whether what an owner table says of a register is of no use from instruction `at` on.
+    #[inline]
+    fn is_free(&self, owner: u32, at: u32) -> bool {
+        owner == NO_VALUE || self.last_use(owner) < at
     }
 
     fn global_offset(&self, g: usize) -> u32 {
@@ -489,11 +486,8 @@ impl<'a> Emitter<'a> {
     /// A free integer register outside `avoid`; `hint` if possible. Registers of values that die at the current
     /// instruction count as free if `reuse`.
     fn pick_int(&mut self, hint: u8, avoid: u32, reuse: bool) -> u8 {
-        let at = self.at as u32;
-        let usable = |e: &Self, reg: u8| {
-            let v = e.owner[reg as usize];
-            avoid >> reg & 1 == 0 && (v == NO_VALUE || reuse && e.last_use(v) <= at)
-        };
+        let at = self.at as u32 + u32::from(reuse);
+        let usable = |e: &Self, reg: u8| avoid >> reg & 1 == 0 && e.is_free(e.owner[reg as usize], at);
         if hint != NONE && usable(self, hint) {
             return self.vacate(hint);
         }
@@ -528,11 +522,8 @@ impl<'a> Emitter<'a> {
     }
 
     fn pick_vec(&mut self, avoid: u32, reuse: bool, hint: u8) -> u8 {
-        let at = self.at as u32;
-        let usable = |e: &Self, reg: u8| {
-            let v = e.vec_owner[reg as usize];
-            avoid >> reg & 1 == 0 && (v == NO_VALUE || reuse && e.last_use(v) <= at)
-        };
+        let at = self.at as u32 + u32::from(reuse);
+        let usable = |e: &Self, reg: u8| avoid >> reg & 1 == 0 && e.is_free(e.vec_owner[reg as usize], at);
         let found = if hint != NONE && usable(self, hint) {
             Some(hint)
         } else {
@@ -560,9 +551,10 @@ impl<'a> Emitter<'a> {
         let v = self.b.live.resolve(v);
         let mut reg = self.b.reg[v];
         if reg == NONE {
-            let hint = self.b.live.hint[v];
+            let hint = self.b.live.values[v].hint;
             // A value's wanted register is for its definition; on a reload it would displace somebody.
-            let hint = if hint != NONE && self.owner[hint as usize] == NO_VALUE { hint } else { NONE };
+            let at = self.at as u32;
+            let hint = if hint != NONE && self.is_free(self.owner[hint as usize], at) { hint } else { NONE };
             reg = self.pick_int(hint, self.locked, false);
             self.read_value(reg, v);
             self.owner[reg as usize] = v as u32;
@@ -655,14 +647,10 @@ impl<'a> Emitter<'a> {
     /// unless in `avoid`; `prefer` is tried after the value's own wish.
     pub fn define(&mut self, prefer: u8, avoid: u32) -> u8 {
         let v = self.at;
-        let hint = self.b.live.hint[v];
-        let at = self.at as u32;
-        let usable = |e: &Self, reg: u8| {
-            reg != NONE && avoid >> reg & 1 == 0 && {
-                let o = e.owner[reg as usize];
-                o == NO_VALUE || e.last_use(o) <= at
-            }
-        };
+        let hint = self.b.live.values[v].hint;
+        let at = self.at as u32 + 1;
+        let usable =
+            |e: &Self, reg: u8| reg != NONE && avoid >> reg & 1 == 0 && e.is_free(e.owner[reg as usize], at);
         let choice = if usable(self, hint) { hint } else { prefer };
         let reg = self.pick_int(choice, avoid, true);
         self.owner[reg as usize] = v as u32;
@@ -714,12 +702,17 @@ impl<'a> Emitter<'a> {
             unreachable!("a flags value is computed or in the environment")
         };
         let from_result = self.b.live.uses_result(self.block, v);
-        let a = if from_result { self.b.live.companion[v] as usize } else { self.b.live.resolve(a) };
+        let a = if from_result { self.b.live.values[v].companion as usize } else { self.b.live.resolve(a) };
         let a = self.loc(a);
         let b = if op.reads_b() { self.resolved_loc(b) } else { a };
-        let needed =
-            super::liveness::flag_inputs(self.block, op, w, self.flag_b(v), self.b.live.flag_demand[v]).old
-                != 0;
+        let needed = super::liveness::flag_inputs(
+            self.block,
+            op,
+            w,
+            self.flag_b(v),
+            self.b.live.values[v].flag_demand,
+        )
+        .old != 0;
         let old = match old {
             Some(old) if needed => Some(self.resolved_loc(old)),
             _ => None,
@@ -745,17 +738,10 @@ impl<'a> Emitter<'a> {
     /// Records the guest's state here; returns the point's number.
     pub fn point(&mut self, access: Option<crate::backend::SlowAccess>) -> u32 {
         let moved_start = self.out.moved.len() as u32;
-        for g in 0..self.guest.globals.len() {
-            let v = self.current[g];
-            if v == NO_VALUE {
-                continue;
-            }
-            let pin = self.pin_reg[g];
-            let away = if pin != PIN_OFF { self.b.reg[v as usize] != pin } else { self.dirty >> g & 1 != 0 };
-            if away {
-                let loc = self.loc(v as usize);
-                self.out.moved.push((GlobalId(g as u8), loc));
-            }
+        for g in GlobalSet(self.away()).iter() {
+            let v = self.current[g.0 as usize];
+            let loc = self.loc(v as usize);
+            self.out.moved.push((g, loc));
         }
         let moved_len = (self.out.moved.len() as u32 - moved_start) as u16;
         self.out.points.push(StatePoint { pc: self.pc, access, moved_start, moved_len });
@@ -857,7 +843,7 @@ impl<'a> Emitter<'a> {
             self.release_env(gi);
         }
         self.current[gi] = v;
-        if self.pin_reg[gi] == PIN_OFF && !self.b.live.dead_set[self.at] {
+        if self.pin_reg[gi] == PIN_OFF && !self.b.live.values[self.at].dead_set {
             self.dirty |= 1 << gi;
         } else {
             self.dirty &= !(1 << gi);

@@ -63,6 +63,30 @@ pub enum Mem {
     Base(u8, i32),
     /// `[base + index]`.
     Index(u8, u8),
+    /// `[base + (index << shift) + disp]`.
+    Scaled(u8, u8, u8, i32),
+}
+
+/// Bytes that are appended at once, eight at most.
+#[derive(Clone, Copy, Default)]
+struct Word {
+    bytes: u64,
+    bits: u32,
+}
+
+impl Word {
+    #[inline(always)]
+    fn push(&mut self, byte: u8) {
+        self.push_if(true, byte);
+    }
+
+    /// Without a jump.
+    #[inline(always)]
+    fn push_if(&mut self, wanted: bool, byte: u8) {
+        debug_assert!(self.bits < 64);
+        self.bytes |= (u64::from(byte) * u64::from(wanted)) << self.bits;
+        self.bits += 8 * u32::from(wanted);
+    }
 }
 
 /// A growing buffer of host code; also the target of `dynasm!`.
@@ -123,76 +147,110 @@ impl Asm {
         self.buf[at..at + 4].copy_from_slice(&rel.to_le_bytes());
     }
 
-    /// Prefixes and opcode for a register-register form. `byte_regs` forces REX where SPL … DIL are meant.
-    #[inline]
-    fn op_rr(&mut self, w: Width, opcode: &[u8], reg: u8, rm: u8) {
-        if w == Width::W16 {
-            self.byte(0x66);
-        }
+    /// Appends the bytes of a word.
+    #[inline(always)]
+    fn word(&mut self, word: Word) {
+        // One store of a fixed size and a length that is put right afterwards is what makes emission quick.
+        let len = self.buf.len() + word.bits as usize / 8;
+        self.buf.extend_from_slice(&word.bytes.to_le_bytes());
+        self.buf.truncate(len);
+    }
+
+    /// Prefixes, opcode and ModRM of a register-register form. REX is also there where SPL … DIL are meant.
+    #[inline(always)]
+    fn word_rr(w: Width, opcode: &[u8], reg: u8, rm: u8) -> Word {
+        let mut word = Word::default();
+        word.push_if(w == Width::W16, 0x66);
         let rex = 0x40 | ((w == Width::W64) as u8) << 3 | (reg >> 3) << 2 | rm >> 3;
-        if rex != 0x40 || w == Width::W8 && (reg >= 4 || rm >= 4) {
-            self.byte(rex);
-        }
-        self.buf.extend_from_slice(opcode);
-        self.byte(0xc0 | (reg & 7) << 3 | rm & 7);
+        word.push_if(rex != 0x40 || w == Width::W8 && (reg >= 4 || rm >= 4), rex);
+        opcode.iter().for_each(|b| word.push(*b));
+        word.push(0xc0 | (reg & 7) << 3 | rm & 7);
+        word
+    }
+
+    #[inline(always)]
+    fn op_rr(&mut self, w: Width, opcode: &[u8], reg: u8, rm: u8) {
+        self.word(Self::word_rr(w, opcode, reg, rm));
+    }
+
+    /// A register form with a byte behind it.
+    #[inline(always)]
+    fn op_ri8(&mut self, w: Width, opcode: &[u8], reg: u8, rm: u8, imm: u8) {
+        let mut word = Self::word_rr(w, opcode, reg, rm);
+        word.push(imm);
+        self.word(word);
     }
 
     /// ModRM, SIB and displacement.
     #[inline]
     pub fn modrm_mem(&mut self, reg: u8, mem: Mem) {
+        self.finish_mem(Word::default(), reg, mem);
+    }
+
+    /// Appends a word, and ModRM, SIB and displacement behind it.
+    #[inline(always)]
+    fn finish_mem(&mut self, mut word: Word, reg: u8, mem: Mem) {
         let reg = (reg & 7) << 3;
         match mem {
             Mem::Base(base, disp) => {
                 let b = base & 7;
-                let (m, short) = match disp {
-                    0 if b != 5 => (0x00, None),
-                    -128..=127 => (0x40, Some(disp as i8)),
-                    _ => (0x80, None),
+                let short = disp == disp as i8 as i32;
+                let mode = match disp {
+                    0 if b != 5 => 0x00,
+                    _ if short => 0x40,
+                    _ => 0x80,
                 };
-                self.byte(m | reg | b);
-                if b == 4 {
-                    self.byte(0x24);
-                }
-                if let Some(d) = short {
-                    self.byte(d as u8);
-                } else if m == 0x80 {
+                word.push(mode | reg | b);
+                word.push_if(b == 4, 0x24);
+                word.push_if(mode == 0x40, disp as u8);
+                self.word(word);
+                if mode == 0x80 {
                     self.imm32(disp);
                 }
             }
             Mem::Index(base, index) => {
                 debug_assert!(index != r::RSP);
-                if base & 7 == 5 {
-                    self.byte(0x44 | reg);
-                    self.byte((index & 7) << 3 | 5);
-                    self.byte(0);
-                } else {
-                    self.byte(0x04 | reg);
-                    self.byte((index & 7) << 3 | base & 7);
+                let mode = if base & 7 == 5 { 0x40 } else { 0x00 };
+                word.push(mode | 0x04 | reg);
+                word.push((index & 7) << 3 | base & 7);
+                word.push_if(mode != 0, 0);
+                self.word(word);
+            }
+            Mem::Scaled(base, index, shift, disp) => {
+                debug_assert!(index != r::RSP && shift < 4);
+                let short = disp == disp as i8 as i32;
+                let mode = match disp {
+                    0 if base & 7 != 5 => 0x00,
+                    _ if short => 0x40,
+                    _ => 0x80,
+                };
+                word.push(mode | 0x04 | reg);
+                word.push(shift << 6 | (index & 7) << 3 | base & 7);
+                word.push_if(mode == 0x40, disp as u8);
+                self.word(word);
+                if mode == 0x80 {
+                    self.imm32(disp);
                 }
             }
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn op_rm(&mut self, w: Width, opcode: &[u8], reg: u8, mem: Mem) {
-        if w == Width::W16 {
-            self.byte(0x66);
-        }
-        self.rex_opcode_mem(w, opcode, reg, mem);
+        self.op_rm_after(Word::default(), w, opcode, reg, mem);
     }
 
-    #[inline]
-    fn rex_opcode_mem(&mut self, w: Width, opcode: &[u8], reg: u8, mem: Mem) {
+    #[inline(always)]
+    fn op_rm_after(&mut self, mut word: Word, w: Width, opcode: &[u8], reg: u8, mem: Mem) {
+        word.push_if(w == Width::W16, 0x66);
         let (x, b) = match mem {
             Mem::Base(base, _) => (0, base >> 3),
-            Mem::Index(base, index) => (index >> 3, base >> 3),
+            Mem::Index(base, index) | Mem::Scaled(base, index, ..) => (index >> 3, base >> 3),
         };
         let rex = 0x40 | ((w == Width::W64) as u8) << 3 | (reg >> 3) << 2 | x << 1 | b;
-        if rex != 0x40 || w == Width::W8 && reg >= 4 {
-            self.byte(rex);
-        }
-        self.buf.extend_from_slice(opcode);
-        self.modrm_mem(reg, mem);
+        word.push_if(rex != 0x40 || w == Width::W8 && reg >= 4, rex);
+        opcode.iter().for_each(|b| word.push(*b));
+        self.finish_mem(word, reg, mem);
     }
 
     /// `op dst, src`.
@@ -210,13 +268,9 @@ impl Asm {
     /// `op dst, imm`; the immediate is sign-extended to 64 bits, and truncated to narrower widths.
     pub fn alu_ri(&mut self, op: Alu, w: Width, dst: u8, imm: i32) {
         match w {
-            Width::W8 => {
-                self.op_rr(w, &[0x80], op as u8, dst);
-                self.byte(imm as u8);
-            }
+            Width::W8 => self.op_ri8(w, &[0x80], op as u8, dst, imm as u8),
             _ if imm == imm as i8 as i32 || w == Width::W16 && imm as i16 == imm as i8 as i16 => {
-                self.op_rr(w, &[0x83], op as u8, dst);
-                self.byte(imm as u8);
+                self.op_ri8(w, &[0x83], op as u8, dst, imm as u8);
             }
             Width::W16 => {
                 self.op_rr(w, &[0x81], op as u8, dst);
@@ -259,17 +313,17 @@ impl Asm {
     /// `dst = imm`, shortest form that leaves the flags alone.
     pub fn mov_ri(&mut self, dst: u8, imm: u64) {
         if imm <= u32::MAX as u64 {
-            if dst >= 8 {
-                self.byte(0x41);
-            }
-            self.byte(0xb8 | dst & 7);
-            self.imm32(imm as i32);
+            let mut word = Word::default();
+            word.push_if(dst >= 8, 0x41);
+            word.push(0xb8 | dst & 7);
+            word.bytes |= imm << word.bits;
+            word.bits += 32;
+            self.word(word);
         } else if imm as i64 == imm as i32 as i64 {
             self.op_rr(Width::W64, &[0xc7], 0, dst);
             self.imm32(imm as i32);
         } else {
-            self.byte(0x48 | dst >> 3);
-            self.byte(0xb8 | dst & 7);
+            self.buf.extend_from_slice(&[0x48 | dst >> 3, 0xb8 | dst & 7]);
             self.buf.extend_from_slice(&imm.to_le_bytes());
         }
     }
@@ -334,13 +388,7 @@ impl Asm {
     /// `movzx dst, src`.
     pub fn movzx(&mut self, from: Width, dst: u8, src: u8) {
         match from {
-            Width::W8 => {
-                let rex = 0x40 | (dst >> 3) << 2 | src >> 3;
-                if rex != 0x40 || src >= 4 {
-                    self.byte(rex);
-                }
-                self.buf.extend_from_slice(&[0x0f, 0xb6, 0xc0 | (dst & 7) << 3 | src & 7]);
-            }
+            Width::W8 => self.extend_byte(Width::W32, 0xb6, dst, src),
             Width::W16 => self.op_rr(Width::W32, &[0x0f, 0xb7], dst, src),
             Width::W32 => self.mov_rr_w(Width::W32, dst, src),
             Width::W64 => self.mov_rr(dst, src),
@@ -350,23 +398,24 @@ impl Asm {
     /// `movsx dst, src` to 32 or 64 bits.
     pub fn movsx(&mut self, from: Width, to: Width, dst: u8, src: u8) {
         match from {
-            Width::W8 => {
-                let rex = 0x40 | ((to == Width::W64) as u8) << 3 | (dst >> 3) << 2 | src >> 3;
-                if rex != 0x40 || src >= 4 {
-                    self.byte(rex);
-                }
-                self.buf.extend_from_slice(&[0x0f, 0xbe, 0xc0 | (dst & 7) << 3 | src & 7]);
-            }
+            Width::W8 => self.extend_byte(to, 0xbe, dst, src),
             Width::W16 => self.op_rr(to, &[0x0f, 0xbf], dst, src),
             Width::W32 if to == Width::W64 => self.op_rr(to, &[0x63], dst, src),
             _ => self.movzx(from, dst, src),
         }
     }
 
+    fn extend_byte(&mut self, to: Width, opcode: u8, dst: u8, src: u8) {
+        let rex = 0x40 | ((to == Width::W64) as u8) << 3 | (dst >> 3) << 2 | src >> 3;
+        let mut word = Word::default();
+        word.push_if(rex != 0x40 || src >= 4, rex);
+        [0x0f, opcode, 0xc0 | (dst & 7) << 3 | src & 7].iter().for_each(|b| word.push(*b));
+        self.word(word);
+    }
+
     /// `op dst, count`.
     pub fn shift_ri(&mut self, op: Shift, w: Width, dst: u8, count: u8) {
-        self.op_rr(w, &[0xc0 | (w != Width::W8) as u8], op as u8, dst);
-        self.byte(count);
+        self.op_ri8(w, &[0xc0 | (w != Width::W8) as u8], op as u8, dst, count);
     }
 
     /// `op dst, cl`.
@@ -386,6 +435,13 @@ impl Asm {
         self.byte(((w == Width::W64) as u8) << 7 | (!count & 15) << 3 | pp);
         self.byte(0xf7);
         self.byte(0xc0 | (dst & 7) << 3 | src & 7);
+    }
+
+    /// `rorx dst, src, count` (BMI2) in 32 bits; leaves the flags alone.
+    pub fn rorx32(&mut self, dst: u8, src: u8, count: u8) {
+        self.byte(0xc4);
+        self.byte((!dst >> 3 & 1) << 7 | 0x40 | (!src >> 3 & 1) << 5 | 3);
+        self.buf.extend_from_slice(&[0x7b, 0xf0, 0xc0 | (dst & 7) << 3 | src & 7, count]);
     }
 
     /// Group 3 (`not` 2, `neg` 3, `mul` 4, `imul` 5, `div` 6, `idiv` 7).
@@ -445,20 +501,19 @@ impl Asm {
         };
         debug_assert!(index != r::RSP);
         let rex = 0x40 | ((w == Width::W64) as u8) << 3 | (dst >> 3) << 2 | (index >> 3) << 1 | base >> 3;
-        if rex != 0x40 {
-            self.byte(rex);
-        }
-        self.byte(0x8d);
-        let (m, short) = match disp {
-            0 if base & 7 != 5 => (0x00, false),
-            -128..=127 => (0x40, true),
-            _ => (0x80, false),
+        let mut word = Word::default();
+        word.push_if(rex != 0x40, rex);
+        word.push(0x8d);
+        let mode = match disp {
+            0 if base & 7 != 5 => 0x00,
+            -128..=127 => 0x40,
+            _ => 0x80,
         };
-        self.byte(m | (dst & 7) << 3 | 4);
-        self.byte(scale << 6 | (index & 7) << 3 | base & 7);
-        if short {
-            self.byte(disp as u8);
-        } else if m == 0x80 {
+        word.push(mode | (dst & 7) << 3 | 4);
+        word.push(scale << 6 | (index & 7) << 3 | base & 7);
+        word.push_if(mode == 0x40, disp as u8);
+        self.word(word);
+        if mode == 0x80 {
             self.imm32(disp);
         }
     }
@@ -491,10 +546,9 @@ impl Asm {
             AtomicOp::Xadd => (true, &[0x0f, 0xc0 | wide]),
             AtomicOp::Cmpxchg => (true, &[0x0f, 0xb0 | wide]),
         };
-        if lock {
-            self.byte(0xf0);
-        }
-        self.op_rm(w, opcode, reg, mem);
+        let mut prefix = Word::default();
+        prefix.push_if(lock, 0xf0);
+        self.op_rm_after(prefix, w, opcode, reg, mem);
     }
 
     /// `jcc rel32` with an empty field; its offset.
@@ -511,9 +565,9 @@ impl Asm {
 
     /// No-operations until `(len + ahead) % 4 == 0`.
     pub fn align4(&mut self, ahead: usize) {
-        const NOPS: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
+        const NOPS: [u64; 4] = [0, 0x90, 0x9066, 0x001f0f];
         let pad = (4 - (self.len() + ahead) % 4) % 4;
-        self.buf.extend_from_slice(NOPS[pad]);
+        self.word(Word { bytes: NOPS[pad], bits: 8 * pad as u32 });
     }
 }
 

@@ -119,9 +119,9 @@ impl Emitter<'_> {
         let b_value = Value(self.b.live.resolve(b) as u32);
         let b = b_value.index();
         let old = old.map(|o| self.b.live.resolve(o));
-        let old_bits = flag_inputs(self.block, op, w, b_value, self.b.live.flag_demand[f]).old;
+        let old_bits = flag_inputs(self.block, op, w, b_value, self.b.live.values[f].flag_demand).old;
         let from_result = self.b.live.uses_result(self.block, f);
-        let result = self.b.live.companion[f] as usize;
+        let result = self.b.live.values[f].companion as usize;
         match op {
             FlagOp::Sub if from_result => {
                 self.read_value(r::RAX, result);

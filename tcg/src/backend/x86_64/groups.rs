@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
-//! - A group with a store is led by one, so that its test was for the write tag.
+//! - A group with a store has a leader that tested for the write tag. It may be a load if no side exit lies between it and
+//!   the store: else a loop that only reads a page that is not writable would miss each time.
 //! - Between leader and follower no helper is called: only helpers (and the execution loop) flush translations, take
 //!   away write permission, or enter code that a page with write tags would have to be protected for. Slow paths of
 //!   accesses do not: they may run at most the guest's page walk and MMIO, whose effects on the memory layout wait for
@@ -24,14 +25,17 @@ use crate::ir::{BinOp, Block, Inst, Width};
 pub const SLOTS: usize = 4;
 /// Bytes from the first to the last byte of a group, at most: a wider one would often not fit its page.
 const MAX_RANGE: i64 = 256;
+/// Sums that are followed from an address, at most.
+const MAX_CHAIN: u32 = 32;
 
 /// What an access is in its group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Member {
     /// It is in none.
     Alone,
-    /// It tests for all bytes from `low` (not positive) to `high` (exclusive), relative to its own address.
-    Leader { slot: u8, low: i16, high: i16 },
+    /// It tests for all bytes from `low` (not positive) to `high` (exclusive), relative to its own address, to be readable, or
+    /// writable.
+    Leader { slot: u8, low: i16, high: i16, write: bool },
     /// It finds the addend in this slot.
     Follower { slot: u8 },
 }
@@ -43,11 +47,42 @@ struct Address {
     offset: i64,
 }
 
+impl Address {
+    /// The address that a value is. Pushes and pops make chains of sums as long as they are many.
+    fn of(block: &Block, live: &Liveness, v: usize) -> Address {
+        let (mut v, mut distance) = (v, 0i64);
+        for _ in 0..MAX_CHAIN {
+            match block.insts.get(v) {
+                Some(&Inst::Bin { op: op @ (BinOp::Add | BinOp::Sub), w: Width::W64, a, b }) => {
+                    let Some(&Inst::Const(c)) = block.insts.get(live.resolve(b)) else { break };
+                    let sum = if op == BinOp::Add {
+                        distance.checked_add(c as i64)
+                    } else {
+                        distance.checked_sub(c as i64)
+                    };
+                    let Some(sum) = sum else { break };
+                    (v, distance) = (live.resolve(a), sum);
+                }
+                Some(&Inst::Lea { w: Width::W64, base, index, scale, disp }) => {
+                    let Some(offset) = distance.checked_add(disp.into()) else { break };
+                    let (base, index) = (live.resolve(base) as u64, live.resolve(index) as u64);
+                    let root = 1 << 63 | base << 36 | index << 8 | u64::from(scale);
+                    return Address { root, offset };
+                }
+                _ => break,
+            }
+        }
+        Address { root: v as u64, offset: distance }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Open {
     root: u64,
     mmu: u8,
     write: bool,
+    /// No side exit lies between the leader and here.
+    certain: bool,
     leader: u32,
     leader_offset: i64,
     low: i64,
@@ -59,7 +94,6 @@ struct Open {
 #[derive(Default)]
 pub struct Groups {
     members: Vec<Member>,
-    addresses: Vec<Address>,
     open: [Option<Open>; SLOTS],
     next: usize,
 }
@@ -67,83 +101,54 @@ pub struct Groups {
 impl Groups {
     /// What the access that is instruction `at` is.
     pub fn member(&self, at: usize) -> Member {
-        self.members[at]
+        self.members.get(at).copied().unwrap_or(Member::Alone)
     }
 
     /// Groups a block's accesses.
     pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc]) {
         self.members.clear();
+        if live.accesses < 2 {
+            return;
+        }
         self.members.resize(block.insts.len(), Member::Alone);
-        self.addresses.clear();
         self.next = 0;
         for (i, inst) in block.insts.iter().enumerate() {
-            let address = self.address(block, live, i, inst);
-            self.addresses.push(address);
-            match *inst {
-                Inst::Load { width, addr, mem, .. } => {
-                    self.access(i, live.resolve(addr), width.bytes(), mem.mmu, mem.for_write);
-                }
-                Inst::Store { width, addr, mem, .. } => {
-                    self.access(i, live.resolve(addr), width.bytes(), mem.mmu, true);
-                }
-                Inst::LoadVec { size, addr, mem } => {
-                    self.access(i, live.resolve(addr), size.bytes(), mem.mmu, mem.for_write);
-                }
-                Inst::StoreVec { size, addr, mem, .. } => {
-                    self.access(i, live.resolve(addr), size.bytes(), mem.mmu, true);
+            let (addr, bytes, mem, write) = match *inst {
+                Inst::Load { width, addr, mem, .. } => (addr, width.bytes(), mem, mem.for_write),
+                Inst::Store { width, addr, mem, .. } => (addr, width.bytes(), mem, true),
+                Inst::LoadVec { size, addr, mem } => (addr, size.bytes(), mem, mem.for_write),
+                Inst::StoreVec { size, addr, mem, .. } => (addr, size.bytes(), mem, true),
+                Inst::ExitIf { .. } => {
+                    self.open.iter_mut().flatten().for_each(|open| open.certain = false);
+                    continue;
                 }
                 // What has a shortcut does not flush translations.
                 Inst::Call { helper, .. } if helpers[helper.0 as usize].shortcut.is_none() => {
                     (0..SLOTS).for_each(|slot| self.close(slot));
+                    continue;
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            let address = Address::of(block, live, live.resolve(addr));
+            self.access(i, address, bytes, mem.mmu, write);
         }
         (0..SLOTS).for_each(|slot| self.close(slot));
     }
 
-    /// The address that the value of instruction `i` is.
-    fn address(&self, block: &Block, live: &Liveness, i: usize, inst: &Inst) -> Address {
-        let this = Address { root: i as u64, offset: 0 };
-        match *inst {
-            Inst::Bin { op: op @ (BinOp::Add | BinOp::Sub), w: Width::W64, a, b } => {
-                let (a, b) = (live.resolve(a), live.resolve(b));
-                let Some(Inst::Const(c)) = block.insts.get(b) else { return this };
-                let from = self.known(a);
-                let c = *c as i64;
-                let offset =
-                    if op == BinOp::Add { from.offset.checked_add(c) } else { from.offset.checked_sub(c) };
-                offset.map_or(this, |offset| Address { root: from.root, offset })
-            }
-            Inst::Lea { w: Width::W64, base, index, scale, disp } => {
-                let (base, index) = (live.resolve(base) as u64, live.resolve(index) as u64);
-                Address {
-                    root: 1 << 63 | base << 36 | index << 8 | u64::from(scale),
-                    offset: i64::from(disp),
-                }
-            }
-            _ => this,
-        }
-    }
-
-    /// What is known of a value, which may also be one that the block began with.
-    fn known(&self, v: usize) -> Address {
-        self.addresses.get(v).copied().unwrap_or(Address { root: v as u64, offset: 0 })
-    }
-
-    fn access(&mut self, at: usize, address: usize, bytes: u32, mmu: u8, write: bool) {
-        let Address { root, offset } = self.known(address);
+    fn access(&mut self, at: usize, address: Address, bytes: u32, mmu: u8, write: bool) {
+        let Address { root, offset } = address;
         // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
         let Some(end) = offset.checked_add(i64::from(bytes)) else { return };
         let same = |o: &Open| o.root == root && o.mmu == mmu;
         let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
         if let Some(slot) = found
             && let Some(open) = &mut self.open[slot]
-            && (open.write || !write)
+            && (open.write || !write || open.certain)
         {
             let (low, high) = (open.low.min(offset), open.high.max(end));
             if high.saturating_sub(low) <= MAX_RANGE {
                 (open.low, open.high, open.followed) = (low, high, true);
+                open.write |= write;
                 self.members[at] = Member::Follower { slot: slot as u8 };
                 return;
             }
@@ -157,6 +162,7 @@ impl Groups {
             root,
             mmu,
             write,
+            certain: true,
             leader: at as u32,
             leader_offset: offset,
             low: offset,
@@ -171,7 +177,7 @@ impl Groups {
         if open.followed {
             let (low, high) = (open.low - open.leader_offset, open.high - open.leader_offset);
             self.members[open.leader as usize] =
-                Member::Leader { slot: slot as u8, low: low as i16, high: high as i16 };
+                Member::Leader { slot: slot as u8, low: low as i16, high: high as i16, write: open.write };
         }
     }
 }
@@ -189,7 +195,7 @@ mod tests {
         let block = parse(text, &guest()).expect("valid text");
         let backend = X86_64::new(guest()).expect("the host runs the backend");
         let mut live = Liveness::default();
-        live.run(&block, &guest(), &backend.pin_reg[..]);
+        live.run(&block, &guest(), (&backend.pin_reg, backend.kinds.pinned));
         let mut groups = Groups::default();
         groups.run(&block, &live, guest().helpers);
         let access = |i: &usize| matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. });
@@ -202,18 +208,18 @@ mod tests {
                       store.64 [v2] mmu0, v0\nv3 = add.64 v2, v1\nstore.32 [v3] mmu0, v0\nset r0, v3\nleave 0\n";
         assert_eq!(
             members(pushes),
-            [Member::Leader { slot: 0, low: -8, high: 8 }, Member::Follower { slot: 0 }]
+            [Member::Leader { slot: 0, low: -8, high: 8, write: true }, Member::Follower { slot: 0 }]
         );
         let pops = "insn 0x1000\nv0 = get r0\nv1 = const 8\nv2 = load.64 [v0] mmu0\nv3 = add.64 v0, v1\n\
                     v4 = load.16 [v3] mmu0\nset r1, v2\nset r2, v4\nleave 0\n";
         assert_eq!(
             members(pops),
-            [Member::Leader { slot: 0, low: 0, high: 10 }, Member::Follower { slot: 0 }]
+            [Member::Leader { slot: 0, low: 0, high: 10, write: false }, Member::Follower { slot: 0 }]
         );
     }
 
     #[test]
-    fn a_store_does_not_follow_a_load_nor_a_far_access() {
+    fn a_store_follows_a_load_but_not_across_an_exit_nor_a_far_access() {
         let text = |distance: u32, second: &str| {
             format!(
                 "insn 0x1000\nv0 = get r0\nv1 = load.64 [v0] mmu0\nv2 = const {distance}\nv3 = add.64 v0, v2\n\
@@ -221,7 +227,12 @@ mod tests {
             )
         };
         let alone = [Member::Alone, Member::Alone];
-        assert_eq!(members(&text(8, "store.64 [v3] mmu0, v1")), alone);
+        assert_eq!(
+            members(&text(8, "store.64 [v3] mmu0, v1")),
+            [Member::Leader { slot: 0, low: 0, high: 16, write: true }, Member::Follower { slot: 0 }]
+        );
+        let exit = "f4 = flags.sub.64 v1, v0\nexitif.e f4 -> exit0\nstore.64 [v3] mmu0, v1";
+        assert_eq!(members(&(text(8, exit) + "exit0: 0x2000\n")), alone);
         assert_eq!(members(&text(300, "v4 = load.64 [v3] mmu0")), alone);
         assert_eq!(members(&text(8, "v4 = load.64 [v3] mmu1")), alone);
         assert_ne!(members(&text(8, "v4 = load.64 [v3] mmu0")), alone);
@@ -235,7 +246,7 @@ mod tests {
         let fits = text.replace("fffc", "fff7");
         assert_eq!(
             members(&fits),
-            [Member::Leader { slot: 0, low: 0, high: 8 }, Member::Follower { slot: 0 }]
+            [Member::Leader { slot: 0, low: 0, high: 8, write: false }, Member::Follower { slot: 0 }]
         );
     }
 

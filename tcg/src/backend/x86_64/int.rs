@@ -8,13 +8,13 @@ use crate::ir::{BinOp, Cond, Ext, FlagOp, Inst, UnOp, Value, Width};
 impl Emitter<'_> {
     /// The flags value that may be set on the way, if anybody wants it.
     fn fused(&self) -> Option<usize> {
-        let f = self.b.live.fused[self.at];
-        (f != NO_VALUE && self.b.live.last_use[f as usize] > self.at as u32).then_some(f as usize)
+        let f = self.b.live.values[self.at].fused;
+        (f != NO_VALUE && self.b.live.values[f as usize].last_use > self.at as u32).then_some(f as usize)
     }
 
     /// Bits of the current value that someone reads.
     fn demand(&self) -> u32 {
-        self.b.live.demand[self.at] as u32
+        self.b.live.values[self.at].demand as u32
     }
 
     /// Zero-extends the result if anyone looks above its width.
@@ -75,7 +75,7 @@ impl Emitter<'_> {
         let mut incdec = None;
         if let Some(f) = fused
             && let Inst::Flags { op: fop @ (FlagOp::Inc | FlagOp::Dec), old, .. } = self.block.insts[f]
-            && flag_inputs(self.block, fop, w, b, self.b.live.flag_demand[f]).old != 0
+            && flag_inputs(self.block, fop, w, b, self.b.live.values[f].flag_demand).old != 0
         {
             let old = old.map_or(NO_VALUE, |o| self.b.live.resolve(o) as u32);
             if self.host_flags == old {
@@ -202,7 +202,7 @@ impl Emitter<'_> {
         }
         if let Some(f) = fused
             && let Inst::Flags { op: fop, old, .. } = self.block.insts[f]
-            && flag_inputs(self.block, fop, w, b, self.b.live.flag_demand[f]).old != 0
+            && flag_inputs(self.block, fop, w, b, self.b.live.values[f].flag_demand).old != 0
             && old.is_none_or(|o| self.b.live.resolve(o) as u32 != self.host_flags)
         {
             fused = None;

@@ -18,34 +18,75 @@ pub const NO_VALUE: u32 = u32::MAX;
 /// Never used.
 pub const NEVER: u32 = 0;
 
-/// Results of the analysis; vectors are indexed by value unless said otherwise.
-#[derive(Default)]
-pub struct Liveness {
-    /// For a `Get`, the value it stands for (itself if the global is read from its home there).
-    pub alias: Vec<u32>,
+/// What the analysis says of one instruction and the value it defines, or of a pseudo-value.
+#[derive(Clone, Copy)]
+pub struct Info {
+    /// The value it stands for: another one for a `Get` of what is known, else itself.
+    pub alias: u32,
     /// Index of the last instruction at which the value must be available; [`NEVER`] if none.
-    pub last_use: Vec<u32>,
-    /// Wanted host register, or 255.
-    pub hint: Vec<u8>,
-    /// Bits (8, 16, 32 or 64) that any use looks at; the emitter may leave the rest undefined.
-    pub demand: Vec<u8>,
-    /// For flags values: packed-layout bits that any use looks at.
-    pub flag_demand: Vec<u32>,
+    pub last_use: u32,
     /// For flags values: the instruction that computes the result of the same operation from the same operands
     /// directly before, or [`NO_VALUE`].
-    pub companion: Vec<u32>,
-    /// For values: the flags value whose [`Liveness::companion`] they are, or [`NO_VALUE`].
-    pub fused: Vec<u32>,
+    pub companion: u32,
+    /// The flags value whose [`Info::companion`] it is, or [`NO_VALUE`].
+    pub fused: u32,
+    /// For flags values: packed-layout bits that any use looks at.
+    pub flag_demand: u32,
+    /// Wanted host register, or 255.
+    pub hint: u8,
+    /// Bits (8, 16, 32 or 64) that any use looks at; the emitter may leave the rest undefined.
+    pub demand: u8,
+    /// It is a `Set` that no one observes.
+    pub dead_set: bool,
+}
+
+impl Info {
+    fn new(v: u32) -> Info {
+        Info {
+            alias: v,
+            last_use: NEVER,
+            companion: NO_VALUE,
+            fused: NO_VALUE,
+            flag_demand: 0,
+            hint: 255,
+            demand: 0,
+            dead_set: false,
+        }
+    }
+}
+
+/// Results of the analysis, and its scratch memory.
+pub struct Liveness {
+    /// By value.
+    pub values: Vec<Info>,
     /// Globals pinned and their pseudo-values, in order of creation: (index of the first instruction that sees it,
     /// global).
     /// The value's number is `insts.len()` plus the index.
     pub pseudo: Vec<(u32, GlobalId)>,
-    /// By instruction: a `Set` that no one observes.
-    pub dead_set: Vec<bool>,
     /// Whether the block has vector values.
     pub has_vec: bool,
-    current: Vec<u32>,
-    observed_until: Vec<u32>,
+    /// Guest memory accesses in the block, but for atomic and masked ones.
+    pub accesses: u32,
+    /// Going forward, the value of each global, where known.
+    current: [u32; 64],
+    /// Going backward, the next observer of each global.
+    observed_until: [u32; 64],
+    /// Going backward, the globals that nobody further down observes: their `observed_until` is [`NEVER`].
+    unobserved: GlobalSet,
+}
+
+impl Default for Liveness {
+    fn default() -> Liveness {
+        Liveness {
+            values: Vec::new(),
+            pseudo: Vec::new(),
+            has_vec: false,
+            accesses: 0,
+            current: [NO_VALUE; 64],
+            observed_until: [NEVER; 64],
+            unobserved: GlobalSet::ALL,
+        }
+    }
 }
 
 /// The packed bits that a condition reads.
@@ -104,47 +145,31 @@ fn low_half_only(block: &Block, guest: &GuestInfo, v: usize) -> bool {
 
 impl Liveness {
     /// Analyses a block.
-    pub fn run(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
+    pub fn run(&mut self, block: &Block, guest: &GuestInfo, (pin_reg, pinned): (&[u8; 64], GlobalSet)) {
         let n = block.insts.len();
-        let fill = |v: &mut Vec<u32>, len: usize, x: u32| {
-            v.clear();
-            v.resize(len, x);
-        };
         self.pseudo.clear();
         self.has_vec = false;
-        fill(&mut self.alias, n, NO_VALUE);
-        fill(&mut self.current, 64, NO_VALUE);
-        for (g, &reg) in pin_reg.iter().enumerate() {
-            if reg != 255 {
-                self.current[g] = (n + self.pseudo.len()) as u32;
-                self.pseudo.push((0, GlobalId(g as u8)));
-            }
+        self.accesses = 0;
+        self.current = [NO_VALUE; 64];
+        for g in pinned.iter() {
+            self.current[g.0 as usize] = (n + self.pseudo.len()) as u32;
+            self.pseudo.push((0, g));
         }
-        fill(&mut self.companion, n, NO_VALUE);
-        fill(&mut self.fused, n, NO_VALUE);
-        self.forward(block, guest, pin_reg);
+        self.values.clear();
+        self.values.extend((0..n as u32).map(Info::new));
+        self.forward(block, guest, pinned);
         let total = n + self.pseudo.len();
-        fill(&mut self.last_use, total, NEVER);
-        fill(&mut self.flag_demand, total, 0);
-        self.hint.clear();
-        self.hint.resize(total, 255);
-        self.demand.clear();
-        self.demand.resize(total, 0);
-        self.dead_set.clear();
-        self.dead_set.resize(n, false);
+        self.values.extend((n as u32..total as u32).map(Info::new));
         self.backward(block, guest, pin_reg);
     }
 
     /// The value that `v` stands for; pseudo-values stand for themselves.
     #[inline]
     pub fn resolve(&self, v: Value) -> usize {
-        match self.alias.get(v.index()) {
-            Some(&a) if a != NO_VALUE => a as usize,
-            _ => v.index(),
-        }
+        self.values[v.index()].alias as usize
     }
 
-    fn forward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
+    fn forward(&mut self, block: &Block, guest: &GuestInfo, pinned: GlobalSet) {
         let n = block.insts.len();
         for (i, inst) in block.insts.iter().enumerate() {
             match *inst {
@@ -154,7 +179,7 @@ impl Liveness {
                         self.current[gi] = i as u32;
                         self.has_vec |= guest.globals[gi].ty == Ty::Vec;
                     } else {
-                        self.alias[i] = self.current[gi];
+                        self.values[i].alias = self.current[gi];
                     }
                 }
                 Inst::Set(g, v) => {
@@ -176,15 +201,19 @@ impl Liveness {
                     for g in writes.iter() {
                         let gi = g.0 as usize;
                         self.current[gi] = NO_VALUE;
-                        if pin_reg[gi] != 255 {
+                        if pinned.contains(g) {
                             self.current[gi] = (n + self.pseudo.len()) as u32;
                             self.pseudo.push((i as u32 + 1, g));
                         }
                     }
                 }
                 Inst::Flags { .. } => self.find_companion(block, i),
+                Inst::Load { .. } | Inst::Store { .. } | Inst::StoreVec { .. } => self.accesses += 1,
+                Inst::LoadVec { .. } => {
+                    self.accesses += 1;
+                    self.has_vec = true;
+                }
                 Inst::VecZero
-                | Inst::LoadVec { .. }
                 | Inst::LoadMasked { .. }
                 | Inst::Vec { .. }
                 | Inst::Vec3 { .. }
@@ -195,48 +224,58 @@ impl Liveness {
         }
     }
 
-    fn observe(&mut self, at: usize, globals: usize, set: GlobalSet) {
-        for g in 0..globals {
-            if set.contains(GlobalId(g as u8)) && self.observed_until[g] == NEVER {
-                self.observed_until[g] = at as u32;
+    /// What instruction `at` observes.
+    #[inline]
+    fn observe(&mut self, at: u32, set: GlobalSet) {
+        let new = GlobalSet(set.0 & self.unobserved.0);
+        self.unobserved.0 &= !set.0;
+        if new == GlobalSet::ALL {
+            // The end of a block.
+            self.observed_until = [at; 64];
+        } else {
+            for g in new.iter() {
+                self.observed_until[g.0 as usize] = at;
             }
         }
     }
 
+    /// What is overwritten here is not what those below observe.
+    #[inline]
+    fn forget(&mut self, g: GlobalId) {
+        self.observed_until[g.0 as usize] = NEVER;
+        self.unobserved.insert(g);
+    }
+
     #[inline]
     fn use_at(&mut self, v: usize, at: u32, bits: u8) {
-        if self.last_use[v] < at {
-            self.last_use[v] = at;
-        }
-        if self.demand[v] < bits {
-            self.demand[v] = bits;
-        }
+        let info = &mut self.values[v];
+        info.last_use = info.last_use.max(at);
+        info.demand = info.demand.max(bits);
     }
 
     fn use_flags(&mut self, v: usize, at: u32, bits: u32) {
         self.use_at(v, at, 64);
-        self.flag_demand[v] |= bits;
+        self.values[v].flag_demand |= bits;
     }
 
-    fn backward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8]) {
+    fn backward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8; 64]) {
         let n = block.insts.len();
-        let globals = guest.globals.len();
-        self.observed_until.clear();
-        self.observed_until.resize(64, NEVER);
+        self.observed_until = [NEVER; 64];
+        self.unobserved = GlobalSet::ALL;
         let mut pseudo_left = self.pseudo.len();
         for i in (0..n).rev() {
             let at = i as u32;
             let inst = &block.insts[i];
             match *inst {
-                Inst::Goto(e) => self.observe(i, globals, GlobalSet(!block.exits[e.0 as usize].dead.0)),
+                Inst::Goto(e) => self.observe(at, GlobalSet(!block.exits[e.0 as usize].dead.0)),
                 Inst::Branch { cond, f, taken, fall } => {
                     let dead = block.exits[taken.0 as usize].dead.0 & block.exits[fall.0 as usize].dead.0;
-                    self.observe(i, globals, GlobalSet(!dead));
+                    self.observe(at, GlobalSet(!dead));
                     self.use_flags(self.resolve(f), at, cond_bits(cond));
                 }
-                Inst::GotoIndirect | Inst::Leave { .. } => self.observe(i, globals, GlobalSet::ALL),
+                Inst::GotoIndirect | Inst::Leave { .. } => self.observe(at, GlobalSet::ALL),
                 Inst::ExitIf { cond, f, exit } => {
-                    self.observe(i, globals, GlobalSet(!block.exits[exit.0 as usize].dead.0));
+                    self.observe(at, GlobalSet(!block.exits[exit.0 as usize].dead.0));
                     self.use_flags(self.resolve(f), at, cond_bits(cond));
                 }
                 Inst::Call { helper, args } => {
@@ -249,20 +288,20 @@ impl Liveness {
                             if let Some(p) = found {
                                 let until = self.observed_until[gi];
                                 self.use_at(n + p, until, 64);
-                                self.hint[n + p] = pin_reg[gi];
+                                self.values[n + p].hint = pin_reg[gi];
                             }
                         }
-                        self.observed_until[gi] = NEVER;
+                        self.forget(g);
                     }
                     while pseudo_left > 0 && self.pseudo[pseudo_left - 1].0 == at + 1 {
                         pseudo_left -= 1;
                     }
                     if effects.faults {
-                        self.observe(i, globals, GlobalSet::ALL);
+                        self.observe(at, GlobalSet::ALL);
                     } else {
-                        self.observe(i, globals, guest.helper_sees(&effects));
+                        self.observe(at, guest.helper_sees(&effects));
                     }
-                    for v in args.iter().flatten() {
+                    for v in args.iter() {
                         self.use_at(self.resolve(*v), at, 64);
                     }
                 }
@@ -271,68 +310,84 @@ impl Liveness {
                     let val = self.resolve(v);
                     let until = self.observed_until[gi];
                     if until == NEVER {
-                        self.dead_set[i] = true;
+                        self.values[i].dead_set = true;
                     } else {
                         if guest.globals[gi].ty == Ty::Flags {
                             self.use_flags(val, until, flags::ALL);
                         } else {
                             self.use_at(val, until, 64);
                         }
-                        if pin_reg[gi] != 255 && self.hint[val] == 255 {
-                            self.hint[val] = pin_reg[gi];
+                        let hint = &mut self.values[val].hint;
+                        if *hint == 255 {
+                            *hint = pin_reg[gi];
                         }
                     }
-                    self.observed_until[gi] = NEVER;
+                    self.forget(g);
                     if let Some(o) = guest.globals[gi].overlaps {
                         if guest.globals[o.0 as usize].bytes <= guest.globals[gi].bytes {
-                            self.observed_until[o.0 as usize] = NEVER;
+                            self.forget(o);
                         } else {
                             // Setting the low half sends the whole to memory first.
-                            self.observe(i, globals, GlobalSet::of(o));
+                            self.observe(at, GlobalSet::of(o));
                         }
                     }
                 }
                 Inst::ZeroUpper(set) => {
                     // Values go to memory first, where their upper halves are cleared.
                     for g in set.iter() {
-                        self.observed_until[g.0 as usize] = NEVER;
+                        self.forget(g);
                     }
-                    self.observe(i, globals, set);
+                    self.observe(at, set);
                 }
                 Inst::Get(g) => {
                     // Reading one view of overlapping storage goes through memory, which needs the other view there.
                     if let Some(o) = guest.globals[g.0 as usize].overlaps
-                        && self.alias[i] == NO_VALUE
+                        && self.values[i].alias == at
                     {
-                        self.observe(i, globals, GlobalSet::of(o).or(GlobalSet::of(g)));
+                        self.observe(at, GlobalSet::of(o).or(GlobalSet::of(g)));
                     }
                 }
-                _ if inst.is_memory() => self.observe(i, globals, GlobalSet::ALL),
-                _ => {}
+                Inst::Nop | Inst::Const(_) | Inst::InsnStart { .. } => {}
+                Inst::Load { addr, .. } | Inst::LoadVec { addr, .. } => {
+                    self.observe(at, GlobalSet::ALL);
+                    self.use_at(self.resolve(addr), at, 64);
+                }
+                Inst::Store { width, addr, v, .. } | Inst::AtomicRmw { width, addr, v, .. } => {
+                    self.observe(at, GlobalSet::ALL);
+                    self.use_at(self.resolve(addr), at, 64);
+                    self.use_at(self.resolve(v), at, width.bits() as u8);
+                }
+                Inst::Bin { op, w, a, b } => {
+                    // Right shifts and high products are emitted at their own width, so they read no more either.
+                    let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
+                    let bits = w.bits() as u8;
+                    self.use_at(self.resolve(a), at, bits);
+                    self.use_at(self.resolve(b), at, if shift { 8 } else { bits });
+                }
+                _ => {
+                    if inst.is_memory() {
+                        self.observe(at, GlobalSet::ALL);
+                    }
+                    self.operands(block, i);
+                }
             }
-            self.operands(block, i);
         }
         // What is there at the entry lives until it is last observed.
         for p in 0..pseudo_left {
             let (_, g) = self.pseudo[p];
             let until = self.observed_until[g.0 as usize];
             self.use_at(n + p, until, 64);
-            self.hint[n + p] = pin_reg[g.0 as usize];
+            self.values[n + p].hint = pin_reg[g.0 as usize];
         }
         // A `Get` from an unpinned home is a definition; its observers read the home itself.
     }
 
-    /// Marks the operands of instruction `i` as used there, with the bits that it looks at.
+    /// Marks the operands of instruction `i`, of a kind that the backward walk does not know itself, as used there, with the
+    /// bits that it looks at.
     fn operands(&mut self, block: &Block, i: usize) {
         let at = i as u32;
         let bits = |w: Width| w.bits() as u8;
         match block.insts[i] {
-            Inst::Bin { op, w, a, b } => {
-                // Right shifts and high products are emitted at their own width, so they read no more either.
-                let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
-                self.use_at(self.resolve(a), at, bits(w));
-                self.use_at(self.resolve(b), at, if shift { 8 } else { bits(w) });
-            }
             Inst::Un { w, a, .. } => self.use_at(self.resolve(a), at, bits(w)),
             Inst::Carry { w, a, b, f, .. } => {
                 self.use_at(self.resolve(a), at, bits(w));
@@ -363,13 +418,13 @@ impl Liveness {
                 self.use_at(self.resolve(count), at, 8);
             }
             Inst::Flags { op, w, a, b, old } => {
-                let until = self.last_use[i];
+                let until = self.values[i].last_use;
                 if until == NEVER {
                     return;
                 }
-                let demand = self.flag_demand[i];
+                let demand = self.values[i].flag_demand;
                 let w = if op == FlagOp::Unpack { Width::W16 } else { w };
-                let a = if self.uses_result(block, i) { Value(self.companion[i]) } else { a };
+                let a = if self.uses_result(block, i) { Value(self.values[i].companion) } else { a };
                 self.use_at(self.resolve(a), until, bits(w));
                 if op.reads_b() {
                     self.use_at(self.resolve(b), until, bits(w));
@@ -389,16 +444,11 @@ impl Liveness {
                 self.use_at(self.resolve(b), at, 64);
             }
             Inst::EnvStore { width, v, .. } => self.use_at(self.resolve(v), at, bits(width)),
-            Inst::Store { width, addr, v, .. } | Inst::AtomicRmw { width, addr, v, .. } => {
-                self.use_at(self.resolve(addr), at, 64);
-                self.use_at(self.resolve(v), at, bits(width));
-            }
             Inst::AtomicCas { width, addr, expect, new, .. } => {
                 self.use_at(self.resolve(addr), at, 64);
                 self.use_at(self.resolve(expect), at, bits(width));
                 self.use_at(self.resolve(new), at, bits(width));
             }
-            Inst::Set(..) | Inst::Call { .. } | Inst::ExitIf { .. } | Inst::Branch { .. } => {}
             inst => inst.for_each_use(|v| {
                 let v = self.resolve(v);
                 self.use_at(v, at, 64);
@@ -409,7 +459,7 @@ impl Liveness {
     /// Whether flags value `j` is recomputed from the result of its companion instead of the first operand: the
     /// result tends to stay alive anyway, as a global's new value.
     pub fn uses_result(&self, block: &Block, j: usize) -> bool {
-        self.companion[j] != NO_VALUE
+        self.values[j].companion != NO_VALUE
             && matches!(
                 block.insts[j],
                 Inst::Flags { op: FlagOp::Add | FlagOp::Sub | FlagOp::Inc | FlagOp::Dec, .. }
@@ -450,10 +500,10 @@ impl Liveness {
             }
             _ => false,
         };
-        let found = (j.saturating_sub(6)..j).rev().find(|&i| self.fused[i] == NO_VALUE && matches(i));
+        let found = (j.saturating_sub(6)..j).rev().find(|&i| self.values[i].fused == NO_VALUE && matches(i));
         if let Some(i) = found {
-            self.companion[j] = i as u32;
-            self.fused[i] = j as u32;
+            self.values[j].companion = i as u32;
+            self.values[i].fused = j as u32;
         }
     }
 }

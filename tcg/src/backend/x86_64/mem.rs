@@ -3,15 +3,15 @@
 //! Hit path for an access of `n` bytes at `addr`, RAX and RCX being scratch:
 //!
 //! ```text
-//! mov  rax, addr            lea  rcx, [addr + n - 1]
-//! shr  rax, 7               and  rcx, -4096
-//! and  eax, 0x7fe0          ; entry's offset
-//! add  rax, [env.tlb[mmu]]
-//! cmp  rcx, [rax + tag]     ; a page-crossing access never matches
+//! rorx eax, addr, 7         lea  rcx, [addr + n - 1]
+//! and  eax, 0x7fe0          and  rcx, -4096           ; RAX: the entry's offset
+//! cmp  rcx, [r11 + rax + tag]                         ; a page-crossing access never matches
 //! jne  slow
-//! mov  rax, [rax + addend]
+//! mov  rax, [r11 + rax + addend]
 //! …    [addr + rax]
 //! ```
+//!
+//! R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
 //!
 //! Out of line, a thunk first looks at the table's second way (see [`crate::softmmu`]), from whose entry the hit path can
 //! go on:
@@ -29,11 +29,11 @@
 //! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
 use super::emitter::{Emitter, NONE, Part, Target, env_mem};
-use super::encode::{Alu, Asm, AtomicOp, Mem, Shift, r};
+use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::Member;
-use super::second_way;
 use super::thunks::group_addend;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
+use super::{TLB, second_way};
 use crate::backend::{AccessKind, DISCARD, Loc, SlowAccess};
 use crate::env::Header;
 use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
@@ -73,43 +73,52 @@ impl Emitter<'_> {
                 asm.test_rr(Width::W64, r::RAX, r::RAX);
                 (asm.jcc(Cond::E), None)
             }
-            Member::Leader { slot, low, high } => {
+            Member::Leader { slot, low, high, write } => {
                 let jcc = self.test_entry(addr, low.into(), high.into(), mem.mmu, write);
-                self.asm().load(Width::W64, r::RAX, Mem::Base(r::RAX, ADDEND));
                 self.asm().store(Width::W64, group_addend(slot), r::RAX);
                 (jcc, Some(slot))
             }
-            Member::Alone => {
-                let jcc = self.test_entry(addr, 0, bytes as i32, mem.mmu, write);
-                self.asm().load(Width::W64, r::RAX, Mem::Base(r::RAX, ADDEND));
-                (jcc, None)
-            }
+            Member::Alone => (self.test_entry(addr, 0, bytes as i32, mem.mmu, write), None),
         };
         self.clobber_flags();
         Miss { jcc, hit: self.here(), leads, addr, second_way }
     }
 
     /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has;
-    /// afterwards RAX is the entry's address. Returns the jump that is taken if not.
+    /// afterwards RAX is the entry's addend. Returns the jump that is taken if not.
     fn test_entry(&mut self, addr: u8, low: i32, high: i32, mmu: u8, write: bool) -> usize {
         const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
         const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
         let tag =
             if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
         let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
+        let main = mmu == self.block.main_mmu;
         let asm = self.asm();
-        let copy = |asm: &mut Asm, to: u8, distance: i32| match distance {
-            0 => asm.mov_rr(to, addr),
-            _ => asm.lea(Width::W64, to, addr, None, distance),
-        };
-        copy(asm, r::RAX, low);
-        asm.shift_ri(Shift::Shr, Width::W64, r::RAX, (12 - ENTRY_BITS) as u8);
-        copy(asm, r::RCX, high - 1);
-        asm.alu_ri(Alu::And, Width::W32, r::RAX, INDEX_MASK);
-        asm.alu_ri(Alu::And, Width::W64, r::RCX, -4096);
-        asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
-        asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, tag as i32));
-        asm.jcc(Cond::NE)
+        if low == 0 {
+            asm.rorx32(r::RAX, addr, (12 - ENTRY_BITS) as u8);
+        } else {
+            asm.lea(Width::W64, r::RAX, addr, None, low);
+            asm.shift_ri(Shift::Shr, Width::W32, r::RAX, (12 - ENTRY_BITS) as u8);
+        }
+        match high - 1 {
+            0 => asm.mov_rr(r::RCX, addr),
+            distance => asm.lea(Width::W64, r::RCX, addr, None, distance),
+        }
+        // What does not depend on registers is copied from a template: there are more accesses than anything else.
+        const MASK: [u8; 4] = INDEX_MASK.to_le_bytes();
+        #[rustfmt::skip]
+        asm.buf.extend_from_slice(&[
+            0x25, MASK[0], MASK[1], MASK[2], MASK[3], // and eax, INDEX_MASK
+            0x48, 0x81, 0xe1, 0x00, 0xf0, 0xff, 0xff, // and rcx, -4096
+        ]);
+        if !main {
+            asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
+        }
+        let field = |at: i32| if main { Mem::Scaled(TLB, r::RAX, 0, at) } else { Mem::Base(r::RAX, at) };
+        asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, field(tag as i32));
+        let miss = asm.jcc(Cond::NE);
+        asm.load(Width::W64, r::RAX, field(ADDEND));
+        miss
     }
 
     /// Emits the slow path of an access whose hit path ends here.
@@ -168,7 +177,7 @@ impl Emitter<'_> {
         let kind = AccessKind::Load { width, ext, dst: 0, for_write: mem.for_write };
         let point = self.access(kind, ra, mem);
         let dst = self.define(NONE, 0);
-        let wanted = !mem.for_write || self.b.live.last_use[self.at] > self.at as u32;
+        let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
         let host = Mem::Index(ra, r::RAX);

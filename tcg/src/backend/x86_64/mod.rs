@@ -6,7 +6,8 @@
 //! to a third, which follows the main one.
 //!
 //! Register conventions:
-//! - RBP: environment plus [`ENV_BIAS`]; RSP: host stack. RAX, RCX, XMM14, XMM15: scratch within one instruction.
+//! - RBP: environment plus [`ENV_BIAS`]; RSP: host stack; R11: the TLB that most accesses look into ([`TLB`]). RAX, RCX, XMM14,
+//!   XMM15: scratch within one instruction.
 //! - [`PIN_ORDER`]: home of the most wanted globals at block boundaries, callee-saved first, so that helper calls
 //!   save little. Within a block every register but the fixed ones is allocated freely.
 //!
@@ -27,11 +28,11 @@ mod thunks;
 pub mod vec;
 mod vector;
 
-use emitter::{Buffers, Emitter, Part, Target, ThunkAddrs};
+use emitter::{Buffers, Emitter, Kinds, Part, Target, ThunkAddrs};
 use encode::r;
 
 use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, Room, RuntimeFns, Thunks};
-use crate::ir::{Block, GlobalId, Inst};
+use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty};
 
 /// The environment register points this far into the environment, so that a signed byte reaches its first 256 bytes.
 const ENV_BIAS: i32 = 128;
@@ -40,14 +41,17 @@ const ENV_BIAS: i32 = 128;
 const PIN_ORDER: [u8; 8] = [r::RBX, r::R12, r::R13, r::R14, r::R15, r::RSI, r::RDI, r::R8];
 
 /// Allocatable integer registers in order of preference: those that are nobody's home first.
-const INT_ALLOC: [u8; 12] =
-    [r::R9, r::R10, r::R11, r::RDX, r::R8, r::RDI, r::RSI, r::R15, r::R14, r::R13, r::R12, r::RBX];
+const INT_ALLOC: [u8; 11] =
+    [r::R9, r::R10, r::RDX, r::R8, r::RDI, r::RSI, r::R15, r::R14, r::R13, r::R12, r::RBX];
+
+/// Holds [`Header::tlb_main`](crate::env::Header::tlb_main) while generated code runs.
+const TLB: u8 = r::R11;
 
 /// Allocatable vector registers.
 const VEC_ALLOC: std::ops::Range<u8> = 0..14;
 
-/// Allocatable integer registers that a call destroys (System V ABI).
-const CALLER_SAVED: [u8; 7] = [r::RDX, r::RSI, r::RDI, r::R8, r::R9, r::R10, r::R11];
+/// Allocatable integer registers that a call destroys (System V ABI); it destroys [`TLB`], too.
+const CALLER_SAVED: [u8; 6] = [r::RDX, r::RSI, r::RDI, r::R8, r::R9, r::R10];
 
 /// Integer arguments of a call (System V ABI).
 const ABI_ARGS: [u8; 6] = [r::RDI, r::RSI, r::RDX, r::RCX, r::R8, r::R9];
@@ -59,6 +63,7 @@ const PIN_OFF: u8 = 255;
 pub struct X86_64 {
     guest: GuestInfo,
     pin_reg: Box<[u8; 64]>,
+    kinds: Kinds,
     pinned: Vec<(GlobalId, u8)>,
     thunks: ThunkAddrs,
     buffers: Buffers,
@@ -87,7 +92,17 @@ impl HostBackend for X86_64 {
             pin_reg[g] = reg;
             pinned.push((GlobalId(g as u8), reg));
         }
-        Ok(X86_64 { guest, pin_reg, pinned, thunks: ThunkAddrs::default(), buffers: Buffers::default() })
+        let set = |wanted: &dyn Fn(usize) -> bool| {
+            let mut set = GlobalSet::NONE;
+            (0..guest.globals.len()).filter(|&g| wanted(g)).for_each(|g| set.insert(GlobalId(g as u8)));
+            set
+        };
+        let kinds = Kinds {
+            pinned: set(&|g| pin_reg[g] != PIN_OFF),
+            flags: set(&|g| guest.globals[g].ty == Ty::Flags),
+        };
+        let (thunks, buffers) = (ThunkAddrs::default(), Buffers::default());
+        Ok(X86_64 { guest, pin_reg, kinds, pinned, thunks, buffers })
     }
 
     fn thunks(&mut self, base: u64, fns: RuntimeFns) -> Thunks {
@@ -102,7 +117,8 @@ impl HostBackend for X86_64 {
 
     fn compile(&mut self, block: &Block, room: Room, tb: u32, out: &mut Compiled) {
         out.clear();
-        let mut e = Emitter::new(self.guest, &self.pin_reg, self.thunks, block, tb, out, &mut self.buffers);
+        let globals = (&*self.pin_reg, self.kinds);
+        let mut e = Emitter::new(self.guest, globals, self.thunks, block, tb, out, &mut self.buffers);
         emit_block(&mut e);
         place(&mut self.buffers, room, out);
     }
@@ -120,26 +136,25 @@ fn emit_block(e: &mut Emitter) {
     e.pc = pc.unwrap_or(0);
     e.poll_entry(e.pc);
     e.out.body = e.asm().len() as u32;
-    for i in 0..e.block.insts.len() {
+    for (i, inst) in e.block.insts.iter().enumerate() {
         e.at = i;
         e.locked = 0;
         e.vec_locked = 0;
-        e.free_dead();
-        emit(e, e.block.insts[i]);
+        emit(e, inst);
     }
 }
 
 /// Whether a value that has no effect beside itself is wanted by nobody.
 fn unused(e: &Emitter) -> bool {
-    e.b.live.last_use[e.at] <= e.at as u32
+    e.b.live.values[e.at].last_use <= e.at as u32
 }
 
-fn emit(e: &mut Emitter, inst: Inst) {
-    match inst {
+fn emit(e: &mut Emitter, inst: &Inst) {
+    match *inst {
         Inst::Nop | Inst::Const(_) | Inst::VecZero | Inst::Flags { .. } => {}
         Inst::InsnStart { pc } => e.pc = pc,
         Inst::Get(g) => {
-            if e.b.live.alias[e.at] == liveness::NO_VALUE {
+            if e.b.live.values[e.at].alias == e.at as u32 {
                 e.get(g);
             }
         }

@@ -23,6 +23,9 @@
 //! shr  rax, 6                 bt   rdx, rax            ; and of the last one
 //! jc   miss
 //! ; both:
+//! mov  rdx, [env.runtime]
+//! dec  dword [rdx + second_way_left]
+//! js   miss
 //! mov  rax, [rcx + SECOND_WAY + addend]
 //! pop  rdx
 //! cmp  eax, eax
@@ -32,15 +35,15 @@
 
 use std::mem::offset_of;
 
-use super::emitter::env_mem;
+use super::emitter::{env_mem, runtime_mem};
 use super::encode::{Alu, Asm, Mem, Shift, r};
 use super::thunks::{pop, push};
-use crate::env::Header;
+use crate::env::{Header, Runtime};
 use crate::ir::{Cond, Width};
 use crate::softmmu::{MMU_MODES, SECOND_WAY, SecondWayEntry, TLB_ENTRIES};
 
 /// Bytes from one routine to the next.
-const STRIDE: usize = 128;
+const STRIDE: usize = 160;
 /// Sizes: 1, 2, 4, … 32 bytes.
 const SIZES: usize = 6;
 
@@ -96,6 +99,11 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
             misses.push(jump_if_bit(asm, r::RDX, r::RAX));
         }
     }
+    asm.load(Width::W64, r::RDX, runtime_mem());
+    // dec dword
+    asm.buf.push(0xff);
+    asm.modrm_mem(1, Mem::Base(r::RDX, offset_of!(Runtime, second_way_left) as i32));
+    misses.push(asm.jcc(Cond::S));
     asm.load(Width::W64, r::RAX, field(offset_of!(SecondWayEntry, addend)));
     pop(asm, r::RDX);
     asm.alu_rr(Alu::Cmp, Width::W32, r::RAX, r::RAX);

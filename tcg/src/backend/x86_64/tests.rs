@@ -9,7 +9,7 @@ use super::X86_64;
 use crate::backend::{
     AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, Room, RuntimeFns, StatePoint,
 };
-use crate::env::{JumpEntry, Runtime};
+use crate::env::Runtime;
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::vec::selected_lanes;
@@ -49,6 +49,7 @@ impl Harness {
         let fns = RuntimeFns {
             slow_access: slow_access as *const () as usize,
             helper_fault: helper_fault as *const () as usize,
+            next_block: next_block as *const () as usize,
         };
         let thunks = backend.thunks(code.as_ptr() as u64, fns);
         code[..thunks.code.len()].copy_from_slice(&thunks.code);
@@ -90,9 +91,10 @@ impl Harness {
             }
             machine.env.header.tlb[mmu] = table.as_ptr();
         }
+        machine.env.header.tlb_main = machine.env.header.tlb[block.main_mmu as usize];
         machine.env.header.runtime = self.runtime;
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
-        unsafe { (*self.runtime).jump_cache.fill(JumpEntry::EMPTY) };
+        unsafe { (*self.runtime).jump_cache.clear() };
         let code = self.code.make_exec().expect("executable memory");
         let mut context =
             Context { compiled: &compiled, machine, pinned: self.backend.pinned(), exception: None };
@@ -199,6 +201,10 @@ extern "C" fn helper_fault(_: *mut TestEnv, tb: u32, point: u32) {
     m.env.header.helper_fault = 0;
     cx.exception = Some(m.env.exception());
     restore(cx, c.points[point as usize]);
+}
+
+extern "C" fn next_block(_: *mut TestEnv) -> u64 {
+    0
 }
 
 extern "C" fn slow_access(_: *mut TestEnv, tb: u32, point: u32) -> u64 {
@@ -338,7 +344,8 @@ fn random_blocks_agree_with_the_interpreter() {
     let count: u64 = std::env::var("TESSERA_BLOCKS").ok().and_then(|v| v.parse().ok()).unwrap_or(3000);
     for seed in 0..count {
         let words = generate::words(seed, 2 + (seed % 60) as usize);
-        let block = generate::block(&words);
+        let mut block = generate::block(&words);
+        block.main_mmu = (seed % MMU_MODES as u64) as u8;
         let fill = seed & 1 != 0;
         let (back, difference) = compare(h, &block, seed, fill);
         h = back;
@@ -350,7 +357,9 @@ fn random_blocks_agree_with_the_interpreter() {
             while i < words.len() {
                 let mut fewer = words.clone();
                 fewer.remove(i);
-                let (back, difference) = compare(h, &generate::block(&fewer), seed, fill);
+                let mut smaller = generate::block(&fewer);
+                smaller.main_mmu = block.main_mmu;
+                let (back, difference) = compare(h, &smaller, seed, fill);
                 h = back;
                 if difference.is_some() {
                     words = fewer;

@@ -3,13 +3,13 @@
 //! The stack pointer is 16-byte aligned in generated code. The frame below the saved registers has words for the host's
 //! and the guest's floating-point control, and for the addends of access groups (`groups`).
 
-use super::control::{emit_lookup, emit_lookup_hit};
+use super::control::{emit_load_tlb, emit_lookup, emit_lookup_hit, emit_second_lookup};
 use super::emitter::{ThunkAddrs, env_mem, runtime_mem};
 use super::encode::{Asm, Mem, r};
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
 use super::{ENV_BIAS, PIN_OFF, groups};
 use crate::backend::{GuestInfo, Outcome, RuntimeFns, Thunks};
-use crate::env::{Header, Runtime};
+use crate::env::Runtime;
 use crate::ir::{Cond, VecSize, Width};
 
 /// Frame bytes; with six pushed registers and the return address this keeps the stack aligned.
@@ -92,6 +92,24 @@ fn save_area(asm: &mut Asm, restore: bool, vec: bool) {
     }
 }
 
+/// Stores the pinned globals of some registers in the environment.
+fn pinned_home(asm: &mut Asm, guest: &GuestInfo, pin_reg: &[u8; 64], which: impl Fn(u8) -> bool) {
+    for (g, &reg) in pin_reg.iter().enumerate() {
+        if reg != PIN_OFF && which(reg) {
+            asm.store(Width::W64, env_mem(guest.globals[g].offset), reg);
+        }
+    }
+}
+
+/// Loads the pinned globals of some registers from the environment.
+fn pinned_back(asm: &mut Asm, guest: &GuestInfo, pin_reg: &[u8; 64], which: impl Fn(u8) -> bool) {
+    for (g, &reg) in pin_reg.iter().enumerate() {
+        if reg != PIN_OFF && which(reg) {
+            asm.load(Width::W64, reg, env_mem(guest.globals[g].offset));
+        }
+    }
+}
+
 /// Makes the thunks for address `base`.
 pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -> (Thunks, ThunkAddrs) {
     let mut asm = Asm::default();
@@ -116,20 +134,13 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         asm.store(Width::W32, Mem::Base(r::RSP, SCRATCH), r::RAX);
         mxcsr(&mut asm, 2, SCRATCH);
     }
-    for (g, &reg) in pin_reg.iter().enumerate() {
-        if reg != PIN_OFF {
-            asm.load(Width::W64, reg, env_mem(guest.globals[g].offset));
-        }
-    }
+    pinned_back(&mut asm, guest, pin_reg, |_| true);
+    emit_load_tlb(&mut asm);
     asm.buf.extend_from_slice(&[0xff, 0xe1]); // jmp rcx
 
     // exit: outcome in RAX, pinned globals in their registers
     addrs.exit = at(&mut asm);
-    for (g, &reg) in pin_reg.iter().enumerate() {
-        if reg != PIN_OFF {
-            asm.store(Width::W64, env_mem(guest.globals[g].offset), reg);
-        }
-    }
+    pinned_home(&mut asm, guest, pin_reg, |_| true);
     let restored = asm.len();
     if let Some(offset) = guest.fp_control {
         mxcsr(&mut asm, 3, SCRATCH);
@@ -171,6 +182,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         asm.load(Width::W64, r::RDI, runtime_mem());
         save_area(&mut asm, true, vec);
         asm.load(Width::W64, r::RDI, Mem::Base(r::RDI, saved_int(r::RDI)));
+        emit_load_tlb(&mut asm);
         asm.buf.push(0xc3);
         let here = asm.len();
         asm.patch_rel32(fault, here);
@@ -190,6 +202,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     asm.load(Width::W64, r::RDI, runtime_mem());
     save_area(&mut asm, true, true);
     pop(&mut asm, r::RDI);
+    emit_load_tlb(&mut asm);
     asm.buf.push(0xc3);
 
     // helper fault: point in RAX, block in RCX, jumped to
@@ -210,18 +223,28 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     addrs.second_way = at(&mut asm);
     super::second_way::emit(&mut asm);
 
-    // lookup: guest address in RAX, jumped to
+    // lookup: guest address in RCX, jumped to
     addrs.lookup = at(&mut asm);
     emit_lookup(&mut asm);
     let miss = asm.jcc(Cond::NE);
     emit_lookup_hit(&mut asm);
-    // lookup miss: tag in RAX
+    // lookup miss: tag in RCX
     addrs.lookup_miss = at(&mut asm);
     let here = asm.len();
     asm.patch_rel32(miss, here);
-    let tag = env_mem(std::mem::offset_of!(Header, jump_tag) as u32);
-    asm.alu_rm(super::encode::Alu::Xor, Width::W64, r::RAX, tag);
-    asm.store(Width::W64, env_mem(guest.globals[guest.pc.0 as usize].offset), r::RAX);
+    emit_second_lookup(&mut asm);
+    asm.store(Width::W64, env_mem(guest.globals[guest.pc.0 as usize].offset), r::RCX);
+    let destroyed = |reg: u8| super::CALLER_SAVED.contains(&reg);
+    pinned_home(&mut asm, guest, pin_reg, destroyed);
+    asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
+    call(&mut asm, fns.next_block);
+    pinned_back(&mut asm, guest, pin_reg, destroyed);
+    emit_load_tlb(&mut asm);
+    asm.test_rr(Width::W64, r::RAX, r::RAX);
+    let none = asm.jcc(Cond::E);
+    asm.buf.extend_from_slice(&[0xff, 0xe0]); // jmp rax
+    let here = asm.len();
+    asm.patch_rel32(none, here);
     asm.mov_ri(r::RAX, Outcome::Lookup.encode());
     let exit = (addrs.exit - base) as usize;
     let out = asm.jmp();

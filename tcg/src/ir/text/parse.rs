@@ -357,15 +357,15 @@ impl Parser<'_> {
                 let helper = self.guest.helpers.iter().position(|desc| desc.name == name);
                 let helper = helper.ok_or_else(|| format!("`{name}` is no helper"))?;
                 o.expect("(")?;
-                let mut args = [None; 5];
-                let mut n = 0;
+                let mut args = Vec::new();
                 while !o.take(")") {
-                    let slot = args.get_mut(n).ok_or("a helper takes at most five arguments")?;
-                    *slot = Some(self.value(o)?);
+                    args.push(self.value(o)?);
                     o.take(",");
-                    n += 1;
                 }
-                Inst::Call { helper: HelperId(helper as u16), args }
+                if args.len() > 5 {
+                    return Err("a helper takes at most five arguments".into());
+                }
+                Inst::Call { helper: HelperId(helper as u16), args: CallArgs::new(&args) }
             }
             "exitif" => {
                 let (cond, f) = (cond(parts)?, self.value(o)?);

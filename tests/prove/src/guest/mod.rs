@@ -91,6 +91,10 @@ impl Guest for User {
     ) -> Result<Mapping, Exception> {
         X86::walk(env, memory, va, access, mmu)
     }
+    fn main_mmu(mode: u64) -> u8 {
+        X86::main_mmu(mode)
+    }
+
     fn fetch_mmu(env: &X86Env) -> u8 {
         X86::fetch_mmu(env)
     }

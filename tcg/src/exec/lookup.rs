@@ -1,0 +1,130 @@
+//! Finding the block to go on at: by the jump cache, by what its entries were made from, in the table of blocks.
+//!
+//! Generated code that misses in the jump cache calls [`next_block`] without being left. Only what is left over, a block that
+//! does not exist yet or an exception at the fetch, is the execution loop's, which starts again from the program counter.
+
+use std::ptr::NonNull;
+
+use super::blocks::{Found, NO_PAGE, VERSIONS};
+use super::translate;
+use crate::env::{JUMP_TAG_NONE, Runtime};
+use crate::guest::{BlockKey, Exception, Guest};
+use crate::jump_cache::JumpOrigin;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+use crate::softmmu::{Fetched, Running, fetch_page, jump_tag, runtime};
+
+/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's polled entry, or 0
+/// to leave.
+pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
+    let mut env = env;
+    // SAFETY: generated code passes the bound environment it runs on, and holds no reference into it.
+    let env = unsafe { env.as_mut() };
+    // SAFETY: the environment is bound, and no other reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    // A block that runs once is left after its instruction, and what is logged is the execution loop's to log.
+    if rt.mmu.running != Running::Block || !rt.finds_blocks || is_logged() {
+        return 0;
+    }
+    let key = G::block_key(env);
+    rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
+    name::<G>(env, rt, key.mode);
+    find_cached::<G>(env, rt, key).unwrap_or(0)
+}
+
+/// Whether the log shows the blocks that are entered.
+pub(super) fn is_logged() -> bool {
+    use tracing::{Level, enabled};
+    enabled!(target: "exec", Level::TRACE) || enabled!(target: "cpu", Level::TRACE)
+}
+
+/// Sees to it that the jump tag in the header is for the current space and `mode`.
+#[inline]
+pub(super) fn name<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64) {
+    if G::header(env).jump_tag == JUMP_TAG_NONE || rt.mmu.fetch.stale(mode) {
+        G::header(env).jump_tag = jump_tag(rt, mode, false);
+    }
+}
+
+/// The polled entry of a block that exists; the jump cache has it afterwards.
+fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> Option<u64> {
+    rt.lookups += 1;
+    let page = fetch_page::<G>(env, rt, key.pc).ok()?;
+    if let Some((place, page2)) = rt.jump_cache.find(key.pc, key.mode, page.phys) {
+        let second = match page2 {
+            NO_PAGE => None,
+            _ => Some(fetch_page::<G>(env, rt, second_page(key.pc)).ok()?),
+        };
+        if second.is_none_or(|s| s.phys == page2) {
+            let global = page.global && second.is_none_or(|s| s.global);
+            let tag = tag_for::<G>(env, rt, key.mode, global);
+            if let Some(code) = rt.jump_cache.renew(place, key.pc, tag) {
+                return Some(code);
+            }
+        }
+    }
+    let tb = find::<G>(env, rt, key, page.phys)?;
+    remember::<G>(env, rt, key, page, tb).ok()
+}
+
+/// Finds a block that was made from the code at `key`, which is at `phys`.
+pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+    match rt.blocks.find(phys, key.pc, key.mode) {
+        Found::Block(tb) => Some(tb),
+        Found::No => None,
+        Found::Spanning => {
+            // If its second page cannot be fetched, the block ends before that, and is another one.
+            let page2 = fetch_page::<G>(env, rt, second_page(key.pc)).ok()?.phys;
+            rt.blocks.find_spanning(phys, key.pc, key.mode, page2)
+        }
+    }
+}
+
+/// Finds a block that was invalidated, but whose guest bytes are again what they were.
+pub(super) fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+    let mut candidates = [None; VERSIONS];
+    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
+        *to = Some(tb);
+    }
+    candidates.into_iter().flatten().find(|&tb| {
+        let page2 = rt.blocks.get(tb).page2;
+        if page2 != NO_PAGE
+            && fetch_page::<G>(env, rt, second_page(key.pc)).ok().map(|page| page.phys) != Some(page2)
+        {
+            return false;
+        }
+        let Some(first_of_page) = rt.blocks.revive(tb, &*rt.mmu.memory) else { return false };
+        translate::protect(rt, tb, first_of_page);
+        true
+    })
+}
+
+/// Enters block `tb` in the jump cache; the address of its polled entry. `page` is where its first byte was fetched.
+pub(super) fn remember<G: Guest>(
+    env: &mut G::Env,
+    rt: &mut Runtime,
+    key: BlockKey,
+    page: Fetched,
+    tb: u32,
+) -> Result<u64, Exception> {
+    let page2 = rt.blocks.get(tb).page2;
+    let global = page.global && (page2 == NO_PAGE || fetch_page::<G>(env, rt, second_page(key.pc))?.global);
+    let tag = tag_for::<G>(env, rt, key.mode, global);
+    let origin = JumpOrigin { pc: key.pc, mode: key.mode, phys: page.phys, page2 };
+    let code = rt.blocks.entry(tb);
+    rt.jump_cache.insert(origin, tag, code);
+    Ok(code)
+}
+
+/// The jump tag under which a block may be entered in the jump cache; it is in the header afterwards.
+#[inline]
+fn tag_for<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64, global: bool) -> u64 {
+    if rt.mmu.fetch.stale(mode) || !global && rt.mmu.fetch.shared() {
+        G::header(env).jump_tag = jump_tag(rt, mode, !global);
+    }
+    G::header(env).jump_tag
+}
+
+/// The page after that of `pc`.
+fn second_page(pc: u64) -> u64 {
+    (pc & !PAGE_MASK).wrapping_add(PAGE_SIZE)
+}
