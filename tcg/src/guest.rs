@@ -130,10 +130,14 @@ pub struct ShortcutArgs {
     pub env: i32,
 }
 
+/// See [`CodeFetch::fetch`]: more than any guest's instruction.
+pub const MIN_FETCH: usize = 32;
+
 /// Where the front end gets instruction bytes: the pages are those of the block's address space, in execute mode.
 pub trait CodeFetch {
-    /// The bytes from `pc` to the end of its page, or the exception that fetching there raises. The slice stays
-    /// valid during the translation of the block. Fetching a second page makes the block span pages.
+    /// The bytes from `pc` on, or the exception that fetching there raises: to the end of its page, or at least
+    /// [`MIN_FETCH`] of them, after which the guest asks for those that follow. If they are fewer and end before the page
+    /// does, the block cannot have more. Fetching a second page makes the block span pages.
     fn fetch(&mut self, pc: u64) -> Result<&[u8], Exception>;
 }
 

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FastFormatter, Instruction};
 use tessera_tcg::env::Header;
 use tessera_tcg::guest::{
-    Access, BlockKey, CodeFetch, Exception, Guest, HelperDesc, Mapping, Next, TranslateLimits, Translated,
+    Access, BlockKey, CodeFetch, Exception, Guest, HelperDesc, MIN_FETCH, Mapping, Next, TranslateLimits,
+    Translated,
 };
 use tessera_tcg::ir::{Builder, GlobalDesc, GlobalId};
-use tessera_tcg::memory::{PAGE_MASK, PhysMemory};
+use tessera_tcg::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
 
 use crate::helpers::{self, exception};
 use crate::state::{self, X86Env, mmu_mode, mode};
@@ -94,12 +95,23 @@ impl Guest for X86 {
         let mut t = Translator::new(ir, env, key.mode, limits.single_step);
         let max_insns = if t.single { 1 } else { limits.max_insns.max(1) };
 
-        let bytes = code.fetch(key.pc)?;
-        let page_bytes = bytes.len();
+        let mut bytes = code.fetch(key.pc)?;
         let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
         let mut i = Instruction::default();
-        let (mut done, mut insns) = (0usize, 0u32);
-        while insns < max_insns && done < page_bytes {
+        // Bytes and instructions that are done, and the former before those at hand.
+        let (mut done, mut insns, mut before) = (0usize, 0u32, 0usize);
+        while insns < max_insns && done < before + bytes.len() {
+            let left = before + bytes.len() - done;
+            let pc = key.pc.wrapping_add(done as u64) & linear_mask;
+            if left < MAX_INSN && bytes.len() >= MIN_FETCH && (pc & PAGE_MASK) + (left as u64) < PAGE_SIZE {
+                let Ok(more) = code.fetch(pc) else {
+                    t.end_full(pc);
+                    return Ok(Translated { bytes: done as u32, insns });
+                };
+                (bytes, before) = (more, done);
+                let ip = ip.wrapping_add(done as u64) & linear_mask;
+                decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
+            }
             decoder.decode_out(&mut i);
             if i.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes {
                 break;
@@ -112,8 +124,8 @@ impl Guest for X86 {
                 }
                 break;
             }
-            t.x87_opcode = x87::opcode(&bytes[done..done + len]);
-            t.instruction(table, key.pc.wrapping_add(done as u64) & linear_mask, &i);
+            t.x87_opcode = x87::opcode(&bytes[done - before..done - before + len]);
+            t.instruction(table, pc, &i);
             done += len;
             insns += 1;
             if t.shadowed && !t.ended {
@@ -132,7 +144,7 @@ impl Guest for X86 {
         // The first instruction goes on in the next page. A decoder that has fifteen bytes never asks for more, so that there
         // is room, and no third page.
         let mut buf = [0u8; 2 * MAX_INSN];
-        let bytes = &bytes[..page_bytes.min(MAX_INSN)];
+        let bytes = &bytes[..bytes.len().min(MAX_INSN)];
         let page_bytes = bytes.len();
         buf[..page_bytes].copy_from_slice(bytes);
         let second = ((key.pc | PAGE_MASK).wrapping_add(1)) & linear_mask;

@@ -210,12 +210,13 @@ impl Compiled {
 #[allow(missing_docs)] // Each variant's text explains its fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// By exit `exit` of block `tb`, whose jump is not linked (yet, or never). The program counter global is set.
+    /// By exit `exit` of block `tb`, whose jump is not linked (yet, or never). The program counter global is *not* set: it is
+    /// the exit's.
     Exit { tb: u32, exit: u16 },
     /// The target of an indirect jump is not in the jump cache. The program counter global is set.
     Lookup,
-    /// `exit_request` was seen. The program counter global is set.
-    Poll,
+    /// `exit_request` was seen at the entry of block `tb`. The program counter global is *not* set: it is the block's.
+    Poll { tb: u32 },
     /// An exception is in the runtime; guest state is restored (by the runtime functions).
     Exception,
     /// [`Inst::Leave`](crate::ir::Inst::Leave).
@@ -228,7 +229,7 @@ impl Outcome {
         match self {
             Outcome::Exit { tb, exit } => 1 << 56 | (exit as u64) << 32 | tb as u64,
             Outcome::Lookup => 2 << 56,
-            Outcome::Poll => 3 << 56,
+            Outcome::Poll { tb } => 3 << 56 | tb as u64,
             Outcome::Exception => 4 << 56,
             Outcome::Leave(code) => 5 << 56 | code as u64,
         }
@@ -242,7 +243,7 @@ impl Outcome {
         match word >> 56 {
             1 => Outcome::Exit { tb: word as u32, exit: (word >> 32) as u16 },
             2 => Outcome::Lookup,
-            3 => Outcome::Poll,
+            3 => Outcome::Poll { tb: word as u32 },
             4 => Outcome::Exception,
             5 => Outcome::Leave(word as u32),
             _ => panic!("generated code returned {word:#x}"),

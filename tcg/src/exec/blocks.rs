@@ -54,6 +54,8 @@ struct Site {
     field: u32,
     /// Content of the field while it is not linked.
     unlinked: u32,
+    /// Guest-virtual address that it goes to.
+    pc: u64,
     exit: u16,
     /// Whether it is linked to the entry that polls.
     poll: bool,
@@ -230,6 +232,8 @@ pub struct Blocks {
     lines: CodeLines,
     segments: Vec<Segment>,
     scratch: Vec<u8>,
+    /// Where its exits go.
+    scratch_exits: Vec<u64>,
     remote: Arc<Remote>,
 }
 
@@ -254,6 +258,7 @@ impl Blocks {
             lines: CodeLines::default(),
             segments,
             scratch: Vec::new(),
+            scratch_exits: Vec::new(),
             remote,
         }
     }
@@ -361,6 +366,7 @@ impl Blocks {
         arena.sites.extend(compiled.jumps.iter().map(|j| Site {
             field: at + j.field,
             unlinked: j.unlinked,
+            pc: exits[j.exit as usize].pc,
             exit: j.exit,
             poll: exits[j.exit as usize].poll,
             target: NONE,
@@ -403,7 +409,7 @@ impl Blocks {
 
     /// Places code that jumps linked to it reach, but that cannot be found and was made from no guest bytes, in the
     /// cache's free part, where it was compiled for.
-    pub(super) fn insert_bridge(&mut self, compiled: &Compiled) -> u32 {
+    pub(super) fn insert_bridge(&mut self, pc: u64, compiled: &Compiled) -> u32 {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
@@ -412,6 +418,7 @@ impl Blocks {
         let segment = self.cache.current_segment();
         self.segments[segment].blocks.push(id);
         self.tbs[id as usize] = Tb {
+            pc,
             code: at,
             body: compiled.body as u16,
             segment: segment as u16,
@@ -424,12 +431,14 @@ impl Blocks {
     }
 
     /// Places the block that runs once; it was compiled for the scratch area, as number [`SCRATCH`].
-    pub(super) fn insert_scratch(&mut self, pc: u64, compiled: &Compiled) {
+    pub(super) fn insert_scratch(&mut self, pc: u64, exits: &[Exit], compiled: &Compiled) {
         let area = self.cache.scratch();
         assert!(compiled.fits(area.len()), "one guest instruction fits the scratch area");
         self.cache.write_parts(area.start, compiled);
         self.scratch.clear();
         side_tables::encode(compiled, pc, &mut self.scratch);
+        self.scratch_exits.clear();
+        self.scratch_exits.extend(exits.iter().map(|e| e.pc));
         self.tbs[SCRATCH as usize] = Tb {
             pc,
             code: area.start,
@@ -438,6 +447,18 @@ impl Blocks {
             state: State::Dead,
             ..Tb::FREE
         };
+    }
+
+    /// Where an exit of a block goes that has a jump which can be linked.
+    ///
+    /// # Panics
+    /// If the block has no such exit: generated code has left by it.
+    pub(super) fn exit_pc(&self, tb: u32, exit: u16) -> u64 {
+        if tb == SCRATCH {
+            return self.scratch_exits[exit as usize];
+        }
+        let sites = (0..self.get(tb).site_count).map(|n| self.site(SiteRef { tb, n }));
+        sites.filter(|s| s.exit == exit).map(|s| s.pc).next().expect("the exit has a jump")
     }
 
     /// A jump of an exit that is not linked: its number, the address of its field, and whether it goes to the entry that

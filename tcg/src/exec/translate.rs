@@ -6,7 +6,7 @@ use super::blocks::{NO_PAGE, Origin, SCRATCH};
 use super::{BREAKPOINT, Options, Stats};
 use crate::backend::{Compiled, GuestInfo, HostBackend, Room};
 use crate::env::Runtime;
-use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
+use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
 use crate::ir::verify;
 use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, text};
@@ -16,6 +16,11 @@ use crate::softmmu::fetch_page;
 
 /// Bytes that are read of code which is not in RAM or ROM: more than any guest's instruction.
 const MMIO_FETCH: usize = 16;
+/// Bytes that are copied of other code at first.
+const FIRST_FETCH: usize = 128;
+const _: () = assert!(MMIO_FETCH < MIN_FETCH && MIN_FETCH <= FIRST_FETCH);
+/// Of so many translations, the time of one is taken: a look at the clock takes as long as translating an instruction does.
+const TIMED: u64 = 16;
 
 /// Reused from one translation to the next.
 pub(super) struct Translator {
@@ -53,24 +58,31 @@ pub(super) enum Made {
     Once,
 }
 
-/// A copy of guest code, so that it does not change while it is looked at.
+/// A copy of guest code, so that it does not change while it is looked at. Blocks are short, so it is made piece by piece.
 struct FetchedPage {
     bytes: Box<[u8; PAGE_SIZE as usize]>,
-    /// Guest-virtual address of the first valid byte, and of the end.
+    /// Guest-virtual address of the first byte.
     from: u64,
+    /// Bytes that are copied.
     len: usize,
+    /// Bytes that may be.
+    room: usize,
     /// Guest-physical page address.
     phys: u64,
 }
 
 impl FetchedPage {
     fn new() -> FetchedPage {
-        FetchedPage { bytes: Box::new([0; PAGE_SIZE as usize]), from: 0, len: 0, phys: NO_PAGE }
+        FetchedPage { bytes: Box::new([0; PAGE_SIZE as usize]), from: 0, len: 0, room: 0, phys: NO_PAGE }
     }
 
-    fn get(&self, pc: u64) -> Option<&[u8]> {
-        let skip = pc.wrapping_sub(self.from);
-        (skip < self.len as u64).then(|| &self.bytes[skip as usize..self.len])
+    fn covers(&self, pc: u64) -> bool {
+        pc.wrapping_sub(self.from) < self.room as u64
+    }
+
+    /// What is copied from `pc` on.
+    fn get(&self, pc: u64) -> &[u8] {
+        self.bytes[..self.len].get(pc.wrapping_sub(self.from) as usize..).unwrap_or_default()
     }
 }
 
@@ -90,32 +102,46 @@ impl<G: Guest> Fetcher<'_, G> {
         let page = &mut self.pages[self.used];
         page.phys = phys & !PAGE_MASK;
         page.from = pc;
-        page.len = PAGE_SIZE as usize - offset;
+        page.len = 0;
+        page.room = PAGE_SIZE as usize - offset;
         // Before the bytes are read: see `Remote`.
         self.rt.blocks.note_code(page.phys);
+        self.used += 1;
+        self.extend(self.used - 1);
+        Ok(())
+    }
+
+    /// Copies more bytes of a page.
+    fn extend(&mut self, i: usize) {
+        let page = &mut self.pages[i];
+        let start = page.len;
+        let offset = PAGE_SIZE as usize - page.room;
         match self.rt.mmu.memory.ram_page(page.phys) {
-            // SAFETY: the page is valid for reads as long as the memory object lives; the copy ends with the page.
-            Some(ram) => unsafe {
-                let from = ram.host.wrapping_add(offset);
-                std::ptr::copy_nonoverlapping(from, page.bytes.as_mut_ptr(), page.len);
-            },
+            Some(ram) => {
+                page.len = page.room.min(FIRST_FETCH.max(2 * start));
+                let to = &mut page.bytes[start..page.len];
+                // SAFETY: the page is valid for reads as long as the memory object lives; the copy ends with the page, as
+                // `room` does, which both checks of slices hold to.
+                unsafe {
+                    let from = ram.host.wrapping_add(offset + start);
+                    std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
+                }
+            }
             None => {
                 self.volatile = true;
-                page.len = page.len.min(MMIO_FETCH);
-                for (i, byte) in page.bytes[..page.len].iter_mut().enumerate() {
-                    *byte = self.rt.mmu.memory.mmio_read(phys + i as u64, 1) as u8;
+                page.room = page.room.min(MMIO_FETCH);
+                page.len = page.room;
+                for (i, byte) in page.bytes[start..page.len].iter_mut().enumerate() {
+                    *byte = self.rt.mmu.memory.mmio_read(page.phys + (offset + start + i) as u64, 1) as u8;
                 }
             }
         }
-        self.used += 1;
-        Ok(())
     }
 }
 
 impl<G: Guest> CodeFetch for Fetcher<'_, G> {
     fn fetch(&mut self, pc: u64) -> Result<&[u8], Exception> {
-        let known = (0..self.used).find(|i| self.pages[*i].get(pc).is_some());
-        let i = match known {
+        let i = match (0..self.used).find(|i| self.pages[*i].covers(pc)) {
             Some(i) => i,
             None => {
                 assert!(self.used < 2, "a block has bytes of two pages at most");
@@ -123,7 +149,10 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
                 self.used - 1
             }
         };
-        Ok(self.pages[i].get(pc).expect("the page was just filled"))
+        while self.pages[i].get(pc).len() < MIN_FETCH && self.pages[i].len < self.pages[i].room {
+            self.extend(i);
+        }
+        Ok(self.pages[i].get(pc))
     }
 }
 
@@ -175,7 +204,7 @@ impl Translator {
         if single && self.holds_once::<G>(env, rt, key) {
             return Ok(Made::Once);
         }
-        let start = Instant::now();
+        let start = stats.translated.is_multiple_of(TIMED).then(Instant::now);
         let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single };
         if single {
             limits.max_insns = 1;
@@ -206,7 +235,7 @@ impl Translator {
         let made = if limits.single_step {
             let room = rt.blocks.cache.room(rt.blocks.cache.scratch());
             backend.compile(&self.block, room, SCRATCH, &mut self.compiled);
-            rt.blocks.insert_scratch(key.pc, &self.compiled);
+            rt.blocks.insert_scratch(key.pc, &self.block.exits, &self.compiled);
             stats.translated_once += 1;
             self.once = (!front.volatile).then(|| (key, self.guest_bytes(key.pc, front.translated.bytes)));
             log.host_code(room, &self.compiled);
@@ -229,7 +258,9 @@ impl Translator {
         stats.guest_bytes += u64::from(front.translated.bytes);
         stats.guest_insns += u64::from(front.translated.insns);
         stats.host_bytes += self.compiled.bytes() as u64;
-        stats.translation_time += start.elapsed();
+        if let Some(start) = start {
+            stats.translation_time += start.elapsed() * TIMED as u32;
+        }
         Ok(made)
     }
 
@@ -255,7 +286,7 @@ impl Translator {
 
     /// Bytes of the block that was just translated, in both pages.
     fn guest_code(&self, pc: u64, len: u32) -> [&[u8]; 2] {
-        let first = self.pages[0].get(pc).unwrap_or_default();
+        let first = self.pages[0].get(pc);
         let in_first = first.len().min(len as usize);
         let in_second = (len as usize - in_first).min(self.pages[1].len);
         [&first[..in_first], &self.pages[1].bytes[..in_second]]
@@ -302,7 +333,7 @@ impl Translator {
         let free = rt.blocks.cache.free();
         let room = rt.blocks.cache.room(free.clone());
         backend.compile(&self.block, room, rt.blocks.next_number(), &mut self.compiled);
-        self.compiled.fits(free.len()).then(|| rt.blocks.insert_bridge(&self.compiled))
+        self.compiled.fits(free.len()).then(|| rt.blocks.insert_bridge(pc, &self.compiled))
     }
 
     fn front_end<G: Guest>(

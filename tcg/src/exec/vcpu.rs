@@ -246,7 +246,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             match outcome {
                 Outcome::Exit { tb, exit } => from = Some((tb, exit)),
                 Outcome::Lookup => {}
-                Outcome::Poll => return Stop::Poll,
+                Outcome::Poll { .. } => return Stop::Poll,
                 Outcome::Exception | Outcome::Leave(_) => return self.stopped(outcome),
             }
             if self.exit_requested() {
@@ -275,7 +275,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let code = blocks.entry(SCRATCH) + u64::from(blocks.get(SCRATCH).body);
         let outcome = self.enter(env, code, Running::Once);
         match outcome {
-            Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll => Stop::Poll,
+            Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll { .. } => Stop::Poll,
             Outcome::Exception | Outcome::Leave(_) => self.stopped(outcome),
         }
     }
@@ -301,7 +301,17 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let word = unsafe { (self.enter)(G::header(env.as_mut()), code) };
         self.context.runtime_mut().mmu.running = Running::Nothing;
         G::left(self.context.env_mut());
-        Outcome::decode(word)
+        let outcome = Outcome::decode(word);
+        let blocks = &self.context.runtime().blocks;
+        let pc = match outcome {
+            Outcome::Exit { tb, exit } => Some(blocks.exit_pc(tb, exit)),
+            Outcome::Poll { tb } => Some(blocks.get(tb).pc),
+            _ => None,
+        };
+        if let Some(pc) = pc {
+            G::set_pc(self.context.env_mut(), pc);
+        }
+        outcome
     }
 
     /// Address to go on at: that of a block's code; `None` if the block that follows is in the scratch area. `from` is the
@@ -329,9 +339,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         rt.lookups += 1;
         let page = fetch_page::<G>(env, rt, key.pc)?;
         let segments = rt.blocks.stats.segments;
-        let known = lookup::find::<G>(env, rt, key, page.phys)
-            .or_else(|| lookup::revive::<G>(env, rt, key, page.phys));
-        let tb = match known {
+        let tb = match lookup::find_or_revive::<G>(env, rt, key, page.phys) {
             Some(tb) => tb,
             None => match self.translate(key, false)? {
                 Made::Block(tb) => tb,

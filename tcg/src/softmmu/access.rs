@@ -10,8 +10,7 @@
 //! block may be running: then it raises [`RETRY_VECTOR`] instead and stores nothing, and the execution loop runs the guest
 //! instruction again, alone.
 
-use super::fill::{Place, direct, find, resolve, runtime};
-use super::second_level::HOST_WRITABLE;
+use super::fill::{Place, direct, resolve, runtime};
 use super::watch::watched;
 use super::{RETRY_VECTOR, Running, host, page_of};
 use crate::env::Runtime;
@@ -197,27 +196,6 @@ pub fn host_bytes<G: Guest>(
     let watched = if write { watch_write } else { watch_read };
     let direct = !watched && (!write || place.writable && !rt.blocks.has_code(page_of(place.phys)));
     Ok((!place.host.is_null() && direct).then_some(place.host))
-}
-
-/// [`host_bytes`] for a page that is accessed as a whole: the first level does not get to know it, whose entries those that are
-/// accessed again and again deserve more.
-pub fn host_page<G: Guest>(
-    env: &mut G::Env,
-    va: u64,
-    access: Access,
-    mmu: u8,
-) -> Result<Option<*mut u8>, Exception> {
-    let write = access == Access::Write;
-    if let Some(p) = direct::<G>(env, va, mmu, write) {
-        return Ok(Some(p));
-    }
-    let e = find::<G>(env, va, access, mmu)?;
-    // SAFETY: the environment is bound; no reference to its runtime is in use.
-    let rt = unsafe { runtime::<G>(env) };
-    let (watch_read, watch_write) = rt.mmu.watches.of_page(va);
-    let watched = if write { watch_write } else { watch_read };
-    let direct = !watched && (!write || e.has(HOST_WRITABLE) && !rt.blocks.has_code(e.phys()));
-    Ok((!e.host.is_null() && direct).then(|| e.host.wrapping_add((va & PAGE_MASK) as usize)))
 }
 
 /// Atomic compare-and-exchange of 1, 2, 4, 8 or 16 bytes; the old value. Needs write permission also when it does not

@@ -130,26 +130,24 @@ impl Emitter<'_> {
         away
     }
 
-    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that sets the program
-    /// counter and returns to the execution loop.
+    /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that returns to the
+    /// execution loop.
     fn linkable(&mut self, jump: usize, exit: ExitId) {
         let part = self.part;
         self.b.jumps.push(PendingJump { part, at: jump, exit: exit.0 });
         let was = self.branch_to(Part::Cold, jump);
-        let pc = self.block.exits[exit.0 as usize].pc;
-        self.store_pc(pc);
-        self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 });
+        match self.thunks.exit_by.get(exit.0 as usize) {
+            Some(&thunk) => self.leave_by(thunk),
+            None => self.leave(Outcome::Exit { tb: self.tb, exit: exit.0 }),
+        }
         self.part = was;
     }
 
-    fn store_pc(&mut self, pc: u64) {
-        let m = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
-        if pc as i64 == pc as i32 as i64 {
-            self.asm().store_imm(Width::W64, m, pc as i32);
-        } else {
-            self.asm().mov_ri(r::RAX, pc);
-            self.asm().store(Width::W64, m, r::RAX);
-        }
+    /// Leaves by a thunk that wants the block's number.
+    fn leave_by(&mut self, thunk: u64) {
+        let tb = self.tb;
+        self.asm().mov_ri(r::RAX, tb.into());
+        self.jump_to(Target::Abs(thunk));
     }
 
     fn leave(&mut self, outcome: Outcome) {
@@ -280,12 +278,11 @@ impl Emitter<'_> {
     }
 
     /// The polled entry, at offset 0: returns to the execution loop if that was asked for.
-    pub fn poll_entry(&mut self, pc: u64) {
+    pub fn poll_entry(&mut self) {
         self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
         let at = self.asm().jcc(Cond::NE);
         let was = self.branch_to(Part::Cold, at);
-        self.store_pc(pc);
-        self.leave(Outcome::Poll);
+        self.leave_by(self.thunks.poll);
         self.part = was;
     }
 
@@ -500,7 +497,7 @@ fn jump_tag() -> Mem {
 }
 
 /// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the first way of the jump cache has the address,
-/// for [`emit_lookup_hit`]; RCX is the tag.
+/// for [`emit_lookup_hit`]; RCX is the tag, RDX the runtime.
 pub fn emit_lookup(asm: &mut Asm) {
     // Bit 0 of the address takes no part in the index: this is twice the index, scaled to the size of an entry below.
     asm.rorx32(r::RAX, r::RCX, 12);
@@ -516,19 +513,25 @@ pub fn emit_lookup_hit(asm: &mut Asm) {
     jump_to(asm, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY + CODE));
 }
 
-/// RCX = tag of what is not in the first way: jumps to it if it is in the second. Otherwise RCX is the guest address.
+/// After [`emit_lookup`]: jumps to what is in the second way, unless that is due to be moved. Otherwise RCX is the guest
+/// address.
 pub fn emit_second_lookup(asm: &mut Asm) {
     asm.mov_rr(r::RAX, r::RCX);
     asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
     asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
     asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
     asm.shift_ri(Shift::Shl, Width::W32, r::RAX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RAX, super::emitter::runtime_mem());
+    asm.alu_rr(Alu::Add, Width::W64, r::RAX, r::RDX);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
+    // dec dword
+    asm.buf.push(0xff);
+    asm.modrm_mem(1, Mem::Base(r::RDX, std::mem::offset_of!(Runtime, second_jumps_left) as i32));
+    let due = asm.jcc(Cond::S);
     jump_to(asm, Mem::Base(r::RAX, SECOND_WAY + CODE));
     let here = asm.len();
     asm.patch_rel32(miss, here);
+    asm.patch_rel32(due, here);
     asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
 }
 

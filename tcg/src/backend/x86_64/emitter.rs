@@ -90,7 +90,12 @@ pub struct Buffers {
 /// Addresses of the thunks.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ThunkAddrs {
+    /// Leaves with the outcome in RAX.
     pub exit: u64,
+    /// Leaves by the exit of this number of the block whose number is in RAX.
+    pub exit_by: [u64; 4],
+    /// Leaves because the entry of the block whose number is in RAX has seen a request.
+    pub poll: u64,
     pub slow: u64,
     pub slow_vec: u64,
     pub helper_fault: u64,

@@ -129,12 +129,7 @@ impl HostBackend for X86_64 {
 }
 
 fn emit_block(e: &mut Emitter) {
-    let pc = e.block.insts.iter().find_map(|i| match i {
-        Inst::InsnStart { pc } => Some(*pc),
-        _ => None,
-    });
-    e.pc = pc.unwrap_or(0);
-    e.poll_entry(e.pc);
+    e.poll_entry();
     e.out.body = e.asm().len() as u32;
     for (i, inst) in e.block.insts.iter().enumerate() {
         e.at = i;

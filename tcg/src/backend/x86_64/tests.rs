@@ -111,6 +111,8 @@ impl Harness {
         let end = match Outcome::decode(outcome) {
             Outcome::Exit { tb, exit } => {
                 assert_eq!(tb, 77);
+                // As the execution loop does.
+                machine.env.pc = block.exits[exit as usize].pc;
                 End::Exit(crate::ir::ExitId(exit))
             }
             Outcome::Lookup => match block.insts.last() {
@@ -121,7 +123,7 @@ impl Harness {
             },
             Outcome::Leave(code) => End::Leave(code),
             Outcome::Exception => End::Fault(context.exception.expect("an exception was raised")),
-            Outcome::Poll => panic!("nobody asked for a poll"),
+            Outcome::Poll { .. } => panic!("nobody asked for a poll"),
         };
         (self, end, compiled)
     }

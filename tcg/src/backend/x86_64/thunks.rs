@@ -157,6 +157,18 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     }
     asm.buf.push(0xc3);
 
+    // exit or poll: block in RAX, which is the low half of the outcome
+    let mut leave = |outcome: Outcome| {
+        let address = at(&mut asm);
+        asm.mov_ri(r::RCX, outcome.encode());
+        asm.alu_rr(super::encode::Alu::Or, Width::W64, r::RAX, r::RCX);
+        let out = asm.jmp();
+        asm.patch_rel32(out, (addrs.exit - base) as usize);
+        address
+    };
+    addrs.exit_by = std::array::from_fn(|n| leave(Outcome::Exit { tb: 0, exit: n as u16 }));
+    addrs.poll = leave(Outcome::Poll { tb: 0 });
+
     // slow access: point in RAX, block in RCX, called
     for vec in [false, true] {
         let address = at(&mut asm);
