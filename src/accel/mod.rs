@@ -7,10 +7,13 @@
 pub mod debug;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
+pub mod meter;
+pub mod statistics;
 pub mod tcg;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use tessera_firmware::loader::{BOOT_CS, BOOT_DS, BootEntry};
 use tessera_hw::boards::pc::PcMachine;
@@ -20,6 +23,7 @@ use tessera_x86::state::{Cr0, RFlags, Segment, TableRegister, reg, seg};
 
 use crate::cli::{Accel, Config, Tcg, UsageError};
 use debug::{DebugRequest, DebugStop, Listing};
+use meter::Meter;
 
 /// Makes the engine of the machine's first vCPU: the first that can be had of those that the command line prefers. Why
 /// one cannot be had is told in a line.
@@ -28,7 +32,7 @@ pub fn engine(board: &PcMachine, config: &Config) -> Result<Box<dyn Engine>, Usa
     while let Some(choice) = choices.next() {
         let why = match choice {
             Accel::Tcg(settings) => return tcg_engine(board, config, settings),
-            Accel::Kvm(chip) => match kvm_engine(board, config, *chip)? {
+            Accel::Kvm(chip) => match kvm_engine(board, config, chip.unwrap_or_default())? {
                 Ok(engine) => return Ok(engine),
                 Err(why) => why,
             },
@@ -165,6 +169,9 @@ pub struct Control {
     stop: AtomicBool,
     kicked: Mutex<bool>,
     wake: Condvar,
+    /// How long the vCPU ran, waiting included, and how long it waited.
+    ran: Meter,
+    idle: Meter,
     /// Makes translated code return to its loop; set by the engine.
     interrupt: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
@@ -218,14 +225,19 @@ impl Control {
 /// Runs a vCPU on the calling thread until it is stopped or faults for good; sleeps while it is halted.
 pub fn drive(engine: &mut dyn Engine) -> Stop {
     let control = engine.control();
-    loop {
+    let start = Instant::now();
+    let stop = loop {
         match engine.run() {
             Stop::Halted => {
+                let halted = Instant::now();
                 while !engine.awake() && !control.stop_requested() {
                     control.wait();
                 }
+                control.idle.add_since(halted);
             }
-            stop => return stop,
+            stop => break stop,
         }
-    }
+    };
+    control.ran.add_since(start);
+    stop
 }

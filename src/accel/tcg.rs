@@ -22,33 +22,52 @@ use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
 use tessera_x86::platform::{InvalidMsr, Platform, hashed_random};
-use tessera_x86::state::{RFlags, X86Env};
+use tessera_x86::state::{RFlags, X86Env, reg};
 use tessera_x86::system::{self, exit};
 
 use super::debug::{DebugRequest, DebugStop, Listing, Step, Watchpoint};
+use super::meter::{Meter, timed};
+use super::statistics::{self, Times};
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, Tcg};
 
 /// MSR IA32_TSC_DEADLINE.
 const TSC_DEADLINE: u32 = 0x6e0;
 
+/// The time that a vCPU spends in devices.
+#[derive(Default)]
+struct DeviceTime {
+    ports: Meter,
+    memory: Meter,
+}
+
 /// Guest-physical memory for the translator.
-pub struct Memory(pub Arc<AddressSpace>);
+pub struct Memory {
+    space: Arc<AddressSpace>,
+    time: Option<Arc<DeviceTime>>,
+}
+
+impl Memory {
+    /// Memory whose devices' time nobody takes.
+    pub fn new(space: Arc<AddressSpace>) -> Memory {
+        Memory { space, time: None }
+    }
+}
 
 impl PhysMemory for Memory {
     fn ram_page(&self, phys: u64) -> Option<RamPage> {
-        match self.0.lookup(phys & !PAGE_MASK) {
+        match self.space.lookup(phys & !PAGE_MASK) {
             Region::Ram { host, len, writable, .. } if len > PAGE_MASK => Some(RamPage { host, writable }),
             _ => None,
         }
     }
 
     fn mmio_read(&self, phys: u64, size: u32) -> u64 {
-        self.0.read(phys, size as u8)
+        timed(self.time.as_ref().map(|time| &time.memory), || self.space.read(phys, size as u8))
     }
 
     fn mmio_write(&self, phys: u64, size: u32, value: u64) {
-        self.0.write(phys, size as u8, value);
+        timed(self.time.as_ref().map(|time| &time.memory), || self.space.write(phys, size as u8, value));
     }
 }
 
@@ -77,6 +96,8 @@ pub(super) struct PcPlatform {
     /// While a request of the guest waits here, the vCPU stops.
     events: Events,
     control: Arc<Control>,
+    /// If somebody wants to know.
+    time: Option<Arc<DeviceTime>>,
     random: Random,
 }
 
@@ -119,6 +140,7 @@ impl PcPlatform {
             coprocessor: board.coprocessor.clone(),
             events: board.events.clone(),
             control,
+            time: None,
             random: Random::default(),
         }
     }
@@ -126,11 +148,11 @@ impl PcPlatform {
 
 impl Platform for PcPlatform {
     fn port_in(&mut self, port: u16, size: u32) -> u32 {
-        self.ports.read(port, size as u8)
+        timed(self.time.as_ref().map(|time| &time.ports), || self.ports.read(port, size as u8))
     }
 
     fn port_out(&mut self, port: u16, size: u32, value: u32) {
-        self.ports.write(port, size as u8, value);
+        timed(self.time.as_ref().map(|time| &time.ports), || self.ports.write(port, size as u8, value));
     }
 
     fn tsc(&mut self) -> u64 {
@@ -234,6 +256,13 @@ impl Platform for PcPlatform {
     }
 }
 
+/// Gives the board's local APIC the registers of a state, whose IA32_APIC_BASE it has.
+pub(super) fn set_apic(irq: &dyn CpuIrq, state: &CpuState) {
+    irq.set_apic_page(&state.apic.0);
+    // Which timer it is for, the registers say.
+    irq.set_tsc_deadline(state.tsc_deadline);
+}
+
 /// Makes the debugger's watches those of `watchpoints`, by their index.
 pub(super) fn set_watchpoints(env: &mut X86Env, watchpoints: &[Watchpoint]) {
     let wanted: Vec<Watch> = (0..)
@@ -272,6 +301,7 @@ pub struct TcgEngine {
     vcpu: Vcpu<X86, X86_64>,
     irq: Arc<dyn CpuIrq>,
     control: Arc<Control>,
+    devices: Option<Arc<DeviceTime>>,
     /// What the debugger wants.
     debug: DebugRequest,
     /// Breakpoints and watchpoints are not yet those of `debug`.
@@ -298,7 +328,10 @@ impl TcgEngine {
         let irq = board.cpus().next().ok_or("the machine has no CPU")?;
         let waiting = control.clone();
         irq.set_kick(Arc::new(move || waiting.kick()));
-        let platform = PcPlatform::new(board, irq.clone(), control.clone());
+        let mut platform = PcPlatform::new(board, irq.clone(), control.clone());
+        let count = config.log.items.iter().any(|item| item.name == "stats");
+        let devices = count.then(Arc::<DeviceTime>::default);
+        platform.time = devices.clone();
         cpuid.set_frequencies(board.clock.tsc_hz(), TIMER_HZ);
         let env = X86Env::new(Box::new(platform), cpuid);
         let mut options = Options::default();
@@ -308,11 +341,12 @@ impl TcgEngine {
         if settings.one_insn {
             options.max_insns = 1;
         }
-        options.passes = settings.passes.unwrap_or(options.passes);
+        options.opt = settings.opt.unwrap_or(options.opt);
         options.chain = !config.log.items.iter().any(|item| item.name == "nochain");
         options.log_filter =
             config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();
-        let memory = Arc::new(Memory(board.address_space.clone()));
+        options.count = count;
+        let memory = Arc::new(Memory { space: board.address_space.clone(), time: devices.clone() });
         let vcpu = Vcpu::new(env, memory, options).map_err(|error| error.to_string())?;
         board.address_space.set_observer(Arc::new(Observer(vcpu.remote().clone())));
         let noticed = vcpu.remote().clone();
@@ -323,6 +357,7 @@ impl TcgEngine {
             vcpu,
             irq,
             control,
+            devices,
             debug: DebugRequest::default(),
             debug_changed: false,
             at_breakpoint: None,
@@ -355,6 +390,16 @@ impl TcgEngine {
         self.watched()
     }
 
+    /// Lets the CPU take an event. `Some` if it has one to tell of, or waits for another.
+    fn take_event(&mut self) -> Option<Stop> {
+        match self.vcpu.look_at_events()? {
+            exit::HALTED => Some(Stop::Halted),
+            exit::SHUTDOWN => Some(Stop::TripleFault(self.dump())),
+            exit::WATCHED => Some(self.watched().unwrap_or(Stop::Debug(DebugStop::Stepped))),
+            _ => Some(Stop::Requested),
+        }
+    }
+
     fn step(&mut self, step: &Step) -> Stop {
         if self.control.stop_requested() {
             return Stop::Requested;
@@ -362,16 +407,18 @@ impl TcgEngine {
         let env = self.vcpu.env();
         if env.halted || env.wait_for_sipi || env.shutdown {
             // Only an event gets it further.
-            return match self.vcpu.look_at_events() {
-                Some(exit::HALTED) => Stop::Halted,
-                Some(exit::SHUTDOWN) => Stop::TripleFault(self.dump()),
-                Some(exit::WATCHED) => self.watched().unwrap_or(Stop::Debug(DebugStop::Stepped)),
-                Some(_) => Stop::Requested,
-                None => Stop::Debug(DebugStop::Stepped),
-            };
+            return self.take_event().unwrap_or(Stop::Debug(DebugStop::Stepped));
         }
         loop {
-            if let Some(stop) = self.one() {
+            let before = place(self.vcpu.env());
+            if self.debug.interrupts
+                && let Some(stop) = self.take_event()
+            {
+                return stop;
+            }
+            if place(self.vcpu.env()) == before
+                && let Some(stop) = self.one()
+            {
                 return stop;
             }
             let env = self.vcpu.env();
@@ -390,6 +437,11 @@ impl TcgEngine {
             }
         }
     }
+}
+
+/// What an event that the CPU takes changes: at least one of instruction and stack pointer.
+fn place(env: &X86Env) -> (u64, u64) {
+    (env.rip, env.gpr[reg::RSP])
 }
 
 impl Engine for TcgEngine {
@@ -423,11 +475,16 @@ impl Engine for TcgEngine {
     }
 
     fn state(&mut self) -> Result<CpuState, String> {
-        Ok(self.vcpu.env_mut().cpu_state())
+        let mut state = self.vcpu.env_mut().cpu_state();
+        state.apic.0 = self.irq.apic_page();
+        state.normalise();
+        Ok(state)
     }
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
-        self.vcpu.env_mut().set_cpu_state(state);
+        let env = self.vcpu.env_mut();
+        env.set_cpu_state(state);
+        set_apic(&*self.irq, state);
         self.vcpu.state_changed();
         Ok(())
     }
@@ -481,20 +538,12 @@ impl Engine for TcgEngine {
     }
 
     fn statistics(&self) -> String {
-        let s = self.vcpu.stats();
-        let mut text = String::new();
-        let seconds = s.translation_time.as_secs_f64();
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "translated {} blocks, {} instructions, {} bytes in {seconds:.3} s ({:.0} instructions/s), to {} host bytes\n{s:#?}",
-            s.translated,
-            s.guest_insns,
-            s.guest_bytes,
-            s.guest_insns as f64 / seconds.max(1e-9),
-            s.host_bytes,
-        );
-        text
+        let times = Times {
+            total: self.control.ran.sum(),
+            idle: self.control.idle.sum(),
+            devices: self.devices.as_ref().map(|devices| [devices.ports.sum(), devices.memory.sum()]),
+        };
+        statistics::text(&self.vcpu.stats(), &times)
     }
 }
 

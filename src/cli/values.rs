@@ -27,6 +27,14 @@ pub struct Machine {
     pub kind: MachineKind,
     /// The value of `accel=`: in order of preference.
     pub accels: Vec<Accel>,
+    /// The value of `kernel-irqchip=`.
+    pub irqchip: Option<IrqChip>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine { kind: MachineKind::Pc, accels: Vec::new(), irqchip: None }
+    }
 }
 
 /// What executes the guest.
@@ -34,8 +42,8 @@ pub struct Machine {
 pub enum Accel {
     /// The translator.
     Tcg(Tcg),
-    /// The host's processor, by Linux's KVM.
-    Kvm(IrqChip),
+    /// The host's processor, by Linux's KVM, with the interrupt controllers that were asked for.
+    Kvm(Option<IrqChip>),
 }
 
 /// Who has the interrupt controllers under KVM: `kernel-irqchip=`.
@@ -57,8 +65,8 @@ pub struct Tcg {
     pub code_cache: Option<u64>,
     /// One guest instruction a block.
     pub one_insn: bool,
-    /// Which optimisation passes to run; all by default.
-    pub passes: Option<OptFlags>,
+    /// Which optimisations to do; all by default.
+    pub opt: Option<OptFlags>,
 }
 
 impl Default for Accel {
@@ -140,7 +148,7 @@ pub fn memory(value: &str) -> Result<u64, UsageError> {
 /// `-machine`.
 pub fn machine(value: &str) -> Result<Machine, UsageError> {
     const OPTION: &str = "-machine";
-    let mut machine = Machine { kind: MachineKind::Pc, accels: Vec::new() };
+    let mut machine = Machine::default();
     for (index, (key, setting)) in properties(value).enumerate() {
         let name = match (index, key) {
             (_, "type") => setting,
@@ -151,6 +159,13 @@ pub fn machine(value: &str) -> Result<Machine, UsageError> {
                     .map(|name| accel_named(OPTION, value, name))
                     .collect::<Result<_, _>>()?;
                 continue;
+            }
+            (_, "kernel-irqchip" | "kernel_irqchip") if irqchip(setting).is_some() => {
+                machine.irqchip = irqchip(setting);
+                continue;
+            }
+            (_, "kernel-irqchip" | "kernel_irqchip") => {
+                return bad(OPTION, value, "kernel-irqchip is not understood; give on, off or split");
             }
             _ => return bad(OPTION, value, format!("{key} is not supported by Tessera yet; leave it out")),
         };
@@ -163,10 +178,20 @@ pub fn machine(value: &str) -> Result<Machine, UsageError> {
     Ok(machine)
 }
 
+/// The value of `kernel-irqchip=`.
+fn irqchip(text: &str) -> Option<IrqChip> {
+    Some(match text {
+        "on" => IrqChip::On,
+        "off" => IrqChip::Off,
+        "split" => IrqChip::Split,
+        _ => return None,
+    })
+}
+
 fn accel_named(option: &str, value: &str, name: &str) -> Result<Accel, UsageError> {
     match name {
         "tcg" => Ok(Accel::default()),
-        "kvm" => Ok(Accel::Kvm(IrqChip::Off)),
+        "kvm" => Ok(Accel::Kvm(None)),
         "xen" | "hvf" | "nvmm" | "whpx" | "qtest" | "mshv" => bad(
             option,
             value,
@@ -198,11 +223,11 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
             },
             // With one processor both are the same; the cache is always mapped twice.
             ("thread", "single" | "multi", Accel::Tcg(_)) | ("split-wx", "on", Accel::Tcg(_)) => {}
-            ("kernel-irqchip", "on", Accel::Kvm(chip)) => *chip = IrqChip::On,
-            ("kernel-irqchip", "off", Accel::Kvm(chip)) => *chip = IrqChip::Off,
-            ("kernel-irqchip", "split", Accel::Kvm(chip)) => *chip = IrqChip::Split,
+            ("kernel-irqchip", setting, Accel::Kvm(chip)) if irqchip(setting).is_some() => {
+                *chip = irqchip(setting)
+            }
             ("one-insn-per-tb", "on" | "off", Accel::Tcg(tcg)) => tcg.one_insn = setting == "on",
-            ("x-passes", list, Accel::Tcg(tcg)) => tcg.passes = Some(passes(OPTION, value, list)?),
+            ("opt", list, Accel::Tcg(tcg)) => tcg.opt = Some(optimisations(value, list, tcg.opt)?),
             ("split-wx", "off", Accel::Tcg(_)) => {
                 return bad(
                     OPTION,
@@ -222,28 +247,39 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
     Ok(accel)
 }
 
-/// Optimisation passes by name, joined by `+`; `none` and `all` are names, too. To find out which pass a fault hides in.
-fn passes(option: &str, value: &str, list: &str) -> Result<OptFlags, UsageError> {
-    let mut passes = OptFlags::empty();
-    for name in list.split('+') {
-        passes |= match name {
-            "none" => OptFlags::empty(),
-            "all" => OptFlags::all(),
-            _ => match OptFlags::from_name(&name.to_ascii_uppercase().replace('-', "_")) {
-                Some(pass) => pass,
+/// Optimisations by name, joined by colons, to find out which one a fault hides in. A word with a sign changes what was chosen
+/// before it (at first all), any other is a beginning that names with signs, or more names, follow: `-link:-groups` is all but
+/// two, `fold:forward` is two, `none:+fold` and `fold` are one.
+fn optimisations(value: &str, list: &str, chosen: Option<OptFlags>) -> Result<OptFlags, UsageError> {
+    let mut opt = chosen.unwrap_or(OptFlags::all());
+    for (n, word) in list.split(':').enumerate() {
+        let name = word.strip_prefix(['+', '-']).unwrap_or(word);
+        let signed = name.len() < word.len();
+        let meant = match name {
+            "all" if !signed => OptFlags::all(),
+            "none" if !signed => OptFlags::empty(),
+            _ => match OptFlags::names().find(|(known, _)| known == name) {
+                Some((_, flag)) => flag,
                 None => {
-                    let known: Vec<_> = OptFlags::all().iter_names().map(|(name, _)| name).collect();
-                    let known = known.join(", ").to_ascii_lowercase().replace('_', "-");
+                    let known: Vec<_> = OptFlags::names().map(|(name, _)| name).collect();
                     return bad(
-                        option,
+                        "-accel",
                         value,
-                        format!("there is no pass {name}; join names with + from {known}, or give none"),
+                        format!(
+                            "there is no optimisation {word:?}; give all, none, or names joined by colons, with a minus to \
+                             leave one out, from {}",
+                            known.join(", ")
+                        ),
                     );
                 }
             },
         };
+        if n == 0 && !signed {
+            opt = OptFlags::empty();
+        }
+        opt.set(meant, !word.starts_with('-'));
     }
-    Ok(passes)
+    Ok(opt)
 }
 
 /// `-smp`: everything in it must be 1.
@@ -401,16 +437,14 @@ mod tests {
         assert_eq!(machine("pc").unwrap().kind, MachineKind::Pc);
         assert_eq!(machine("type=q35").unwrap().kind, MachineKind::Q35);
         assert_eq!(machine("q35,accel=tcg").unwrap().accels, [Accel::default()]);
-        assert_eq!(
-            machine("q35,accel=kvm:tcg").unwrap().accels,
-            [Accel::Kvm(IrqChip::Off), Accel::default()]
-        );
+        assert_eq!(machine("q35,accel=kvm:tcg").unwrap().accels, [Accel::Kvm(None), Accel::default()]);
         assert_eq!(machine("accel=tcg").unwrap().kind, MachineKind::Pc);
         for wrong in [
             "isapc",
             "pc-i440fx-9.0",
             "q35,smm=off",
             "pc,accel=xen",
+            "pc,kernel-irqchip=half",
             "pc,accel=",
             "pc,accel=kvm:turbo",
             "pc,q35",
@@ -419,13 +453,14 @@ mod tests {
         }
         let bounded = Accel::Tcg(Tcg { code_cache: Some(64 << 20), ..Tcg::default() });
         assert_eq!(accel("tcg,tb-size=64,thread=multi"), Ok(bounded));
-        assert_eq!(accel("kvm"), Ok(Accel::Kvm(IrqChip::Off)));
-        assert_eq!(accel("kvm,kernel-irqchip=on"), Ok(Accel::Kvm(IrqChip::On)));
-        assert_eq!(accel("kvm,kernel-irqchip=split"), Ok(Accel::Kvm(IrqChip::Split)));
+        assert_eq!(accel("kvm"), Ok(Accel::Kvm(None)));
+        assert_eq!(accel("kvm,kernel-irqchip=off"), Ok(Accel::Kvm(Some(IrqChip::Off))));
+        assert_eq!(accel("kvm,kernel-irqchip=on"), Ok(Accel::Kvm(Some(IrqChip::On))));
+        assert_eq!(accel("kvm,kernel-irqchip=split"), Ok(Accel::Kvm(Some(IrqChip::Split))));
         assert!(accel("kvm,kernel-irqchip=half").unwrap_err().to_string().contains("kernel-irqchip=half"));
-        let passes = OptFlags::FORWARD | OptFlags::DEAD_CODE;
-        let slow = Accel::Tcg(Tcg { one_insn: true, passes: Some(passes), ..Tcg::default() });
-        assert_eq!(accel("tcg,one-insn-per-tb=on,x-passes=forward+dead-code"), Ok(slow));
+        let opt = OptFlags::FORWARD | OptFlags::DEAD_CODE;
+        let slow = Accel::Tcg(Tcg { one_insn: true, opt: Some(opt), ..Tcg::default() });
+        assert_eq!(accel("tcg,one-insn-per-tb=on,opt=forward:dead-code"), Ok(slow));
         for wrong in [
             "xen",
             "turbo",
@@ -434,7 +469,9 @@ mod tests {
             "tcg,tb-size=99999",
             "tcg,tb-size=x",
             "tcg,one-insn-per-tb=x",
-            "tcg,x-passes=fish",
+            "tcg,opt=fish",
+            "tcg,opt=",
+            "tcg,opt",
             "kvm,one-insn-per-tb=on",
         ] {
             assert!(accel(wrong).is_err(), "{wrong}");
@@ -444,6 +481,27 @@ mod tests {
         }
         for wrong in ["2", "0", "x", "1,cores=2", "cpus=4", "1,fish=1"] {
             assert!(smp(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn optimisations_by_name() {
+        let opt = |text: &str| match accel(&format!("tcg,{text}")) {
+            Ok(Accel::Tcg(tcg)) => tcg.opt.expect("it was given"),
+            other => panic!("{text}: {other:?}"),
+        };
+        let all = OptFlags::all();
+        assert_eq!(opt("opt=all"), all);
+        assert_eq!(opt("opt=none"), OptFlags::empty());
+        assert_eq!(opt("opt=-link"), all - OptFlags::LINK);
+        assert_eq!(opt("opt=-link:-side-exits"), all - OptFlags::LINK - OptFlags::SIDE_EXITS);
+        assert_eq!(opt("opt=-link,opt=-groups"), all - OptFlags::LINK - OptFlags::GROUPS);
+        assert_eq!(opt("opt=all:-fold:+fold"), all);
+        assert_eq!(opt("opt=none:+fold"), OptFlags::FOLD);
+        assert_eq!(opt("opt=fold:jump-cache"), OptFlags::FOLD | OptFlags::JUMP_CACHE);
+        for wrong in ["fish", "-fish", "", "-all", "+none", "fold+link", "--fold", "FOLD"] {
+            let message = accel(&format!("tcg,opt={wrong}")).unwrap_err().to_string();
+            assert!(message.contains(&format!("{wrong:?}")) && message.contains("second-way"), "{message}");
         }
     }
 

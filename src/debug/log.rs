@@ -43,7 +43,10 @@ const ITEMS: &[Item] = &[
     Item { name: "guest_errors", help: "what the guest does wrong" },
     Item { name: "unimp", help: "what the guest uses and this machine lacks" },
     Item { name: "nochain", help: "(with exec) do not link blocks, so that each execution shows" },
-    Item { name: "stats", help: "figures of the translator, at the end" },
+    Item {
+        name: "stats",
+        help: "figures of the translator, at the end; translated code counts what it executes, and is slower",
+    },
 ];
 
 /// What QEMU logs besides.

@@ -10,6 +10,7 @@
 use std::alloc::Layout;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use crate::exec::Blocks;
 use crate::guest::Exception;
@@ -75,6 +76,24 @@ unsafe impl Send for Header {}
 /// epoch, 0xfffe (0xff where addresses are wide), is never issued.
 pub const JUMP_TAG_NONE: u64 = 0xfffe << 48;
 
+/// Figures of generated code that counts itself ([`Options::count`](crate::exec::Options::count)); zero otherwise.
+#[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Executed {
+    /// Blocks entered, by whatever way.
+    pub blocks: u64,
+    /// Jumps that look for their target in the jump cache.
+    pub indirect: u64,
+    /// Guest instructions.
+    pub guest: u64,
+    /// Host instructions, those of helpers, thunks and slow paths apart.
+    pub host: u64,
+    /// Guest memory accesses that look into the TLB.
+    pub accesses: u64,
+    /// Calls of helpers.
+    pub helpers: u64,
+}
+
 /// The part of a vCPU's run-time state that is large, with a layout that generated code knows.
 #[repr(C, align(64))]
 pub struct Runtime {
@@ -88,12 +107,16 @@ pub struct Runtime {
     pub jump_cache: JumpCache,
     /// Hits of the jump cache's second way until one is left to Rust code; see [`SECOND_HITS`](crate::jump_cache::SECOND_HITS).
     pub second_jumps_left: i32,
+    /// What generated code has executed, if it counts.
+    pub executed: Executed,
     /// Host registers of the pinned globals.
     pub pinned: Vec<(GlobalId, u8)>,
     /// Whether indirect jumps may find blocks without the execution loop (not under `-d nochain`).
     pub finds_blocks: bool,
     /// Accesses that generated code left to the slow path.
     pub slow_accesses: u64,
+    /// The time that they took, if it is measured.
+    pub slow_time: Duration,
     /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
     pub second_way_left: u32,
     /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
@@ -120,6 +143,7 @@ impl Runtime {
             }
             (&raw mut (*p).pinned).write(Vec::new());
             (&raw mut (*p).exception).write(None);
+            (&raw mut (*p).slow_time).write(Duration::ZERO);
             (&raw mut (*p).mmu).write(mmu);
             (&raw mut (*p).blocks).write(blocks);
             Box::from_raw(p)

@@ -148,6 +148,8 @@ pub struct TranslateLimits {
     pub max_insns: u32,
     /// The block is run once and not chained, because it may overwrite its own code: one instruction, then leave.
     pub single_step: bool,
+    /// Whether the block may go on behind conditional branches.
+    pub side_exits: bool,
 }
 
 /// What a translation produced beside the IR.

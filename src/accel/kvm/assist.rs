@@ -39,7 +39,8 @@ impl Assist {
         let options = Options { cache_mib: CACHE_MIB, max_insns: 1, chain: false, ..Options::default() };
         // Everything that the translator knows: what the guest may not have, the host's processor has refused already.
         let env = X86Env::new(platform, CpuidTable::default());
-        let vcpu = Vcpu::new(env, Arc::new(Memory(space)), options).map_err(|error| error.to_string())?;
+        let vcpu =
+            Vcpu::new(env, Arc::new(Memory::new(space)), options).map_err(|error| error.to_string())?;
         Ok(Assist { vcpu })
     }
 

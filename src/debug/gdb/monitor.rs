@@ -17,10 +17,12 @@ registers              the processor's state, with what gdb does not know of seg
 translate ADDRESS      the way of a linear address through the guest's page tables
 tlb                    the translations of addresses that are cached
 tb ADDRESS             what the code there becomes: guest code, IR, optimised IR, host code
+stats                  what the engine did so far; under -d stats with what translated code executed
 disassemble [ADDRESS [COUNT]]  instructions in the current mode, by linear address
 reset                  the machine as after power-on; the guest stays stopped
 quit                   ends the emulator
 help                   this text
+QEMU's names do, too: info registers, info tlb, gva2gpa, system_reset, q.
 Addresses are hexadecimal with 0x, else decimal. `maintenance packet Qqemu.PhyMemMode:1` makes gdb's addresses
 physical, and :0 linear again.
 ";
@@ -53,8 +55,10 @@ impl GdbTarget {
     fn monitor(&mut self, words: &[&str]) -> Result<String, String> {
         match words {
             [] | ["help"] => Ok(HELP.into()),
-            ["registers"] => self.vcpu.call(|engine| engine.dump()).ok_or("the vCPU has ended".into()),
-            ["translate", address] => {
+            ["registers"] | ["info", "registers"] => {
+                self.vcpu.call(|engine| engine.dump()).ok_or("the vCPU has ended".into())
+            }
+            ["translate" | "gva2gpa", address] => {
                 let va = number(address)?;
                 let memory = self.memory.clone();
                 let walk = memory.walk(self.state()?, va);
@@ -79,7 +83,10 @@ impl GdbTarget {
                 }
                 Ok(text)
             }
-            ["tlb"] => self.vcpu.call(|engine| engine.cached_translations()).ok_or("the vCPU has ended")?,
+            ["tlb"] | ["info", "tlb"] => {
+                self.vcpu.call(|engine| engine.cached_translations()).ok_or("the vCPU has ended")?
+            }
+            ["stats"] => self.vcpu.call(|engine| engine.statistics()).ok_or("the vCPU has ended".into()),
             ["tb", address] => {
                 let va = number(address)?;
                 let listing = self.vcpu.call(move |engine| engine.list(va)).ok_or("the vCPU has ended")??;
@@ -93,11 +100,11 @@ impl GdbTarget {
                 let count = rest.get(1).map_or(Ok(SHOWN as u64), |count| number(count))?;
                 self.disassemble(from, count.min(MOST_SHOWN as u64) as usize)
             }
-            ["reset"] => {
+            ["reset"] | ["system_reset"] => {
                 self.asks.push(Ask::Reset);
                 Ok("the machine is reset; gdb sees it after `flushregs`\n".into())
             }
-            ["quit"] => {
+            ["quit" | "q"] => {
                 self.asks.push(Ask::Kill);
                 Ok(String::new())
             }

@@ -92,7 +92,7 @@ impl Guest for X86 {
         let base = code_base(key.mode);
         let linear_mask = if key.mode & mode::CODE64 != 0 { u64::MAX } else { 0xffff_ffff };
         let ip = key.pc.wrapping_sub(base) & linear_mask;
-        let mut t = Translator::new(ir, env, key.mode, limits.single_step);
+        let mut t = Translator::new(ir, env, key.mode, limits);
         let max_insns = if t.single { 1 } else { limits.max_insns.max(1) };
 
         let mut bytes = code.fetch(key.pc)?;

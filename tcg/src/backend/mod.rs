@@ -12,6 +12,7 @@
 //!   [`StatePoint`] says where every global is, so nothing is stored for the sake of a fault that does not come.
 
 use crate::ir::{Block, Ext, FlagOp, GlobalDesc, GlobalId, RmwOp, VecLen, VecSize, Width, flags};
+use crate::opt::OptFlags;
 
 mod host;
 pub mod x86_64;
@@ -165,6 +166,8 @@ pub struct Compiled {
     pub cold: Vec<u8>,
     /// Distance of the cold code from the start of the room; 16-aligned. Meaningless unless the code [fits](Compiled::fits).
     pub cold_at: u32,
+    /// Host instructions that it counts, if it counts what it executes: slow paths, padding and the counting apart.
+    pub host_insns: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
     /// `poll`, and all indirect jumps, go to offset 0.
     pub body: u32,
@@ -198,6 +201,7 @@ impl Compiled {
         self.hot.clear();
         self.cold.clear();
         self.cold_at = 0;
+        self.host_insns = 0;
         self.body = 0;
         self.jumps.clear();
         self.points.clear();
@@ -318,6 +322,9 @@ pub trait HostBackend: Send + Sized {
     /// Prepares a backend; an error says in a sentence what the host lacks.
     fn new(guest: GuestInfo) -> Result<Self, String>;
 
+    /// Sets which of its optimisations to do, and whether code counts what it executes; all and no, unless told.
+    fn tune(&mut self, opt: OptFlags, count: bool);
+
     /// Makes the fixed code for address `base`; to be called once, before any `compile`.
     fn thunks(&mut self, base: u64, fns: RuntimeFns) -> Thunks;
 
@@ -326,6 +333,9 @@ pub trait HostBackend: Send + Sized {
 
     /// Compiles `block`, to be placed in `room`, as block number `tb`. The caller looks whether it [fits](Compiled::fits).
     fn compile(&mut self, block: &Block, room: Room, tb: u32, out: &mut Compiled);
+
+    /// For listings: the name of what is at an address that generated code jumps to or calls outside of blocks.
+    fn name_of(&self, address: u64) -> Option<String>;
 
     /// The 4 bytes to store, as one atomic word, in the link field at address `field` so that the jump goes to
     /// `target`.

@@ -64,6 +64,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use crate::code_cache::{CacheError, DEFAULT_MIB};
+use crate::env::Executed;
 use crate::opt::OptFlags;
 use crate::softmmu::MmuStats;
 
@@ -82,8 +83,11 @@ pub struct Options {
     pub max_insns: u32,
     /// Whether jumps are linked (`-d nochain`: not). Without links and jump cache, the `exec` log shows every block.
     pub chain: bool,
-    /// Optimisations.
-    pub passes: OptFlags,
+    /// Optimisations (`opt`).
+    pub opt: OptFlags,
+    /// Whether generated code counts what it executes ([`Stats::executed`]), and time is taken of slow paths. Both make
+    /// the guest slower.
+    pub count: bool,
     /// Guest-virtual addresses whose blocks are logged; empty for all (`-dfilter`).
     pub log_filter: Vec<Range<u64>>,
 }
@@ -94,7 +98,8 @@ impl Default for Options {
             cache_mib: DEFAULT_MIB,
             max_insns: MAX_INSNS,
             chain: true,
-            passes: OptFlags::all(),
+            opt: OptFlags::all(),
+            count: false,
             log_filter: Vec::new(),
         }
     }
@@ -111,6 +116,21 @@ pub enum Error {
     Backend(String),
 }
 
+/// Why generated code was left.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct ExitStats {
+    /// By a direct jump that is not linked (yet).
+    pub unlinked: u64,
+    /// By an indirect jump whose target is not in the jump cache.
+    pub lookup: u64,
+    /// Because somebody asked for it: events may be pending.
+    pub poll: u64,
+    /// An instruction raised an exception.
+    pub exception: u64,
+    /// For the guest's leave handler.
+    pub leave: u64,
+}
+
 /// Counters of a vCPU, since it was made.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Stats {
@@ -124,16 +144,24 @@ pub struct Stats {
     pub guest_insns: u64,
     /// Host bytes emitted.
     pub host_bytes: u64,
-    /// Time spent in translation.
+    /// Host instructions emitted, slow paths apart, if generated code counts ([`Options::count`]).
+    pub host_insns: u64,
+    /// Time spent in translation: an estimate from some of them, unless code counts ([`Options::count`]).
     pub translation_time: Duration,
     /// Times that generated code was entered.
     pub entries: u64,
+    /// Times that it was left, and why.
+    pub exits: ExitStats,
+    /// What generated code has executed, if it counts ([`Options::count`]).
+    pub executed: Executed,
     /// Blocks looked up by what they were made from.
     pub lookups: u64,
     /// Exceptions delivered.
     pub exceptions: u64,
     /// Accesses that generated code left to the slow path.
     pub slow_accesses: u64,
+    /// Time spent in them, and in the devices that they reach, if that is measured ([`Options::count`]).
+    pub slow_time: Duration,
     /// Blocks that exist now.
     pub live_blocks: u64,
     /// Blocks and links.

@@ -5,6 +5,7 @@
 //! they restore the state to the environment, as of the start of the guest instruction, and the block is left.
 
 use std::ptr::NonNull;
+use std::time::Instant;
 
 use super::lookup::next_block;
 use super::side_tables::Tables;
@@ -15,10 +16,11 @@ use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, GlobalId, Ty, Width};
 use crate::softmmu::{self, Operand, Writer, runtime};
 
-/// Entry points for the backend.
-pub(super) fn functions<G: Guest>() -> RuntimeFns {
+/// Entry points for the backend; with or without taking the time.
+pub(super) fn functions<G: Guest>(timed: bool) -> RuntimeFns {
     RuntimeFns {
-        slow_access: slow_access::<G> as *const () as usize,
+        slow_access: if timed { timed_access::<G> as *const () } else { slow_access::<G> as *const () }
+            as usize,
         helper_fault: helper_fault::<G> as *const () as usize,
         next_block: next_block::<G> as *const () as usize,
     }
@@ -44,6 +46,17 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
             1
         }
     }
+}
+
+/// [`slow_access`], and the time that it takes.
+extern "C" fn timed_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -> u64 {
+    let start = Instant::now();
+    let result = slow_access::<G>(env, tb, point);
+    let mut env = env;
+    // SAFETY: as in `slow_access`, which has returned; the references are gone when this returns.
+    let rt = unsafe { runtime::<G>(env.as_mut()) };
+    rt.slow_time += start.elapsed();
+    result
 }
 
 /// Restores the state at a point whose helper has raised an exception.

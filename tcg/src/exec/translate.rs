@@ -158,11 +158,11 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
 
 impl Translator {
     /// A translator with these optimisations.
-    pub fn new(guest: GuestInfo, passes: OptFlags) -> Translator {
+    pub fn new(guest: GuestInfo, opt: OptFlags) -> Translator {
         Translator {
             block: Block::default(),
             compiled: Compiled::default(),
-            optimizer: (!passes.is_empty()).then(|| Optimizer::new(passes, guest)),
+            optimizer: opt.intersects(OptFlags::PASSES).then(|| Optimizer::new(opt, guest)),
             guest,
             pages: [FetchedPage::new(), FetchedPage::new()],
             once: None,
@@ -204,8 +204,10 @@ impl Translator {
         if single && self.holds_once::<G>(env, rt, key) {
             return Ok(Made::Once);
         }
-        let start = stats.translated.is_multiple_of(TIMED).then(Instant::now);
-        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single };
+        let every = if options.count { 1 } else { TIMED };
+        let start = stats.translated.is_multiple_of(every).then(Instant::now);
+        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
+        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single, side_exits };
         if single {
             limits.max_insns = 1;
         }
@@ -218,7 +220,7 @@ impl Translator {
         }
         if front.volatile && !single {
             // What is not memory may read differently each time, and reading may have effects: one instruction.
-            limits = TranslateLimits { max_insns: 1, single_step: true };
+            limits = TranslateLimits { max_insns: 1, single_step: true, side_exits };
             if !self.stops_at(key.pc) {
                 front = self.front_end::<G>(env, rt, key, limits)?;
             }
@@ -258,8 +260,9 @@ impl Translator {
         stats.guest_bytes += u64::from(front.translated.bytes);
         stats.guest_insns += u64::from(front.translated.insns);
         stats.host_bytes += self.compiled.bytes() as u64;
+        stats.host_insns += u64::from(self.compiled.host_insns);
         if let Some(start) = start {
-            stats.translation_time += start.elapsed() * TIMED as u32;
+            stats.translation_time += start.elapsed() * every as u32;
         }
         Ok(made)
     }
@@ -306,7 +309,8 @@ impl Translator {
         key: BlockKey,
         options: &Options,
     ) -> Result<Listing, Exception> {
-        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false };
+        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
+        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits };
         let breakpoints = std::mem::take(&mut self.breakpoints);
         let front = self.front_end::<G>(env, rt, key, limits);
         self.breakpoints = breakpoints;

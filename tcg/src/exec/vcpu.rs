@@ -12,6 +12,7 @@ use crate::code_cache::CodeCache;
 use crate::env::{Header, JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next};
 use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
+use crate::opt::OptFlags;
 use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, runtime};
 
 type Enter = unsafe extern "C" fn(*mut Header, u64) -> u64;
@@ -52,9 +53,13 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         cache: CodeCache,
     ) -> Result<Vcpu<G, B>, Error> {
         options.max_insns = options.max_insns.clamp(1, super::MAX_INSNS);
+        if !options.chain {
+            options.opt -= OptFlags::LINK | OptFlags::JUMP_CACHE;
+        }
         let mut backend = B::new(guest_info::<G>()).map_err(Error::Backend)?;
+        backend.tune(options.opt, options.count);
         let area = cache.thunks();
-        let thunks = backend.thunks(cache.address(area.start), slow::functions::<G>());
+        let thunks = backend.thunks(cache.address(area.start), slow::functions::<G>(options.count));
         assert!(thunks.code.len() <= area.len(), "the backend's thunks fit their area");
         cache.write(area.start, &thunks.code);
         let enter = cache.address(area.start) + u64::from(thunks.enter);
@@ -63,11 +68,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let enter = unsafe { std::mem::transmute::<usize, Enter>(enter as usize) };
         let mut context = Context::with_cache(env, memory, cache);
         context.runtime_mut().pinned = backend.pinned().to_vec();
-        context.runtime_mut().finds_blocks = options.chain;
+        context.runtime_mut().finds_blocks = options.opt.contains(OptFlags::JUMP_CACHE);
         Ok(Vcpu {
             context,
             backend,
-            translator: Translator::new(guest_info::<G>(), options.passes),
+            translator: Translator::new(guest_info::<G>(), options.opt),
             options,
             stats: Stats::default(),
             enter,
@@ -108,6 +113,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let rt = self.context.runtime();
         Stats {
             slow_accesses: rt.slow_accesses,
+            slow_time: rt.slow_time,
+            executed: rt.executed,
             lookups: rt.lookups,
             live_blocks: rt.blocks.live() as u64,
             blocks: rt.blocks.stats,
@@ -134,6 +141,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
         let key = BlockKey { pc, ..G::block_key(env) };
         self.translator.list::<G, B>(env, rt, &mut self.backend, key, &self.options)
+    }
+
+    /// The name of what is at a host address that a [`Listing`]'s code jumps to or calls, unless that is a helper.
+    pub fn host_name(&self, address: u64) -> Option<String> {
+        self.backend.name_of(address)
     }
 
     /// Does what other threads have asked for, and lets the guest look at its events once, as before a block. The code
@@ -302,6 +314,14 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         self.context.runtime_mut().mmu.running = Running::Nothing;
         G::left(self.context.env_mut());
         let outcome = Outcome::decode(word);
+        let exits = &mut self.stats.exits;
+        *match outcome {
+            Outcome::Exit { .. } => &mut exits.unlinked,
+            Outcome::Lookup => &mut exits.lookup,
+            Outcome::Poll { .. } => &mut exits.poll,
+            Outcome::Exception => &mut exits.exception,
+            Outcome::Leave(_) => &mut exits.leave,
+        } += 1;
         let blocks = &self.context.runtime().blocks;
         let pc = match outcome {
             Outcome::Exit { tb, exit } => Some(blocks.exit_pc(tb, exit)),
@@ -322,7 +342,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
         let key = G::block_key(env);
         rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
-        if self.options.chain {
+        let jump_cache = self.options.opt.contains(OptFlags::JUMP_CACHE);
+        if jump_cache {
             lookup::name::<G>(env, rt, key.mode);
         }
         if lookup::is_logged() && logged(&self.options, key.pc) {
@@ -349,7 +370,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // SAFETY: as above; the references from there are not used any more.
         let rt = unsafe { runtime::<G>(self.context.env_mut()) };
         if let Some((from, exit)) = from
-            && self.options.chain
+            && self.options.opt.contains(OptFlags::LINK)
             && rt.blocks.stats.segments == segments
             && is_linkable(rt, from, tb)
         {
@@ -363,7 +384,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             }
         }
         let code = rt.blocks.entry(tb) + u64::from(rt.blocks.get(tb).body);
-        if self.options.chain {
+        if jump_cache {
             lookup::remember::<G>(self.context.env_mut(), rt, key, page, tb)?;
         }
         Ok(Some(code))

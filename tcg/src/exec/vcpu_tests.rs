@@ -80,10 +80,14 @@ fn without_chaining_the_result_is_the_same() {
     }
 }
 
-#[test]
-fn indirect_jumps_hit_the_jump_cache() {
+/// A loop of 10,000 rounds that goes to another page and back, with these options.
+fn indirect_loop(options: Options) -> Machine {
     let page2 = 0x3000;
-    let mut m = machine(&[
+    let mut env = ToyEnv::new();
+    env.identity();
+    env.pc = CODE;
+    let m = machine_with(CodeCache::with_segments(4, 256 << 10).unwrap(), options, env);
+    let insns = [
         asm(Op::MovI, 0, 0, 10_000),
         asm(Op::MovI, 2, 0, page2),
         asm(Op::MovI, 3, 0, CODE as i32 + 4 * LEN as i32),
@@ -91,8 +95,65 @@ fn indirect_jumps_hit_the_jump_cache() {
         asm(Op::AddI, 0, 0, -1),
         asm(Op::Jnz, 0, 0, rel(5, 3)),
         asm(Op::Halt, 0, 0, 0),
-    ]);
+    ];
+    m.memory.poke(CODE, &program(&insns));
     m.memory.poke(page2 as u64, &program(&[asm(Op::AddI, 1, 0, 1), asm(Op::JmpR, 3, 0, 0)]));
+    m
+}
+
+#[test]
+fn what_is_executed_can_be_counted() {
+    let mut m = indirect_loop(Options { count: true, ..Options::default() });
+    assert_eq!(m.cpu.run(), 0);
+    let executed = m.cpu.stats().executed;
+    // Five instructions a round; three before the first one, and the halt.
+    assert_eq!(executed.guest, 5 * 10_000 + 3 + 1);
+    assert_eq!((executed.indirect, executed.helpers), (2 * 10_000, 0));
+    let per_insn = executed.host as f64 / executed.guest as f64;
+    assert!((1.0..20.0).contains(&per_insn), "{executed:?}");
+    let mut plain = indirect_loop(Options::default());
+    assert_eq!(plain.cpu.run(), 0);
+    assert_eq!(plain.cpu.env().r, m.cpu.env().r);
+    assert_eq!(plain.cpu.stats().executed, crate::env::Executed::default());
+}
+
+#[test]
+fn accesses_are_counted_where_they_are_reached() {
+    let insns = [
+        asm(Op::MovI, 0, 0, 1000),
+        asm(Op::MovI, 2, 0, 0x8000),
+        asm(Op::Load, 1, 2, 8),
+        asm(Op::AddI, 0, 0, -1),
+        asm(Op::Jnz, 0, 0, rel(4, 2)),
+        asm(Op::Halt, 0, 0, 0),
+    ];
+    let mut env = ToyEnv::new();
+    env.identity();
+    env.pc = CODE;
+    let cache = CodeCache::with_segments(4, 256 << 10).unwrap();
+    let mut m = machine_with(cache, Options { count: true, ..Options::default() }, env);
+    m.memory.poke(CODE, &program(&insns));
+    assert_eq!(m.cpu.run(), 0);
+    let stats = m.cpu.stats();
+    assert_eq!((stats.executed.accesses, stats.executed.guest), (1000, 3003));
+    assert!(stats.slow_accesses > 0 && stats.slow_time > Duration::ZERO, "{stats:?}");
+}
+
+#[test]
+fn links_and_the_jump_cache_can_be_left_out() {
+    for (left_out, entries) in [(OptFlags::LINK, 10_000), (OptFlags::JUMP_CACHE, 20_000)] {
+        let mut m = indirect_loop(Options { opt: OptFlags::all() - left_out, ..Options::default() });
+        assert_eq!(m.cpu.run(), 0);
+        assert_eq!(m.cpu.env().r[1], 10_000);
+        let stats = m.cpu.stats();
+        assert!(stats.entries >= entries, "{left_out:?}: {stats:?}");
+        assert_eq!(stats.blocks.links == 0, left_out == OptFlags::LINK);
+    }
+}
+
+#[test]
+fn indirect_jumps_hit_the_jump_cache() {
+    let mut m = indirect_loop(Options::default());
     assert_eq!(m.cpu.run(), 0);
     assert_eq!(m.cpu.env().r[1], 10_000);
     assert!(m.cpu.stats().entries < 20, "{:?}", m.cpu.stats());

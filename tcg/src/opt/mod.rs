@@ -26,9 +26,10 @@ use crate::backend::GuestInfo;
 use crate::ir::Block;
 
 bitflags::bitflags! {
-    /// What to do; everything by default.
+    /// What to do; everything by default. The passes over the IR come first, then what other parts of the translator
+    /// do. Each can be left out by itself, so that a fault can be pinned to it; the guest never notices.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct OptFlags: u8 {
+    pub struct OptFlags: u16 {
         /// Reads of globals become the values known to be there; sets to the value already there go.
         const FORWARD = 1 << 0;
         /// Constant folding and algebraic identities.
@@ -39,6 +40,32 @@ bitflags::bitflags! {
         const DEAD_CODE = 1 << 3;
         /// Sets that are overwritten before anything observes them go.
         const DEAD_SETS = 1 << 4;
+        /// Jumps between blocks are patched to go there directly.
+        const LINK = 1 << 8;
+        /// Generated code finds the targets of other jumps in a table.
+        const JUMP_CACHE = 1 << 9;
+        /// A block goes on behind conditional branches.
+        const SIDE_EXITS = 1 << 10;
+        /// Memory accesses at constant distances share a look into the TLB.
+        const GROUPS = 1 << 11;
+        /// Generated code looks into the second way of a TLB.
+        const SECOND_WAY = 1 << 12;
+        /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): x87 in the host's unit.
+        const SHORTCUTS = 1 << 13;
+    }
+}
+
+impl OptFlags {
+    /// The passes of this module.
+    pub const PASSES: OptFlags = OptFlags::FORWARD
+        .union(OptFlags::FOLD)
+        .union(OptFlags::NUMBER)
+        .union(OptFlags::DEAD_CODE)
+        .union(OptFlags::DEAD_SETS);
+
+    /// The names that people use, in order: those of the constants, in lower case with hyphens.
+    pub fn names() -> impl Iterator<Item = (String, OptFlags)> {
+        OptFlags::all().iter_names().map(|(name, flag)| (name.to_ascii_lowercase().replace('_', "-"), flag))
     }
 }
 

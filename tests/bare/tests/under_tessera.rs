@@ -79,15 +79,25 @@ fn translator_one_instruction_a_block() {
     all_pass(&Setup::accelerator(&emulator(), "tcg,one-insn-per-tb=on"));
 }
 
-/// Without any optimisation, and without one pass after the other.
+/// Without any optimisation, and without one after the other.
 #[test]
-fn translator_with_fewer_passes() {
+fn translator_with_fewer_optimisations() {
     let emulator = emulator();
-    let all = ["forward", "fold", "number", "dead-code", "dead-sets"];
-    all_pass(&Setup::accelerator(&emulator, "tcg,x-passes=none"));
-    for omitted in all {
-        let passes: Vec<_> = all.into_iter().filter(|pass| *pass != omitted).collect();
-        all_pass(&Setup::accelerator(&emulator, &format!("tcg,x-passes={}", passes.join("+"))));
+    all_pass(&Setup::accelerator(&emulator, "tcg,opt=none"));
+    for omitted in [
+        "forward",
+        "fold",
+        "number",
+        "dead-code",
+        "dead-sets",
+        "link",
+        "jump-cache",
+        "side-exits",
+        "groups",
+        "second-way",
+        "shortcuts",
+    ] {
+        all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }
 }
 

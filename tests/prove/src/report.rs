@@ -8,7 +8,7 @@ use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::backend::{Compiled, GuestInfo, HostBackend, Room};
 use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits};
 use tessera_tcg::ir::{Builder, text};
-use tessera_tcg::opt::Optimizer;
+use tessera_tcg::opt::{OptFlags, Optimizer};
 use tessera_x86::guest::X86;
 use tessera_x86::state::{PC, X86Env};
 
@@ -70,19 +70,21 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
     let info =
         GuestInfo { globals: X86::globals(), pc: PC, helpers: X86::helpers(), fp_control: X86::fp_control() };
     let start = code.insns.first().map_or(0, |p| p.ip);
+    let side_exits = config.opt.contains(OptFlags::SIDE_EXITS);
     let mut at = 0;
     // The jump at the end has five bytes.
     while at + 5 < code.bytes.len() {
         let pc = start + at as u64;
         let mut b = Builder::default();
-        let limits = TranslateLimits { max_insns: config.max_insns, single_step: false };
+        let limits = TranslateLimits { max_insns: config.max_insns, single_step: false, side_exits };
         let mut bytes = Bytes { at: start, bytes: &code.bytes };
         let Ok(done) = X86::translate(env, BlockKey { pc, mode }, limits, &mut bytes, &mut b) else { break };
         let mut block = b.finish();
         let _ = writeln!(out, "IR of the block at {pc:#x}:\n{}", text::print(&block, &info));
-        Optimizer::new(config.passes, info).run(&mut block);
-        let _ = writeln!(out, "optimised ({:?}):\n{}", config.passes, text::print(&block, &info));
+        Optimizer::new(config.opt, info).run(&mut block);
+        let _ = writeln!(out, "optimised ({:?}):\n{}", config.opt, text::print(&block, &info));
         if let Ok(mut backend) = X86_64::new(info) {
+            backend.tune(config.opt, config.count);
             let mut compiled = Compiled::default();
             let room = Room { start: 0x7000_0000_0000, end: 0x7000_0010_0000 };
             backend.compile(&block, room, 0, &mut compiled);
@@ -109,10 +111,11 @@ pub fn story(rig: &mut Rig, small: &Small, original: &Case, cpu: usize, repeat: 
         };
         let how = if config.interpret { "interpreted" } else { "compiled" };
         verdicts.push(format!(
-            "  {verdict}: {how}, {:?}, {} instructions a block{}",
-            config.passes,
+            "  {verdict}: {how}, {:?}, {} instructions a block{}{}",
+            config.opt,
             config.max_insns,
-            if config.chain { "" } else { ", not linked" }
+            if config.chain { "" } else { ", not linked" },
+            if config.count { ", counting" } else { "" }
         ));
     }
     rig.run_one(&small.case, &small.image, cpu)?;

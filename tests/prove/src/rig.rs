@@ -21,14 +21,14 @@ pub fn configs(seed: u64) -> Vec<Config> {
     let usual = Config::USUAL;
     let mut all = vec![
         usual,
-        Config { passes: OptFlags::empty(), ..usual },
-        Config { passes: OptFlags::empty(), interpret: true, ..usual },
+        Config { opt: OptFlags::empty(), ..usual },
+        Config { opt: OptFlags::empty(), interpret: true, ..usual },
         Config { max_insns: 1, ..usual },
         Config { max_insns: 3, chain: false, ..usual },
     ];
-    for _ in 0..3 {
-        let passes = OptFlags::from_bits_truncate(r.word() as u8);
-        all.push(Config { passes, ..usual });
+    for n in 0..3 {
+        let opt = OptFlags::from_bits_truncate(r.word() as u16);
+        all.push(Config { opt, count: n == 0, ..usual });
     }
     all
 }

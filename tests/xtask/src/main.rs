@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask <demo|test|prove|bench>`.
+//! Project tasks: `cargo xtask <demo|test|prove|golden|bench>`.
 //!
 //! Everything here drives the emulator from outside, as a person at a terminal would: it starts the
 //! program, reads the serial console, types, and looks at exit statuses. It knows no crate of the
@@ -14,14 +14,17 @@
 //! | [`login_system`] | a Debian root file system with systemd, to the login prompt |
 //! | [`guests`] | the table of guests: which kernel, which initial RAM disk, which parameters |
 //! | [`console`] | a child process on a pseudo-terminal: expect, send, wait |
+//! | [`gdb_client`] | gdb's remote protocol from the debugger's side |
 //! | [`process`] | CPU time and memory of a running process, from `/proc` |
-//! | [`demo`], [`test`], [`boot_tests`], [`debugger`], [`programs`], [`prove`], [`bench`] | the tasks |
+//! | [`demo`], [`test`], [`boot_tests`], [`debugger`], [`programs`], [`prove`], [`golden`], [`bench`] | the tasks |
 
 mod bench;
 mod boot_tests;
 mod console;
 mod debugger;
 mod demo;
+mod gdb_client;
+mod golden;
 mod guests;
 mod initramfs;
 mod login_system;
@@ -82,6 +85,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Compare the host code of guest snippets with what is written in tests/golden/expected
+    Golden {
+        /// Write the files anew, to be looked at in the diff
+        #[arg(long)]
+        bless: bool,
+    },
     /// Measure workloads against QEMU's translator and against this host
     Bench {
         #[command(flatten)]
@@ -96,6 +105,7 @@ fn main() -> ExitCode {
             test::run(&test::Options { filter, emulator, list, show_console, long })
         }
         Task::Prove { arguments } => prove::run(&arguments),
+        Task::Golden { bless } => golden::run(bless),
         Task::Bench { options } => bench::run(&options),
     };
     match outcome {

@@ -2,9 +2,7 @@
 
 pub mod decoder;
 mod platform;
-#[cfg(test)]
 mod ram;
 
 pub use platform::NoPlatform;
-#[cfg(test)]
-pub(crate) use ram::Ram;
+pub use ram::Ram;

@@ -19,8 +19,8 @@ use super::Translator;
 use crate::helpers;
 use crate::state::{PC, leave, mode};
 
-/// Side exits of a block, at most.
-const MAX_SIDE_EXITS: u8 = 1;
+/// Side exits of a block, at most, if it may have any.
+pub(super) const MAX_SIDE_EXITS: u8 = 1;
 
 impl Translator<'_> {
     fn same_page(&self, target: u64) -> bool {
@@ -115,10 +115,10 @@ impl Translator<'_> {
 
     /// Goes on at `taken` if the condition holds, else with the next instruction in the same block, if that may be.
     pub fn branch_aside(&mut self, cond: Cond, f: Value, taken: u64) {
-        if self.single || self.shadowed || taken <= self.pc || self.side_exits >= MAX_SIDE_EXITS {
+        if self.single || self.shadowed || taken <= self.pc || self.side_exits == 0 {
             return self.branch(cond, f, taken, self.next);
         }
-        self.side_exits += 1;
+        self.side_exits -= 1;
         let chain = self.same_page(taken);
         let exit = self.b.exit(Exit { pc: taken, poll: false, chain, dead: GlobalSet::NONE });
         self.b.push(Inst::ExitIf { cond, f, exit });

@@ -19,6 +19,7 @@
 use std::sync::LazyLock;
 
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic};
+use tessera_tcg::guest::TranslateLimits;
 use tessera_tcg::ir::{Builder, Inst, MemFlags, Value};
 
 use crate::helpers;
@@ -172,7 +173,7 @@ pub struct Translator<'a> {
     pub opens_shadow: bool,
     /// The x87 unit's state is in the host's unit (see `x87`).
     x87_loaded: bool,
-    /// Forward branches that the block went on behind.
+    /// Forward branches that the block may still go on behind.
     pub side_exits: u8,
     /// The block has its terminal.
     pub ended: bool,
@@ -180,7 +181,7 @@ pub struct Translator<'a> {
 
 impl<'a> Translator<'a> {
     /// A translator for a block in `mode`.
-    pub fn new(b: &'a mut Builder, env: &'a X86Env, mode: u64, single_step: bool) -> Translator<'a> {
+    pub fn new(b: &'a mut Builder, env: &'a X86Env, mode: u64, limits: TranslateLimits) -> Translator<'a> {
         Translator {
             b,
             env,
@@ -190,11 +191,11 @@ impl<'a> Translator<'a> {
             x87_opcode: 0,
             cs_base: if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT },
             mmu: <crate::guest::X86 as tessera_tcg::guest::Guest>::main_mmu(mode),
-            single: single_step || mode & (mode::TRAP | mode::SHADOW) != 0,
+            single: limits.single_step || mode & (mode::TRAP | mode::SHADOW) != 0,
             shadowed: false,
             opens_shadow: false,
             x87_loaded: false,
-            side_exits: 0,
+            side_exits: if limits.side_exits { exits::MAX_SIDE_EXITS } else { 0 },
             ended: false,
         }
     }

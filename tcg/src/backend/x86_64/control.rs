@@ -13,6 +13,7 @@ use crate::env::{Header, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
 use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
 use crate::jump_cache::{self, JUMP_CACHE_ENTRIES, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
+use crate::opt::OptFlags;
 
 /// A source of a parallel move.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -176,6 +177,9 @@ impl Emitter<'_> {
 
     /// [`Inst::Goto`](crate::ir::Inst::Goto).
     pub fn goto(&mut self, exit: ExitId) {
+        if !self.block.exits[exit.0 as usize].chain {
+            self.count_indirect(true);
+        }
         self.flush(self.block.exits[exit.0 as usize].dead);
         self.jump_exit(exit);
     }
@@ -192,7 +196,9 @@ impl Emitter<'_> {
         let at = self.asm().jcc(cond);
         let host_flags = self.host_flags;
         let was = self.branch_to(Part::Side, at);
+        self.count_side_exit(!self.block.exits[exit.0 as usize].chain);
         self.flush(self.block.exits[exit.0 as usize].dead);
+        self.end_side_exit();
         self.jump_exit(exit);
         self.part = was;
         self.host_flags = host_flags;
@@ -202,6 +208,7 @@ impl Emitter<'_> {
     pub fn exit_if(&mut self, cond: Cond, f: Value, exit: ExitId) {
         let f = self.b.live.resolve(f);
         let host = self.condition(cond, f);
+        self.count_exit();
         let e = self.block.exits[exit.0 as usize];
         if e.chain && self.away() & !e.dead.0 == 0 && !self.upper {
             self.jcc_exit(host, exit);
@@ -231,6 +238,9 @@ impl Emitter<'_> {
         } else {
             let host = self.condition(cond, f);
             self.jcc_side(host, taken);
+            if !n.chain {
+                self.count_indirect(true);
+            }
             self.flush(n.dead);
         }
         self.jump_exit(fall);
@@ -238,6 +248,7 @@ impl Emitter<'_> {
 
     /// [`Inst::GotoIndirect`](crate::ir::Inst::GotoIndirect).
     pub fn goto_indirect(&mut self) {
+        self.count_indirect(false);
         let pc = self.guest.pc.0 as usize;
         let v = self.current[pc];
         // The program counter is stored only on a miss; it travels in RCX across the flush, which uses RAX.
@@ -290,11 +301,12 @@ impl Emitter<'_> {
     pub fn call(&mut self, helper: HelperId, args: CallArgs) {
         let desc = self.guest.helpers[helper.0 as usize];
         let effects = desc.effects;
-        match desc.shortcut {
+        match desc.shortcut.filter(|_| self.opt.contains(OptFlags::SHORTCUTS)) {
             Some(Shortcut::X86_64(code)) => return self.call_shortcut(code, args),
             Some(Shortcut::Unless { offset, value, func }) => return self.call_unless(func, offset, value),
             None => {}
         }
+        self.count_helper();
         let at = self.at as u32;
         // Arguments come first, before places in the environment change hands.
         for v in args.iter() {

@@ -15,6 +15,7 @@
 //!   does not use VEX, such as that of helpers, runs at full speed. `upper` says that they may not be clean here.
 //! - RAX, RCX, XMM14 and XMM15 are never allocated: emission code uses them within one instruction.
 
+use super::count::Count;
 use super::encode::{Asm, Mem, r};
 use super::groups::Groups;
 use super::liveness::{Liveness, NO_VALUE};
@@ -23,6 +24,7 @@ use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
 use crate::backend::{Compiled, FlagRecipe, GuestInfo, Loc, StatePoint};
 use crate::env::{Header, Runtime, SPILL_SLOTS};
 use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty, Value, VecSize, Width};
+use crate::opt::OptFlags;
 
 /// No register.
 pub const NONE: u8 = 255;
@@ -78,6 +80,7 @@ pub struct PendingJump {
 pub struct Buffers {
     pub live: Liveness,
     pub groups: Groups,
+    pub count: Count,
     pub main: Asm,
     pub side: Asm,
     pub cold: Asm,
@@ -106,6 +109,27 @@ pub struct ThunkAddrs {
     pub second_way: u64,
 }
 
+impl ThunkAddrs {
+    /// The name of the thunk at an address.
+    pub fn name_of(&self, address: u64) -> Option<String> {
+        if let Some(exit) = self.exit_by.iter().position(|at| *at == address) {
+            return Some(format!("exit_by_{exit}"));
+        }
+        let named = [
+            (self.exit, "exit"),
+            (self.poll, "poll"),
+            (self.slow, "slow_access"),
+            (self.slow_vec, "slow_access_vec"),
+            (self.helper_fault, "helper_fault"),
+            (self.call_saved, "call_saved"),
+            (self.lookup, "lookup"),
+            (self.lookup_miss, "lookup_miss"),
+        ];
+        let found = named.iter().find(|(at, _)| *at == address).map(|(_, name)| (*name).to_owned());
+        found.or_else(|| super::second_way::name_of(self.second_way, address))
+    }
+}
+
 /// Globals by what has to be done for them at a block's end.
 #[derive(Clone, Copy, Debug)]
 pub struct Kinds {
@@ -123,6 +147,8 @@ pub struct Emitter<'a> {
     pub thunks: ThunkAddrs,
     pub block: &'a Block,
     pub tb: u32,
+    /// Which optimisations to do.
+    pub opt: OptFlags,
     pub out: &'a mut Compiled,
     pub b: &'a mut Buffers,
     /// Where emission goes to.
@@ -186,7 +212,8 @@ impl<'a> Emitter<'a> {
         b: &'a mut Buffers,
     ) -> Emitter<'a> {
         b.live.run(block, &guest, (pin_reg, kinds.pinned));
-        b.groups.run(block, &b.live, guest.helpers);
+        b.groups.reset();
+        b.count.reset();
         let total = block.insts.len() + b.live.pseudo.len();
         b.reg.clear();
         b.reg.resize(total, NONE);
@@ -204,6 +231,7 @@ impl<'a> Emitter<'a> {
             thunks,
             block,
             tb,
+            opt: OptFlags::all(),
             out,
             b,
             part: Part::Main,
@@ -225,6 +253,11 @@ impl<'a> Emitter<'a> {
         };
         e.define_pseudos(0);
         e
+    }
+
+    /// Lets memory accesses share looks into the TLB. Before the first instruction is emitted.
+    pub fn group_accesses(&mut self) {
+        self.b.groups.run(self.block, &self.b.live, self.guest.helpers);
     }
 
     /// Gives the pseudo-values that exist from instruction `from` on their registers, which hold them already.

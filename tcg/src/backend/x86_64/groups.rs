@@ -104,9 +104,14 @@ impl Groups {
         self.members.get(at).copied().unwrap_or(Member::Alone)
     }
 
+    /// Makes all accesses of a block stand alone.
+    pub fn reset(&mut self) {
+        self.members.clear();
+    }
+
     /// Groups a block's accesses.
     pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc]) {
-        self.members.clear();
+        self.reset();
         if live.accesses < 2 {
             return;
         }

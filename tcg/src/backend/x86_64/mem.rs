@@ -37,6 +37,7 @@ use super::{TLB, second_way};
 use crate::backend::{AccessKind, DISCARD, Loc, SlowAccess};
 use crate::env::Header;
 use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
+use crate::opt::OptFlags;
 use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 
 /// A hit path whose other half is to be emitted out of line.
@@ -64,6 +65,7 @@ const ADDEND: i32 = std::mem::offset_of!(TlbEntry, addend) as i32;
 impl Emitter<'_> {
     /// Emits the hit test; afterwards RAX is the host address minus `addr`.
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
+        self.count_access();
         let second_way = second_way::routine(self.thunks.second_way, mem.mmu, write, bytes);
         let member = self.b.groups.member(self.at);
         let (jcc, leads) = match member {
@@ -128,10 +130,12 @@ impl Emitter<'_> {
         if let Some(slot) = miss.leads {
             self.asm().store_imm(Width::W64, group_addend(slot), 0);
         }
-        self.asm().mov_rr(r::RAX, miss.addr);
-        self.call_thunk(miss.second_way);
-        let hit = self.asm().jcc(Cond::E);
-        self.fix(hit, miss.hit);
+        if self.opt.contains(OptFlags::SECOND_WAY) {
+            self.asm().mov_rr(r::RAX, miss.addr);
+            self.call_thunk(miss.second_way);
+            let hit = self.asm().jcc(Cond::E);
+            self.fix(hit, miss.hit);
+        }
         let uses_vec = self.b.live.has_vec;
         self.asm().mov_ri(r::RAX, point as u64);
         let tb = self.tb;

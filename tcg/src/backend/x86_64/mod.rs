@@ -14,6 +14,7 @@
 //! Requirements: AVX2, BMI2, LZCNT (x86-64-v3); checked when the backend is made.
 
 mod control;
+mod count;
 mod emitter;
 mod encode;
 mod flags;
@@ -33,9 +34,10 @@ use encode::r;
 
 use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, Room, RuntimeFns, Thunks};
 use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty};
+use crate::opt::OptFlags;
 
-/// The environment register points this far into the environment, so that a signed byte reaches its first 256 bytes.
-const ENV_BIAS: i32 = 128;
+/// The environment register, RBP, points this far into the environment, so that a signed byte reaches its first 256 bytes.
+pub const ENV_BIAS: i32 = 128;
 
 /// Registers that globals can be pinned to, best first.
 const PIN_ORDER: [u8; 8] = [r::RBX, r::R12, r::R13, r::R14, r::R15, r::RSI, r::RDI, r::R8];
@@ -66,6 +68,7 @@ pub struct X86_64 {
     kinds: Kinds,
     pinned: Vec<(GlobalId, u8)>,
     thunks: ThunkAddrs,
+    opt: OptFlags,
     buffers: Buffers,
 }
 
@@ -102,7 +105,12 @@ impl HostBackend for X86_64 {
             flags: set(&|g| guest.globals[g].ty == Ty::Flags),
         };
         let (thunks, buffers) = (ThunkAddrs::default(), Buffers::default());
-        Ok(X86_64 { guest, pin_reg, kinds, pinned, thunks, buffers })
+        Ok(X86_64 { guest, pin_reg, kinds, pinned, thunks, opt: OptFlags::all(), buffers })
+    }
+
+    fn tune(&mut self, opt: OptFlags, count: bool) {
+        self.opt = opt;
+        self.buffers.count.on = count;
     }
 
     fn thunks(&mut self, base: u64, fns: RuntimeFns) -> Thunks {
@@ -119,8 +127,17 @@ impl HostBackend for X86_64 {
         out.clear();
         let globals = (&*self.pin_reg, self.kinds);
         let mut e = Emitter::new(self.guest, globals, self.thunks, block, tb, out, &mut self.buffers);
+        e.opt = self.opt;
+        if self.opt.contains(OptFlags::GROUPS) {
+            e.group_accesses();
+        }
         emit_block(&mut e);
+        e.finish_counts();
         place(&mut self.buffers, room, out);
+    }
+
+    fn name_of(&self, address: u64) -> Option<String> {
+        self.thunks.name_of(address)
     }
 
     fn link_field(field: u64, target: u64) -> u32 {
@@ -147,7 +164,10 @@ fn unused(e: &Emitter) -> bool {
 fn emit(e: &mut Emitter, inst: &Inst) {
     match *inst {
         Inst::Nop | Inst::Const(_) | Inst::VecZero | Inst::Flags { .. } => {}
-        Inst::InsnStart { pc } => e.pc = pc,
+        Inst::InsnStart { pc } => {
+            e.pc = pc;
+            e.count_insn();
+        }
         Inst::Get(g) => {
             if e.b.live.values[e.at].alias == e.at as u32 {
                 e.get(g);

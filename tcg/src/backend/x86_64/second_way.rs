@@ -61,6 +61,17 @@ pub fn routine(base: u64, mmu: u8, write: bool, bytes: u32) -> u64 {
     base + (n * STRIDE) as u64
 }
 
+/// The name of the routine at an address, the first being at `base`.
+pub fn name_of(base: u64, address: u64) -> Option<String> {
+    let mut all = (0..MMU_MODES as u8).flat_map(|mmu| {
+        [false, true]
+            .into_iter()
+            .flat_map(move |write| (0..SIZES).map(move |size| (mmu, write, 1u32 << size)))
+    });
+    let (mmu, write, bytes) = all.find(|&(mmu, write, bytes)| routine(base, mmu, write, bytes) == address)?;
+    Some(format!("second_way_{}{bytes}_mmu{mmu}", if write { "store" } else { "load" }))
+}
+
 /// Appends all routines.
 pub fn emit(asm: &mut Asm) {
     for mmu in 0..MMU_MODES {

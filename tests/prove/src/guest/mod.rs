@@ -141,11 +141,13 @@ impl Watchdog {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
     /// Optimisations.
-    pub passes: OptFlags,
+    pub opt: OptFlags,
     /// Instructions in a block, at most.
     pub max_insns: u32,
     /// Whether blocks are linked.
     pub chain: bool,
+    /// Whether generated code counts what it executes.
+    pub count: bool,
     /// Whether the IR is interpreted instead of compiled.
     pub interpret: bool,
 }
@@ -153,9 +155,10 @@ pub struct Config {
 impl Config {
     /// As the program runs guests.
     pub const USUAL: Config = Config {
-        passes: OptFlags::all(),
+        opt: OptFlags::all(),
         max_insns: tessera_tcg::exec::MAX_INSNS,
         chain: true,
+        count: false,
         interpret: false,
     };
 }
@@ -213,7 +216,8 @@ impl GuestCpu {
             cache_mib: 16,
             max_insns: config.max_insns,
             chain: config.chain,
-            passes: config.passes,
+            opt: config.opt,
+            count: config.count,
             ..Options::default()
         };
         let vcpu = Vcpu::new(env, memory.clone(), options)?;

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::Side;
 use super::workloads::{self, Kind};
+use super::{Clock, Side};
 use crate::console::Console;
+use crate::gdb_client::Socket;
 use crate::guests::{self, Files};
 use crate::trees::Tree;
 use crate::{initramfs, process};
@@ -32,10 +33,25 @@ pub struct Took {
     pub inside: Option<Duration>,
     /// By the host's clock.
     pub outside: Duration,
+    /// By the host's clock, from the order to the answer, preparations included: no right clock says more. Where the start
+    /// was noticed late, `outside` is less than what the run took.
+    pub within: Duration,
     /// Processor time: the emulator's, or natively the workload's.
     pub processor: Option<Duration>,
     /// What the workload computed.
     pub checksum: Option<String>,
+}
+
+impl Took {
+    /// The time by a clock, if that was read.
+    pub fn seconds(&self, clock: Clock) -> Option<f64> {
+        let by_clock = match clock {
+            Clock::Guest => self.inside.or(Some(self.outside)),
+            Clock::Host => Some(self.outside),
+            Clock::Cpu => self.processor,
+        };
+        Some(by_clock?.as_secs_f64())
+    }
 }
 
 /// How a run ended.
@@ -74,6 +90,7 @@ impl Answer {
 }
 
 /// Everything that sessions are started with.
+#[derive(Clone)]
 pub struct Kit {
     target: PathBuf,
     /// The workloads' program, built for the host, which is also what guests run.
@@ -93,10 +110,7 @@ pub struct Image {
 
 impl Kit {
     /// Builds the workloads and obtains the kernel.
-    pub fn open(target: &Path, mut extra: Vec<String>, stats: bool) -> Result<Self> {
-        if stats {
-            extra.extend(["-d".to_owned(), "stats".to_owned()]);
-        }
+    pub fn open(target: &Path, extra: Vec<String>) -> Result<Self> {
         Ok(Kit {
             target: target.to_owned(),
             program: workloads::build(target)?,
@@ -109,6 +123,11 @@ impl Kit {
     /// Sets the emulator that is measured.
     pub fn with_emulator(self, emulator: PathBuf) -> Self {
         Kit { emulator, ..self }
+    }
+
+    /// The same with further options for the emulator that is measured.
+    pub fn with_options(&self, options: &[String]) -> Self {
+        Kit { extra: self.extra.iter().chain(options).cloned().collect(), ..self.clone() }
     }
 
     /// The RAM disk for a kind of workload.
@@ -166,8 +185,19 @@ pub struct Session {
 impl Session {
     /// Starts a system and waits until it takes orders.
     pub fn start(kit: &Kit, image: &Image, side: &Side, accelerator: &str) -> Result<Self> {
+        Self::spawn(kit.command(image, side, accelerator)?, *side == Side::Native)
+    }
+
+    /// Starts a system of ours that a debugger can call, and waits until it takes orders.
+    pub fn debuggable(kit: &Kit, image: &Image, socket: &Socket) -> Result<Self> {
+        let mut command = kit.command(image, &Side::Ours, TRANSLATOR)?;
+        command.args(["-gdb", &socket.option()]);
+        Self::spawn(command, false)
+    }
+
+    fn spawn(command: Command, native: bool) -> Result<Self> {
         let started = Instant::now();
-        let mut console = Console::spawn(kit.command(image, side, accelerator)?)?;
+        let mut console = Console::spawn(command)?;
         console.expect("@ready ", BOOT)?;
         let outside = started.elapsed();
         let processor = process::thread_time(console.pid())?;
@@ -175,16 +205,29 @@ impl Session {
         let boot = Took {
             inside: Some(Duration::from_nanos(uptime)),
             outside,
+            within: outside,
             processor: Some(processor),
             checksum: None,
         };
-        Ok(Session { console, native: *side == Side::Native, boot })
+        Ok(Session { console, native, boot })
+    }
+
+    /// The process number of the emulator, or of the workloads' program.
+    pub fn pid(&self) -> u32 {
+        self.console.pid()
+    }
+
+    /// Gives an order for a workload and waits until its work begins. The session is then of no further use.
+    pub fn begin(&mut self, name: &str, order: &str, within: Duration) -> Result<()> {
+        self.console.send(&format!("{order}\n"))?;
+        self.console.expect(&format!("\n@work {name}"), within)
     }
 
     /// Gives an order for a workload and waits for the answer.
     pub fn run(&mut self, name: &str, order: &str) -> Result<Answer> {
         let mut before = process::thread_time(self.console.pid())?;
-        let mut started = Instant::now();
+        let ordered = Instant::now();
+        let mut started = ordered;
         self.console.send(&format!("{order}\n"))?;
         // The echo of the order has no such line.
         self.console.expect("\n@", RUN)?;
@@ -203,7 +246,8 @@ impl Session {
                     "end" => {
                         let outside = started.elapsed();
                         let used = process::thread_time(self.console.pid())?.saturating_sub(before);
-                        return took(&rest, outside, (!self.native).then_some(used));
+                        let times = (outside, ordered.elapsed());
+                        return took(&rest, times, (!self.native).then_some(used));
                     }
                     "skip" => return Ok(Answer::Skipped(rest.join(" "))),
                     _ => return Ok(Answer::Failed(rest.join(" "))),
@@ -225,7 +269,11 @@ impl Session {
 }
 
 /// Reads the numbers of an `@end` line.
-fn took(words: &[&str], outside: Duration, emulator: Option<Duration>) -> Result<Answer> {
+fn took(
+    words: &[&str],
+    (outside, within): (Duration, Duration),
+    emulator: Option<Duration>,
+) -> Result<Answer> {
     let [inside, processor, checksum] = words else {
         bail!("an answer with other numbers than expected: {words:?}")
     };
@@ -233,6 +281,7 @@ fn took(words: &[&str], outside: Duration, emulator: Option<Duration>) -> Result
     Ok(Answer::Took(Took {
         inside: Some(nanoseconds(inside)?),
         outside,
+        within,
         processor: Some(emulator.unwrap_or(nanoseconds(processor)?)),
         checksum: Some((*checksum).to_owned()),
     }))
@@ -248,9 +297,11 @@ pub fn boot_to(kit: &Kit, files: &Files, side: &Side, arrival: &str) -> Result<A
     let started = Instant::now();
     let mut console = Console::spawn(kit.emulated(emulator, files, "console=ttyS0", TRANSLATOR))?;
     console.expect(arrival, BOOT)?;
+    let outside = started.elapsed();
     Ok(Answer::Took(Took {
         inside: None,
-        outside: started.elapsed(),
+        outside,
+        within: outside,
         processor: Some(process::thread_time(console.pid())?),
         checksum: None,
     }))

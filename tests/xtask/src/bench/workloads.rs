@@ -125,6 +125,11 @@ impl Workload {
             || self.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-') && !self.slow)
     }
 
+    /// Whether it runs in a system that others run in, too.
+    pub fn shares_a_system(&self) -> bool {
+        matches!(self.what, What::Own | What::Shell(_))
+    }
+
     /// Runs it once on one side, starting that side's system if need be. `None`: there is nothing to run there.
     pub fn run(
         &self,
