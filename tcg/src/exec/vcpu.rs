@@ -54,7 +54,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     ) -> Result<Vcpu<G, B>, Error> {
         options.max_insns = options.max_insns.clamp(1, super::MAX_INSNS);
         if !options.chain {
-            options.opt -= OptFlags::LINK | OptFlags::JUMP_CACHE;
+            options.opt -= OptFlags::LINK | OptFlags::JUMP_CACHE | OptFlags::LOOPS;
         }
         let mut backend = B::new(guest_info::<G>()).map_err(Error::Backend)?;
         backend.tune(options.opt, options.count);

@@ -31,6 +31,14 @@ pub struct Block {
 }
 
 impl Block {
+    /// Guest address of the first instruction, if the block says so.
+    pub fn start(&self) -> Option<u64> {
+        self.insts.iter().find_map(|inst| match inst {
+            Inst::InsnStart { pc } => Some(*pc),
+            _ => None,
+        })
+    }
+
     /// The constant that `v` is, if its definition is [`Inst::Const`]. Values that a backend numbers beyond the
     /// block's instructions are none.
     #[inline]
@@ -56,6 +64,11 @@ impl Builder {
         old.exits.clear();
         old.main_mmu = 0;
         Builder { block: old }
+    }
+
+    /// Appends to a block that has no end.
+    pub fn over(block: Block) -> Builder {
+        Builder { block }
     }
 
     /// The finished block.

@@ -52,6 +52,8 @@ bitflags::bitflags! {
         const SECOND_WAY = 1 << 12;
         /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): x87 in the host's unit.
         const SHORTCUTS = 1 << 13;
+        /// What goes round in a block that jumps to its own start stays in registers.
+        const LOOPS = 1 << 14;
     }
 }
 

@@ -28,6 +28,8 @@ pub struct TestEnv {
     pub scratch: [u64; 8],
     /// Changed by each helper that is not pure, so that calls left out, doubled or reordered show.
     pub calls: u64,
+    /// Counted down by blocks that jump to their own start.
+    pub rounds: u64,
     /// Address of the exception that a helper raised last.
     pub fault_address: u64,
 }

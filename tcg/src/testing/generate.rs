@@ -76,6 +76,31 @@ pub fn block(words: &[u64]) -> Block {
     g.ir.finish()
 }
 
+/// As [`block`], but at its end it counts [`TestEnv::rounds`](super::TestEnv::rounds) down, and goes to its start until that
+/// is zero; then to the exit behind that one. The first is `ExitId(block.exits.len() - 2)`.
+pub fn looping(words: &[u64]) -> Block {
+    let mut block = block(words);
+    block.insts.pop();
+    let back = ExitId(block.exits.len() as u16);
+    let out = ExitId(back.0 + 1);
+    block.exits.push(Exit { pc: PC, poll: true, chain: true, dead: GlobalSet::NONE });
+    block.exits.push(Exit { pc: PC + 0x900, poll: false, chain: true, dead: GlobalSet::NONE });
+    let mut ir = Builder::over(block);
+    ir.push(Inst::InsnStart { pc: PC + 0x8f0 });
+    let offset = std::mem::offset_of!(super::TestEnv, rounds) as u32;
+    let rounds = ir.push(Inst::EnvLoad { width: Width::W64, offset });
+    let one = ir.iconst(1);
+    let less = ir.push(Inst::Bin { op: BinOp::Sub, w: Width::W64, a: rounds, b: one });
+    ir.push(Inst::EnvStore { width: Width::W64, offset, v: less });
+    let f = ir.push(Inst::Flags { op: FlagOp::Sub, w: Width::W64, a: rounds, b: one, old: None });
+    ir.push(if words.len() % 2 == 0 {
+        Inst::Branch { cond: Cond::NE, f, taken: back, fall: out }
+    } else {
+        Inst::Branch { cond: Cond::E, f, taken: out, fall: back }
+    });
+    ir.finish()
+}
+
 /// `n` words from a seed, for callers that want a block from one number.
 pub fn words(seed: u64, n: usize) -> Vec<u64> {
     let mut rng = SplitMix::new(seed);

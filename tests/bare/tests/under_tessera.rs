@@ -96,6 +96,7 @@ fn translator_with_fewer_optimisations() {
         "groups",
         "second-way",
         "shortcuts",
+        "loops",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }

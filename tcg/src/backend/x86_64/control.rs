@@ -27,12 +27,17 @@ enum Source {
 
 /// Moves to different registers that happen at once.
 #[derive(Default)]
-struct Moves {
+pub struct Moves {
     list: [Option<(u8, Source)>; 16],
     len: usize,
 }
 
 impl Moves {
+    /// Adds a move from one register to another.
+    pub fn add_register(&mut self, dst: u8, src: u8) {
+        self.add(dst, Source::Reg(src));
+    }
+
     fn add(&mut self, dst: u8, src: Source) {
         if src != Source::Reg(dst) {
             self.list[self.len] = Some((dst, src));
@@ -43,7 +48,7 @@ impl Moves {
 
 impl Emitter<'_> {
     /// Emits moves that happen at once. The host's flags survive; no scratch register is needed.
-    fn parallel_move(&mut self, mut moves: Moves) {
+    pub fn parallel_move(&mut self, mut moves: Moves) {
         loop {
             let mut progress = false;
             let mut pending = None;
@@ -92,6 +97,17 @@ impl Emitter<'_> {
     /// Brings globals outside `dead` home. The host's flags survive if the flags global is dead, not dirty, or the value
     /// that they hold.
     fn flush(&mut self, dead: GlobalSet) {
+        self.store_dirty(dead);
+        if self.pinned_away() & !dead.0 != 0 {
+            let mut moves = Moves::default();
+            self.add_pinned(&mut moves, dead);
+            self.parallel_move(moves);
+        }
+        self.clean_upper();
+    }
+
+    /// The part of a flush that stores globals which are not pinned.
+    pub fn store_dirty(&mut self, dead: GlobalSet) {
         let dirty = self.dirty & !dead.0;
         // Flags first: their computation needs registers as they are.
         for set in [dirty & self.kinds.flags.0, dirty & !self.kinds.flags.0] {
@@ -101,18 +117,16 @@ impl Emitter<'_> {
                 self.write_home(g, v);
             }
         }
-        let away = GlobalSet(self.pinned_away() & !dead.0);
-        if away != GlobalSet::NONE {
-            let mut moves = Moves::default();
-            for g in away.iter() {
-                let g = g.0 as usize;
-                let v = self.current[g];
-                let reg = self.b.reg[v as usize];
-                moves.add(self.pin_reg[g], if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
-            }
-            self.parallel_move(moves);
+    }
+
+    /// The moves of a flush that bring pinned globals to their registers.
+    pub fn add_pinned(&self, moves: &mut Moves, dead: GlobalSet) {
+        for g in GlobalSet(self.pinned_away() & !dead.0).iter() {
+            let g = g.0 as usize;
+            let v = self.current[g];
+            let reg = self.b.reg[v as usize];
+            moves.add(self.pin_reg[g], if reg == NONE { Source::Value(v) } else { Source::Reg(reg) });
         }
-        self.clean_upper();
     }
 
     /// The globals that are not where they are at block boundaries.
@@ -156,7 +170,7 @@ impl Emitter<'_> {
         self.jump_to(Target::Abs(self.thunks.exit));
     }
 
-    fn jump_to(&mut self, to: Target) {
+    pub fn jump_to(&mut self, to: Target) {
         let at = self.asm().jmp();
         self.fix(at, to);
     }
@@ -180,19 +194,22 @@ impl Emitter<'_> {
         if !self.block.exits[exit.0 as usize].chain {
             self.count_indirect(true);
         }
+        if self.loop_goto(exit) {
+            return;
+        }
         self.flush(self.block.exits[exit.0 as usize].dead);
         self.jump_exit(exit);
     }
 
     /// A conditional jump to an exit whose globals need not be moved, linkable itself.
-    fn jcc_exit(&mut self, cond: Cond, exit: ExitId) {
+    pub fn jcc_exit(&mut self, cond: Cond, exit: ExitId) {
         self.asm().align4(2);
         let at = self.asm().jcc(cond);
         self.linkable(at, exit);
     }
 
     /// Flushes and jumps out of line if `cond` holds.
-    fn jcc_side(&mut self, cond: Cond, exit: ExitId) {
+    pub fn jcc_side(&mut self, cond: Cond, exit: ExitId) {
         let at = self.asm().jcc(cond);
         let host_flags = self.host_flags;
         let was = self.branch_to(Part::Side, at);
@@ -219,20 +236,15 @@ impl Emitter<'_> {
 
     /// [`Inst::Branch`](crate::ir::Inst::Branch).
     pub fn branch(&mut self, cond: Cond, f: Value, taken: ExitId, fall: ExitId) {
+        if self.loop_branch(cond, f, taken, fall) {
+            return;
+        }
         let f = self.b.live.resolve(f);
         let (t, n) = (self.block.exits[taken.0 as usize], self.block.exits[fall.0 as usize]);
         let away = self.away();
-        let flags_global = GlobalSet(self.kinds.flags.0 & self.dirty & !n.dead.0).iter().next();
-        let flags_agree = flags_global
-            .is_none_or(|g| self.current[g.0 as usize] == f as u32 && self.b.mem[f] == MemLoc::None);
-        if t.chain && away & t.dead.0 == away & n.dead.0 && flags_agree {
+        if t.chain && away & t.dead.0 == away & n.dead.0 && self.survives_flush(f, n.dead) {
             // One flush serves both ways, and the moves leave the condition alone.
-            let host = if flags_global.is_some() {
-                self.flags_to_host(f);
-                cond
-            } else {
-                self.condition(cond, f)
-            };
+            let host = self.condition_for_flush(cond, f, n.dead);
             self.flush(n.dead);
             self.jcc_exit(host, taken);
         } else {
@@ -244,6 +256,26 @@ impl Emitter<'_> {
             self.flush(n.dead);
         }
         self.jump_exit(fall);
+    }
+
+    /// Whether flags value `f` can be in the host's flags across a flush.
+    pub fn survives_flush(&self, f: usize, dead: GlobalSet) -> bool {
+        let stored = GlobalSet(self.kinds.flags.0 & self.dirty & !dead.0).iter().next();
+        stored.is_none_or(|g| self.current[g.0 as usize] == f as u32 && self.b.mem[f] == MemLoc::None)
+    }
+
+    /// As [`Emitter::condition`], of flags that [survive a flush](Self::survives_flush), before it.
+    pub fn condition_for_flush(&mut self, cond: Cond, f: usize, dead: GlobalSet) -> Cond {
+        if self.kinds.flags.0 & self.dirty & !dead.0 == 0 {
+            return self.condition(cond, f);
+        }
+        self.flags_to_host(f);
+        cond
+    }
+
+    /// Whether a call of the helper leaves registers alone, because other code does its work.
+    pub fn has_shortcut(&self, helper: HelperId) -> bool {
+        self.opt.contains(OptFlags::SHORTCUTS) && self.guest.helpers[helper.0 as usize].shortcut.is_some()
     }
 
     /// [`Inst::GotoIndirect`](crate::ir::Inst::GotoIndirect).

@@ -19,6 +19,7 @@ use super::count::Count;
 use super::encode::{Asm, Mem, r};
 use super::groups::Groups;
 use super::liveness::{Liveness, NO_VALUE};
+use super::loops::LoopHead;
 use super::vec::{VecMem, emit_vec_load, emit_vec_move, emit_vec_store, emit_vec_zero};
 use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
 use crate::backend::{Compiled, FlagRecipe, GuestInfo, Loc, StatePoint};
@@ -173,6 +174,8 @@ pub struct Emitter<'a> {
     slots: [u32; SPILL_SLOTS],
     slots_used: usize,
     pub next_pseudo: usize,
+    /// Where the block goes on if it jumps to its own start.
+    pub head: Option<LoopHead>,
 }
 
 /// Displacement of an environment field from the environment register.
@@ -250,6 +253,7 @@ impl<'a> Emitter<'a> {
             slots: [NO_VALUE; SPILL_SLOTS],
             slots_used: 0,
             next_pseudo: 0,
+            head: None,
         };
         e.define_pseudos(0);
         e

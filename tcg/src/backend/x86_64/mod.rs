@@ -21,6 +21,7 @@ mod flags;
 mod groups;
 mod int;
 mod liveness;
+mod loops;
 mod mem;
 mod second_way;
 #[cfg(test)]
@@ -148,6 +149,7 @@ impl HostBackend for X86_64 {
 fn emit_block(e: &mut Emitter) {
     e.poll_entry();
     e.out.body = e.asm().len() as u32;
+    e.loop_head();
     for (i, inst) in e.block.insts.iter().enumerate() {
         e.at = i;
         e.locked = 0;
