@@ -17,21 +17,27 @@
 //! ; a store only:
 //! mov  rdx, [rcx + SECOND_WAY + lines]
 //! mov  rdx, [rdx]
+//! test rdx, rdx               jz   displaced           ; no code in the page
 //! ror  rax, 6                 bt   rdx, rax            ; line of the first byte
 //! jc   miss
 //! rol  rax, 6                 add  rax, n - 1
 //! shr  rax, 6                 bt   rdx, rax            ; and of the last one
 //! jc   miss
-//! ; both:
-//! mov  rdx, [env.runtime]
-//! dec  dword [rdx + second_way_left]
-//! js   miss
+//! hit:                                                 ; a load: behind `displaced`
 //! mov  rax, [rcx + SECOND_WAY + addend]
 //! pop  rdx
 //! cmp  eax, eax
 //! ret
+//! ; both:
+//! displaced:
+//! mov  rdx, [env.runtime]
+//! dec  dword [rdx + second_way_left]
+//! jns  hit
 //! miss: pop rdx; test rsp, rsp; ret
 //! ```
+//!
+//! A page that another one displaced from the first way goes back there by way of the slow path, once in so many hits
+//! (`second_way_left`). Where code keeps it from there, that would be of no use, so such stores do not count.
 
 use std::mem::offset_of;
 
@@ -98,9 +104,13 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     asm.alu_ri(Alu::And, Width::W64, r::RDX, -4096);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RDX, field(if write { write_tag } else { read_tag }));
     let mut misses = vec![asm.jcc(Cond::NE)];
+    let mut displaced = None;
+    let mut hit = None;
     if write {
         asm.load(Width::W64, r::RDX, field(offset_of!(SecondWayEntry, lines)));
         asm.load(Width::W64, r::RDX, Mem::Base(r::RDX, 0));
+        asm.test_rr(Width::W64, r::RDX, r::RDX);
+        displaced = Some(asm.jcc(Cond::E));
         asm.shift_ri(Shift::Ror, Width::W64, r::RAX, 6);
         misses.push(jump_if_bit(asm, r::RDX, r::RAX));
         if bytes > 1 {
@@ -109,22 +119,42 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
             asm.shift_ri(Shift::Shr, Width::W64, r::RAX, 6);
             misses.push(jump_if_bit(asm, r::RDX, r::RAX));
         }
+        hit = Some(asm.len());
+        emit_hit(asm);
+    }
+    if let Some(jump) = displaced {
+        let here = asm.len();
+        asm.patch_rel32(jump, here);
     }
     asm.load(Width::W64, r::RDX, runtime_mem());
     // dec dword
     asm.buf.push(0xff);
     asm.modrm_mem(1, Mem::Base(r::RDX, offset_of!(Runtime, second_way_left) as i32));
-    misses.push(asm.jcc(Cond::S));
-    asm.load(Width::W64, r::RAX, field(offset_of!(SecondWayEntry, addend)));
-    pop(asm, r::RDX);
-    asm.alu_rr(Alu::Cmp, Width::W32, r::RAX, r::RAX);
-    asm.buf.push(0xc3);
+    match hit {
+        Some(hit) => {
+            let jump = asm.jcc(Cond::NS);
+            asm.patch_rel32(jump, hit);
+        }
+        None => {
+            misses.push(asm.jcc(Cond::S));
+            emit_hit(asm);
+        }
+    }
     let miss = asm.len();
     for jump in misses {
         asm.patch_rel32(jump, miss);
     }
     pop(asm, r::RDX);
     asm.test_rr(Width::W64, r::RSP, r::RSP);
+    asm.buf.push(0xc3);
+}
+
+/// RCX is the entry's address less [`SECOND_WAY`]: returns a hit.
+fn emit_hit(asm: &mut Asm) {
+    let addend = SECOND_WAY + offset_of!(SecondWayEntry, addend);
+    asm.load(Width::W64, r::RAX, Mem::Base(r::RCX, addend as i32));
+    pop(asm, r::RDX);
+    asm.alu_rr(Alu::Cmp, Width::W32, r::RAX, r::RAX);
     asm.buf.push(0xc3);
 }
 
