@@ -6,7 +6,8 @@
 //! on, so that a hit needs no more checks (`softmmu::fetch` makes the tags).
 //!
 //! There are two ways. Generated code looks at the *first* inline, and at the *second*, which has another index, in a
-//! routine that all blocks share. So two targets that agree in one index are both found.
+//! routine that all blocks share. So two targets that agree in one index are both found. Every so many hits of the second way
+//! are left to Rust code, which moves the entry to the first: what is hit often will sooner or later be one of those.
 //!
 //! A change of tags makes all entries miss, most of which would still be right: a flush, or a new process with the
 //! same program at the same addresses. So beside each entry there is its *origin*: what its block was made from. Who finds
@@ -24,6 +25,9 @@ pub const JUMP_CACHE_ENTRIES: usize = 16384;
 pub const SECOND_FACTOR: u32 = 0x5bd1_e995;
 /// How far the low half of the product is shifted right.
 pub const SECOND_SHIFT: u32 = 32 - JUMP_CACHE_ENTRIES.trailing_zeros();
+
+/// Hits of the second way until one is left to Rust code.
+pub const SECOND_HITS: i32 = 64;
 
 /// An entry of the jump cache: hit when `tag == pc ^ header.jump_tag`.
 ///
@@ -134,7 +138,11 @@ impl JumpCache {
     #[inline]
     pub(crate) fn renew(&mut self, place: JumpPlace, pc: u64, jump_tag: u64) -> Option<u64> {
         let entry = match place {
-            JumpPlace::First(i) => &mut self.first[i],
+            JumpPlace::First(i) => {
+                // Under its old tag it may be another space's, which will be back.
+                self.displace(i);
+                &mut self.first[i]
+            }
             JumpPlace::Second(i) => &mut self.second[i],
         };
         if entry.code == 0 {
@@ -144,25 +152,54 @@ impl JumpCache {
         Some(entry.code)
     }
 
-    /// Enters a block under a jump tag. What is under the same tag is displaced only if both ways are taken.
+    /// Enters a block under a jump tag: in the first way, unless what is there under the same tag would be lost by that.
     pub(crate) fn insert(&mut self, origin: JumpOrigin, jump_tag: u64, code: u64) {
-        let current = |e: &JumpEntry, o: &JumpOrigin| e.code != 0 && e.tag == o.pc ^ jump_tag;
         let entry = JumpEntry { tag: origin.pc ^ jump_tag, code };
         let i = JumpEntry::first_index(origin.pc);
-        let (old, old_origin) = (self.first[i], self.first_origins[i]);
-        if old.code != 0 && old_origin.pc != origin.pc {
-            let to = JumpEntry::second_index(origin.pc);
-            if current(&old, &old_origin) && !current(&self.second[to], &self.second_origins[to]) {
+        let old = self.first[i];
+        if old.code != 0 {
+            let old_current = old.tag == self.first_origins[i].pc ^ jump_tag;
+            let lost = old_current && self.second_is_taken(self.first_origins[i].pc, jump_tag);
+            if lost && !self.second_is_taken(origin.pc, jump_tag) {
+                let to = JumpEntry::second_index(origin.pc);
                 self.second[to] = entry;
                 self.second_origins[to] = origin;
                 return;
             }
-            let to = JumpEntry::second_index(old_origin.pc);
-            self.second[to] = old;
-            self.second_origins[to] = old_origin;
+            self.displace(i);
         }
         self.first[i] = entry;
         self.first_origins[i] = origin;
+    }
+
+    /// If the code at `pc` is in the second way, where it takes longer to find, moves it to the first; its address.
+    pub(crate) fn promote(&mut self, pc: u64, jump_tag: u64) -> Option<u64> {
+        let from = JumpEntry::second_index(pc);
+        let (entry, origin) = (self.second[from], self.second_origins[from]);
+        if entry.tag != pc ^ jump_tag {
+            return None;
+        }
+        self.second[from] = JumpEntry::EMPTY;
+        let i = JumpEntry::first_index(pc);
+        self.displace(i);
+        self.first[i] = entry;
+        self.first_origins[i] = origin;
+        Some(entry.code)
+    }
+
+    /// Whether the place of `pc` in the second way has an entry under this tag.
+    fn second_is_taken(&self, pc: u64, jump_tag: u64) -> bool {
+        let i = JumpEntry::second_index(pc);
+        self.second[i].code != 0 && self.second[i].tag == self.second_origins[i].pc ^ jump_tag
+    }
+
+    /// Moves an entry of the first way, if it is one, to the second.
+    fn displace(&mut self, i: usize) {
+        if self.first[i].code != 0 {
+            let to = JumpEntry::second_index(self.first_origins[i].pc);
+            self.second[to] = self.first[i];
+            self.second_origins[to] = self.first_origins[i];
+        }
     }
 
     /// Drops the entries of the block at `pc` whose code is at `code`.
@@ -223,6 +260,11 @@ pub(crate) mod tests {
         }
         let found = [A, B, C].map(|pc| t.get(pc, 7 << 48));
         assert_eq!(found, [Some(0x100), Some(0x200), Some(0x300)], "the second way has room for two");
+        assert_eq!(t.first[JumpEntry::first_index(A)].code, 0x300);
+        assert_eq!(t.promote(A, 7 << 48), Some(0x100));
+        assert_eq!(t.promote(A, 7 << 48), None, "it is there already");
+        assert_eq!(t.first[JumpEntry::first_index(A)].code, 0x100);
+        assert_eq!([A, B, C].map(|pc| t.get(pc, 7 << 48)), found);
         // What is under another tag makes room.
         t.insert(JumpOrigin { mode: 4, ..origin(B) }, 8 << 48, 0x201);
         assert_eq!(t.get(B, 8 << 48), Some(0x201));
@@ -243,8 +285,20 @@ pub(crate) mod tests {
             let (place, page2) = t.find(pc, 3, phys).expect("it is there");
             assert_eq!(page2, u64::MAX);
             assert_eq!(t.renew(place, pc, 9 << 48), Some(code));
-            assert_eq!((t.get(pc, 9 << 48), t.get(pc, 7 << 48)), (Some(code), None));
+            assert_eq!(t.get(pc, 9 << 48), Some(code));
         }
+    }
+
+    #[test]
+    fn two_spaces_that_take_turns_keep_their_entries() {
+        let mut t = table();
+        t.insert(origin(A), 7 << 48, 0x100);
+        let (place, _) = t.find(A, 3, origin(A).phys).expect("it is there");
+        assert_eq!(t.renew(place, A, 8 << 48), Some(0x100));
+        assert_eq!((t.get(A, 7 << 48), t.get(A, 8 << 48)), (Some(0x100), Some(0x100)));
+        // Another program at the same address.
+        t.insert(JumpOrigin { phys: 0x9000, ..origin(A) }, 9 << 48, 0x300);
+        assert_eq!((t.get(A, 8 << 48), t.get(A, 9 << 48)), (Some(0x100), Some(0x300)));
     }
 
     #[test]

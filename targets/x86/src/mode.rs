@@ -18,6 +18,14 @@ fn is_unchecked(s: &Segment) -> bool {
     s.limit == u32::MAX && s.access & (Segment::PRESENT | 0x1e) == DATA_WRITABLE
 }
 
+/// What depends on the CPL, EFLAGS and the interrupt shadow, but not on segments.
+const PRIVILEGE: u64 = mode::TRAP
+    | mode::SHADOW
+    | mode::ALIGN
+    | 3 << mode::MMU_SHIFT
+    | 3 << mode::CPL_SHIFT
+    | 3 << mode::IOPL_SHIFT;
+
 impl X86Env {
     /// Recomputes [`X86Env::mode`]. To be called after a change to CR0, CR4, EFER, XCR0, DR7, MXCSR's masks, the x87
     /// unit's control word, EFLAGS other
@@ -27,6 +35,23 @@ impl X86Env {
     pub fn update_mode(&mut self) {
         debug::arm(self);
         let mode = self.compute_mode();
+        self.enter_mode(mode);
+    }
+
+    /// What [`X86Env::update_mode`] does, after a change to nothing but the CPL, EFLAGS, the interrupt shadow, CS and SS. Quick
+    /// where 64-bit code goes on in 64-bit code, as system calls and most exceptions do.
+    #[inline]
+    pub fn update_privilege(&mut self) {
+        if self.mode & mode::CODE64 == 0 || !self.code64() {
+            return self.update_mode();
+        }
+        let mode = self.mode & !PRIVILEGE | self.privilege();
+        debug_assert_eq!(mode, self.compute_mode());
+        self.enter_mode(mode);
+    }
+
+    #[inline]
+    fn enter_mode(&mut self, mode: u64) {
         if mode != self.mode {
             self.mode = mode;
             if !self.header.runtime.is_null() {
@@ -39,12 +64,7 @@ impl X86Env {
     /// global, so any helper may call it.
     pub fn update_fpu_mode(&mut self) {
         let mode = self.mode & !mode::FPU_MP | if self.fpu_mode() { mode::FPU_MP } else { 0 };
-        if mode != self.mode {
-            self.mode = mode;
-            if !self.header.runtime.is_null() {
-                tessera_tcg::softmmu::name_mode::<crate::guest::X86>(self, mode);
-            }
-        }
+        self.enter_mode(mode);
     }
 
     /// The bit that [`mode::FPU_MP`] and [`mode::X87_UNMASKED`] share.
@@ -82,8 +102,6 @@ impl X86Env {
             set(mode::FS_CHECKED, checked(seg::FS));
             set(mode::GS_CHECKED, checked(seg::GS));
         }
-        set(mode::TRAP, eflags.contains(RFlags::TF));
-        set(mode::SHADOW, self.interrupt_shadow);
         set(mode::SMM, self.smm);
         set(mode::FPU_EM, self.cr0.contains(Cr0::EM));
         set(mode::FPU_TS, self.cr0.contains(Cr0::TS));
@@ -98,14 +116,24 @@ impl X86Env {
         set(mode::PCE, self.cr4.contains(Cr4::PCE));
         set(mode::VME, self.cr4.contains(Cr4::VME));
         set(mode::PVI, self.cr4.contains(Cr4::PVI));
-        let ac = eflags.contains(RFlags::AC);
-        set(mode::ALIGN, ac && self.cpl == 3 && self.cr0.contains(Cr0::AM));
+        m | self.privilege()
+    }
+
+    /// The bits of [`PRIVILEGE`].
+    #[inline]
+    fn privilege(&self) -> u64 {
+        let flag = |flag: RFlags| self.eflags & flag.bits() != 0;
+        let bit = |bit: u64, on: bool| if on { bit } else { 0 };
+        let ac = flag(RFlags::AC);
         let mmu = match self.cpl {
             3 => mmu_mode::USER,
             _ if self.cr4.contains(Cr4::SMAP) && !ac => mmu_mode::KERNEL_SMAP,
             _ => mmu_mode::KERNEL,
         };
-        m | (mmu as u64) << mode::MMU_SHIFT
+        bit(mode::TRAP, flag(RFlags::TF))
+            | bit(mode::SHADOW, self.interrupt_shadow)
+            | bit(mode::ALIGN, ac && self.cpl == 3 && self.cr0.contains(Cr0::AM))
+            | (mmu as u64) << mode::MMU_SHIFT
             | (self.cpl as u64 & 3) << mode::CPL_SHIFT
             | (self.eflags >> 12 & 3) << mode::IOPL_SHIFT
     }

@@ -5,23 +5,25 @@
 //! block number, with intrusive lists for everything: hash chains by physical address, blocks of a page,
 //! jumps linked to a block.
 //!
-//! A block is *live* (can be found and linked), *dead* (unlinked, but its code stays, because it may be running) or
-//! *free*. Invalidation makes a block dead; only emptying its segment of the code cache, which nothing does while
+//! A block is *live* (can be found and linked), *retired* (unlinked, but kept for the case that its guest bytes become
+//! again what they were: see `revive`), *dead* (unlinked, but its code stays, because it may be running) or *free*. Invalidation
+//! makes a block retired or dead; only emptying its segment of the code cache, which nothing does while
 //! generated code runs, makes it free. So a block number in host code always means the block that this code belongs to.
 //!
 //! Invariants:
 //! - A live block is in the hash table once, and in the list of each page that its bytes are in (but see
-//!   [`Blocks::insert_bridge`]).
+//!   [`Blocks::insert_bridge`]). A retired block is in the hash table once, and in no other list.
 //! - A jump is linked only from a live block to a live block, and is in the target's list of incoming jumps.
 //! - The jump cache holds no address of a dead block.
 //! - The number of blocks is bounded by the size of the code cache; a page without blocks has no descriptor.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::code_lines::{CodeLines, PageHasher, lines};
 use super::remote::Remote;
 use super::side_tables::{self, Tables};
 use crate::backend::Compiled;
@@ -41,6 +43,7 @@ pub(super) const SCRATCH: u32 = 0;
 enum State {
     Free,
     Live,
+    Retired,
     Dead,
 }
 
@@ -90,7 +93,7 @@ pub(super) struct Tb {
     bytes: u16,
     /// Points in its side tables.
     points: u32,
-    /// Start of its side tables in its segment's.
+    /// Start in its segment's bytes of what the block was made from, which its side tables follow.
     side: u32,
     /// Start and number of its jumps in its segment's.
     sites: u32,
@@ -131,6 +134,11 @@ impl Tb {
         self.page2 != NO_PAGE
     }
 
+    /// Whether it is a block for this address and mode, its second page apart.
+    fn is(&self, phys: u64, pc: u64, mode: u64) -> bool {
+        self.phys == phys && self.pc == pc && self.mode == mode
+    }
+
     /// Page `which` and the offsets in it of the block's bytes.
     fn span(&self, which: usize) -> (u64, u64, u64) {
         let offset = self.phys & PAGE_MASK;
@@ -159,40 +167,6 @@ struct Page {
     lines: u32,
 }
 
-/// For each page that blocks were made from, a bit for each of its 64-byte lines that holds code of a block.
-///
-/// Generated code reads them, by addresses that software TLBs hold and that may outlive the page's blocks: so the words
-/// never move, and are used again but not freed. There are at most as many as there ever were pages with blocks at a time.
-#[derive(Default)]
-struct CodeLines {
-    // Boxed, because they may not move when there are more.
-    #[expect(clippy::vec_box)]
-    chunks: Vec<Box<[AtomicU64; CodeLines::CHUNK]>>,
-    free: Vec<u32>,
-}
-
-impl CodeLines {
-    const CHUNK: usize = 256;
-
-    fn allocate(&mut self) -> u32 {
-        if self.free.is_empty() {
-            let first = (self.chunks.len() * Self::CHUNK) as u32;
-            self.chunks.push(Box::new([const { AtomicU64::new(0) }; Self::CHUNK]));
-            self.free.extend((first..first + Self::CHUNK as u32).rev());
-        }
-        self.free.pop().expect("a chunk was just added")
-    }
-
-    fn release(&mut self, n: u32) {
-        self.get(n).store(0, Relaxed);
-        self.free.push(n);
-    }
-
-    fn get(&self, n: u32) -> &AtomicU64 {
-        &self.chunks[n as usize / Self::CHUNK][n as usize % Self::CHUNK]
-    }
-}
-
 /// What belongs to a segment of the code cache.
 #[derive(Default)]
 struct Segment {
@@ -201,30 +175,9 @@ struct Segment {
     sites: Vec<Site>,
 }
 
-/// Hashes page addresses: one multiplication, as they are chosen by the guest but the map is bounded anyway.
-#[derive(Default)]
-pub(super) struct PageHasher(u64);
-
-impl Hasher for PageHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.write_u64(u64::from(*b));
-        }
-    }
-
-    fn write_u64(&mut self, v: u64) {
-        let h = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = h ^ h >> 32;
-    }
-}
-
 /// What a new block was made from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Origin {
+pub(super) struct Origin<'a> {
     /// Guest-virtual address.
     pub pc: u64,
     /// Block mode.
@@ -233,8 +186,8 @@ pub(super) struct Origin {
     pub phys: u64,
     /// Guest-physical address of the second page, or [`NO_PAGE`].
     pub page2: u64,
-    /// Bytes.
-    pub bytes: u32,
+    /// Its bytes, in both pages.
+    pub code: [&'a [u8]; 2],
 }
 
 /// Result of [`Blocks::find`].
@@ -259,6 +212,8 @@ pub struct BlockStats {
     pub evicted: u64,
     /// Blocks invalidated because their bytes changed.
     pub invalidated: u64,
+    /// Of these, blocks that were found again because their bytes had changed back.
+    pub revived: u64,
     /// Times that everything was dropped.
     pub cleared: u64,
 }
@@ -272,6 +227,7 @@ pub struct Blocks {
     /// Heads of the hash chains; a power of two.
     buckets: Vec<u32>,
     live: usize,
+    retired: usize,
     pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
     lines: CodeLines,
     segments: Vec<Segment>,
@@ -286,15 +242,6 @@ fn hash(phys: u64, pc: u64, mode: u64) -> usize {
     (h >> 24) as usize
 }
 
-/// Bits of the 64-byte lines from offset `from` to `to` (exclusive) of a page.
-fn lines(from: u64, to: u64) -> u64 {
-    if from >= to {
-        return 0;
-    }
-    let (first, last) = (from / 64, (to - 1) / 64);
-    u64::MAX >> (63 - (last - first)) << first
-}
-
 impl Blocks {
     /// No blocks, in `cache`.
     pub(super) fn new(cache: CodeCache, remote: Arc<Remote>) -> Blocks {
@@ -306,6 +253,7 @@ impl Blocks {
             free: Vec::new(),
             buckets: vec![NONE; 1024],
             live: 0,
+            retired: 0,
             pages: HashMap::default(),
             lines: CodeLines::default(),
             segments,
@@ -348,7 +296,7 @@ impl Blocks {
         let t = self.get(tb);
         let bytes = match tb {
             SCRATCH => &self.scratch[..],
-            _ => &self.segments[t.segment as usize].side[t.side as usize..],
+            _ => &self.segments[t.segment as usize].side[t.side as usize + usize::from(t.bytes)..],
         };
         Tables::new(bytes, t.pc, t.points as usize)
     }
@@ -360,7 +308,7 @@ impl Blocks {
         let mut id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
         while id != NONE {
             let t = &self.tbs[id as usize];
-            if t.phys == phys && t.pc == pc && t.mode == mode {
+            if t.is(phys, pc, mode) && t.state == State::Live {
                 if t.page2 == NO_PAGE {
                     return Found::Block(id);
                 }
@@ -376,7 +324,7 @@ impl Blocks {
         let mut id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
         while id != NONE {
             let t = &self.tbs[id as usize];
-            if t.phys == phys && t.pc == pc && t.mode == mode && t.page2 == page2 {
+            if t.is(phys, pc, mode) && t.page2 == page2 && t.state == State::Live {
                 return Some(id);
             }
             id = t.hash_next;
@@ -396,7 +344,12 @@ impl Blocks {
 
     /// Places a block in the cache's free part, where it was compiled for, as number
     /// [`Blocks::next_number`]. The flags say which of its two pages have no other block.
-    pub(super) fn insert(&mut self, origin: Origin, exits: &[Exit], compiled: &Compiled) -> (u32, [bool; 2]) {
+    pub(super) fn insert(
+        &mut self,
+        origin: Origin<'_>,
+        exits: &[Exit],
+        compiled: &Compiled,
+    ) -> (u32, [bool; 2]) {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
@@ -406,6 +359,8 @@ impl Blocks {
         let arena = &mut self.segments[segment];
         arena.blocks.push(id);
         let side = arena.side.len() as u32;
+        origin.code.iter().for_each(|part| arena.side.extend_from_slice(part));
+        let bytes = arena.side.len() as u32 - side;
         side_tables::encode(compiled, origin.pc, &mut arena.side);
         let sites = arena.sites.len() as u32;
         arena.sites.extend(compiled.jumps.iter().map(|j| Site {
@@ -424,7 +379,7 @@ impl Blocks {
             page2: origin.page2,
             code: at,
             body: compiled.body as u16,
-            bytes: origin.bytes as u16,
+            bytes: bytes as u16,
             points: compiled.points.len() as u32,
             side,
             sites,
@@ -438,14 +393,18 @@ impl Blocks {
         };
         self.tbs[id as usize] = tb;
         self.live += 1;
-        if self.live > self.buckets.len() {
+        if self.live + self.retired > self.buckets.len() {
             self.grow();
         } else {
             self.hash_insert(id);
         }
+        (id, self.pages_insert(id))
+    }
+
+    /// Adds a block to the lists of its pages; which of them have no other block.
+    fn pages_insert(&mut self, id: u32) -> [bool; 2] {
         let first = self.page_insert(id, 0);
-        let second = origin.page2 != NO_PAGE && self.page_insert(id, 1);
-        (id, [first, second])
+        [first, self.get(id).spans() && self.page_insert(id, 1)]
     }
 
     /// Places code that jumps linked to it reach, but that cannot be found and was made from no guest bytes, in the
@@ -570,6 +529,7 @@ impl Blocks {
             }
             if t.made_from(phys, len) {
                 self.kill(id, jumps);
+                self.retire(id);
                 gone += 1;
             } else {
                 let (_, from, to) = t.span(which);
@@ -608,9 +568,14 @@ impl Blocks {
         for id in 0..self.tbs.len() as u32 {
             let t = self.get(id);
             let has = |address: &u64| address.wrapping_sub(t.pc) < u64::from(t.bytes);
-            if t.state == State::Live && !t.bridge && addresses.iter().any(has) {
+            if t.bridge || !addresses.iter().any(has) {
+                continue;
+            }
+            if t.state == State::Live {
                 self.kill(id, jumps);
                 self.stats.invalidated += 1;
+            } else {
+                self.forget(id);
             }
         }
     }
@@ -640,6 +605,8 @@ impl Blocks {
         for &id in &blocks {
             if self.get(id).state == State::Live {
                 self.kill(id, jumps);
+            } else {
+                self.forget(id);
             }
         }
         // In reverse, so that numbers are given out again in ascending order.
@@ -726,6 +693,18 @@ impl Blocks {
         hash(t.phys, t.pc, t.mode) & (self.buckets.len() - 1)
     }
 
+    /// First block in the hash chain of a key.
+    fn first_of(&self, phys: u64, pc: u64, mode: u64) -> Option<u32> {
+        let id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
+        (id != NONE).then_some(id)
+    }
+
+    /// Next block in a hash chain.
+    fn next_of(&self, id: u32) -> Option<u32> {
+        let id = self.get(id).hash_next;
+        (id != NONE).then_some(id)
+    }
+
     fn hash_insert(&mut self, id: u32) {
         let bucket = self.bucket(id);
         self.tbs[id as usize].hash_next = std::mem::replace(&mut self.buckets[bucket], id);
@@ -752,7 +731,7 @@ impl Blocks {
     fn grow(&mut self) {
         self.buckets = vec![NONE; self.buckets.len() * 2];
         for id in 0..self.tbs.len() as u32 {
-            if self.get(id).state == State::Live && !self.get(id).bridge {
+            if matches!(self.get(id).state, State::Live | State::Retired) && !self.get(id).bridge {
                 self.hash_insert(id);
             }
         }
@@ -794,6 +773,11 @@ impl Blocks {
         }
     }
 }
+
+#[path = "blocks_revive.rs"]
+mod revive;
+
+pub(super) use revive::VERSIONS;
 
 #[cfg(test)]
 #[path = "blocks_tests.rs"]

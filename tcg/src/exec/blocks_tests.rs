@@ -31,7 +31,10 @@ impl Table {
             exit,
         }));
         let exit = Exit { pc: 0, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
-        let origin = Origin { pc: phys + 0x10000, mode: 3, phys, page2, bytes };
+        let code = vec![0x90; bytes as usize];
+        let in_first = if page2 == NO_PAGE { bytes } else { (PAGE_SIZE - (phys & PAGE_MASK)) as u32 };
+        let (first, second) = code.split_at(in_first.min(bytes) as usize);
+        let origin = Origin { pc: phys + 0x10000, mode: 3, phys, page2, code: [first, second] };
         let number = self.blocks.next_number();
         let (id, _) = self.blocks.insert(origin, &[exit; 2], &compiled);
         assert_eq!(id, number);
@@ -175,4 +178,21 @@ fn eviction_takes_the_oldest_segment_and_reuses_numbers() {
     assert!(t.blocks.tbs.len() <= 41, "{} blocks in the table", t.blocks.tbs.len());
     t.blocks.clear(&mut t.jumps);
     assert_eq!((t.blocks.live(), t.blocks.pages.len()), (0, 0));
+}
+
+#[test]
+fn retired_blocks_are_few_and_go_with_their_segment() {
+    let mut t = table(4, 640);
+    for _ in 0..8 {
+        t.add(0x1000, NO_PAGE, 16);
+        t.invalidate(0x1000, 16);
+    }
+    let key = (0x1000, 0x11000, 3);
+    assert_eq!(t.blocks.retired(key.0, key.1, key.2).count(), VERSIONS);
+    assert_eq!((t.blocks.live(), t.blocks.retired), (0, VERSIONS));
+    assert_eq!(t.find(0x1000), Found::No);
+    for n in 0..40 {
+        t.add(0x20000 + n * 32, NO_PAGE, 32);
+    }
+    assert_eq!((t.blocks.retired(key.0, key.1, key.2).count(), t.blocks.retired), (0, 0));
 }

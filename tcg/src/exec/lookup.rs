@@ -5,10 +5,11 @@
 
 use std::ptr::NonNull;
 
-use super::blocks::{Found, NO_PAGE};
+use super::blocks::{Found, NO_PAGE, VERSIONS};
+use super::translate::protect;
 use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest};
-use crate::jump_cache::JumpOrigin;
+use crate::jump_cache::{JumpOrigin, SECOND_HITS};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::softmmu::{Fetched, Running, fetch_page, jump_tag, runtime};
 
@@ -20,14 +21,19 @@ pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
     let env = unsafe { env.as_mut() };
     // SAFETY: the environment is bound, and no other reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
-    // A block that runs once is left after its instruction, and what is logged is the execution loop's to log.
-    if rt.mmu.running != Running::Block || !rt.finds_blocks || is_logged() {
+    // A block that runs once is left after its instruction.
+    if rt.mmu.running != Running::Block || !rt.finds_blocks {
         return 0;
     }
     let key = G::block_key(env);
     rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
     name::<G>(env, rt, key.mode);
-    find_cached::<G>(env, rt, key).unwrap_or(0)
+    rt.second_jumps_left = SECOND_HITS;
+    if let Some(code) = rt.jump_cache.promote(key.pc, G::header(env).jump_tag) {
+        return code;
+    }
+    // What is logged is the execution loop's to log.
+    if is_logged() { 0 } else { find_cached::<G>(env, rt, key).unwrap_or(0) }
 }
 
 /// Whether the log shows the blocks that are entered.
@@ -61,12 +67,12 @@ fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> O
             }
         }
     }
-    let tb = find::<G>(env, rt, key, page.phys)?;
+    let tb = find_or_revive::<G>(env, rt, key, page.phys)?;
     remember::<G>(env, rt, key, page, tb).ok()
 }
 
 /// Finds a block that was made from the code at `key`, which is at `phys`.
-pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
     match rt.blocks.find(phys, key.pc, key.mode) {
         Found::Block(tb) => Some(tb),
         Found::No => None,
@@ -76,6 +82,35 @@ pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys
             rt.blocks.find_spanning(phys, key.pc, key.mode, page2)
         }
     }
+}
+
+/// Finds a block that was made from the code at `key`, which is at `phys`, or makes one valid again.
+pub(super) fn find_or_revive<G: Guest>(
+    env: &G::Env,
+    rt: &mut Runtime,
+    key: BlockKey,
+    phys: u64,
+) -> Option<u32> {
+    find::<G>(env, rt, key, phys).or_else(|| revive::<G>(env, rt, key, phys))
+}
+
+/// Finds a block that was invalidated, but whose guest bytes are again what they were.
+fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+    let mut candidates = [None; VERSIONS];
+    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
+        *to = Some(tb);
+    }
+    candidates.into_iter().flatten().find(|&tb| {
+        let page2 = rt.blocks.get(tb).page2;
+        if rt.blocks.get(tb).spans()
+            && fetch_page::<G>(env, rt, second_page(key.pc)).ok().map(|page| page.phys) != Some(page2)
+        {
+            return false;
+        }
+        let Some(first_of_page) = rt.blocks.revive(tb, &*rt.mmu.memory) else { return false };
+        protect(rt, tb, first_of_page);
+        true
+    })
 }
 
 /// Enters block `tb` in the jump cache; the address of its polled entry. `page` is where its first byte was fetched.

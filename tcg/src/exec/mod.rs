@@ -10,7 +10,8 @@
 //! | `context` | the environment with its runtime, bound to each other; all that Rust code needs to reach guest memory |
 //! | `vcpu` | the loop |
 //! | `translate` | fetching guest bytes, front end, compilation, logs |
-//! | `blocks` | the table of blocks, links, pages with code, eviction |
+//! | `blocks` | the table of blocks, links, pages with code, eviction; `blocks_revive`: code that changes back |
+//! | `code_lines` | which lines of guest memory blocks were made from |
 //! | `side_tables` | what slow paths need to know of a block, compactly |
 //! | `lookup` | finding the block that follows |
 //! | `slow` | what generated code calls |
@@ -33,6 +34,8 @@
 //! stored to. A store that would change the block that is running raises `RETRY_VECTOR` instead: the state is restored to
 //! the start of the instruction, which then runs alone, as a block of its own outside of all tables.
 //!
+//! A store that changes nothing invalidates nothing, and a block whose bytes change back is found again (`blocks_revive`).
+//!
 //! # Breakpoints
 //!
 //! A debugger's breakpoints are looked at by the translator alone: at the address of one it makes a block that leaves at
@@ -40,6 +43,7 @@
 //! changed, so nothing else is slower, and guest memory stays as it is. Blocks that run once do not look.
 
 mod blocks;
+mod code_lines;
 mod context;
 mod lookup;
 mod remote;

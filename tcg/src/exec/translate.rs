@@ -249,14 +249,10 @@ impl Translator {
                 mode: key.mode,
                 phys: self.pages[0].phys | key.pc & PAGE_MASK,
                 page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
-                bytes: front.translated.bytes,
+                code: self.guest_code(key.pc, front.translated.bytes),
             };
             let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
-            for (page, first) in self.pages.iter().zip(first_of_page) {
-                if first && let Some(lines) = rt.blocks.code_lines(page.phys) {
-                    rt.mmu.spaces.protect(page.phys, lines);
-                }
-            }
+            protect(rt, id, first_of_page);
             log.host_code(room, &self.compiled);
             Made::Block(id)
         };
@@ -291,14 +287,17 @@ impl Translator {
         !fetcher.volatile
     }
 
-    /// Bytes of the block that was just translated.
+    /// Bytes of the block that was just translated, in both pages.
+    fn guest_code(&self, pc: u64, len: u32) -> [&[u8]; 2] {
+        let first = self.pages[0].get(pc);
+        let in_first = first.len().min(len as usize);
+        let in_second = (len as usize - in_first).min(self.pages[1].len);
+        [&first[..in_first], &self.pages[1].bytes[..in_second]]
+    }
+
+    /// The same in one piece.
     fn guest_bytes(&self, pc: u64, len: u32) -> Vec<u8> {
-        let mut bytes = self.pages[0].get(pc).to_vec();
-        if bytes.len() < len as usize {
-            bytes.extend_from_slice(&self.pages[1].bytes[..self.pages[1].len]);
-        }
-        bytes.truncate(len as usize);
-        bytes
+        self.guest_code(pc, len).concat()
     }
 
     /// What a translation at `key` would be, breakpoints apart; nothing is placed anywhere.
@@ -388,6 +387,16 @@ impl Translator {
             rt.blocks.evict(&mut rt.jump_cache);
         }
         panic!("a block of {} bytes of host code does not fit the code cache", self.compiled.bytes());
+    }
+}
+
+/// Makes stores to the pages of a new block that had no other one leave generated code.
+pub(super) fn protect(rt: &mut Runtime, tb: u32, first_of_page: [bool; 2]) {
+    let t = rt.blocks.get(tb);
+    for (page, first) in [t.phys & !PAGE_MASK, t.page2].into_iter().zip(first_of_page) {
+        if first && let Some(lines) = rt.blocks.code_lines(page) {
+            rt.mmu.spaces.protect(page, lines);
+        }
     }
 }
 

@@ -360,7 +360,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         rt.lookups += 1;
         let page = fetch_page::<G>(env, rt, key.pc)?;
         let segments = rt.blocks.stats.segments;
-        let tb = match lookup::find::<G>(env, rt, key, page.phys) {
+        let tb = match lookup::find_or_revive::<G>(env, rt, key, page.phys) {
             Some(tb) => tb,
             None => match self.translate(key, false)? {
                 Made::Block(tb) => tb,

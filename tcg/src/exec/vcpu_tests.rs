@@ -467,6 +467,94 @@ fn writes_by_others_invalidate() {
     assert_eq!(m.cpu.stats().blocks.cleared, 1);
 }
 
+#[test]
+fn code_that_changes_back_is_not_translated_again() {
+    // The jump has two bytes on the first page and four on the second.
+    let mut m = machine(&[asm(Op::Jmp, 0, 0, 0xffe - LEN as i32)]);
+    let at = 0x1ffe - LEN;
+    m.memory.poke(0x3000, &program(&[asm(Op::Halt, 0, 0, 0)]));
+    let jump = asm(Op::Jmp, 0, 0, 0x3000 - (at + LEN) as i32);
+    let mut run = |add: i32, jump: [u8; 6]| {
+        m.memory.poke(at, &program(&[asm(Op::AddI, 1, 0, add), jump]));
+        m.cpu.remote().written(at, 2 * LEN);
+        let env = m.cpu.env_mut();
+        (env.pc, env.r[1]) = (CODE, 0);
+        assert_eq!(m.cpu.run(), 0);
+        assert_eq!(m.cpu.env().r[1], add as u64);
+        let stats = m.cpu.stats();
+        (stats.translated, stats.blocks.revived)
+    };
+    assert_eq!(run(1, jump), (3, 0));
+    assert_eq!(run(2, jump), (4, 0));
+    // In turn; what was written is not looked at until the block is wanted, so that its bytes count, not the writes.
+    for n in 1..=10 {
+        assert_eq!(run(1, jump), (4, 2 * n - 1));
+        assert_eq!(run(2, jump), (4, 2 * n));
+    }
+    // Of many versions some are forgotten, of few none.
+    let mut last = (0, 0);
+    for add in 100..120 {
+        last = run(add, jump);
+    }
+    assert_eq!(last, (24, 20));
+    assert_eq!(run(118, jump), (24, 21));
+    assert_eq!(run(100, jump), (25, 21));
+    // The second page counts, too: the same bytes on the first.
+    m.memory.poke(0x4000, &program(&[asm(Op::Halt, 0, 0, 0)]));
+    let farther = asm(Op::Jmp, 0, 0, 0x4000 - (at + LEN) as i32);
+    assert_eq!(jump[..2], farther[..2]);
+    m.memory.poke(at, &program(&[asm(Op::AddI, 1, 0, 100), farther]));
+    m.cpu.remote().written(0x2000, 4);
+    m.cpu.env_mut().pc = CODE;
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!((m.cpu.env().pc, m.cpu.stats().blocks.revived), (0x4000 + LEN, 21));
+}
+
+#[test]
+fn a_breakpoint_is_seen_in_code_that_changes_back() {
+    let mut m = machine(&counting_loop(10));
+    assert_eq!(m.cpu.run(), 0);
+    let add = CODE + LEN;
+    let write = |m: &mut Machine, by: i32| {
+        m.memory.poke(add, &asm(Op::AddI, 1, 0, by));
+        m.cpu.remote().written(add, LEN);
+        m.cpu.env_mut().pc = CODE;
+    };
+    write(&mut m, 5);
+    assert_eq!(m.cpu.run(), 0);
+    m.cpu.set_breakpoints(&[add]);
+    write(&mut m, 3);
+    assert_eq!(m.cpu.run(), BREAKPOINT);
+    assert_eq!(m.cpu.env().pc, add);
+    write(&mut m, 5);
+    assert_eq!(m.cpu.run(), BREAKPOINT);
+    m.cpu.set_breakpoints(&[]);
+    write(&mut m, 3);
+    m.cpu.env_mut().r = Default::default();
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!(m.cpu.env().r[1], 30);
+}
+
+#[test]
+fn a_store_that_changes_nothing_invalidates_nothing() {
+    let target = 0x3000;
+    let mut m = machine(&[
+        asm(Op::MovI, 2, 0, target),
+        asm(Op::MovI, 3, 0, CODE as i32 + 4 * LEN as i32),
+        asm(Op::MovI, 4, 0, 100),
+        asm(Op::JmpR, 2, 0, 0),
+        asm(Op::MovI, 5, 0, 7),
+        asm(Op::Store8, 5, 2, 2), // immediate of the first instruction there
+        asm(Op::AddI, 4, 0, -1),
+        asm(Op::Jnz, 4, 0, rel(7, 3)),
+        asm(Op::Halt, 0, 0, 0),
+    ]);
+    m.memory.poke(target as u64, &program(&[asm(Op::AddI, 1, 0, 7), asm(Op::JmpR, 3, 0, 0)]));
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!(m.cpu.env().r[1], 700);
+    assert_eq!(m.cpu.stats().blocks.invalidated, 0);
+}
+
 /// Switches between two spaces 1000 times, running code in each: at different addresses if it is local, because what is
 /// at one address competes for an entry of the jump cache; all code around it is global or local.
 fn ping_pong(global: bool) -> Stats {
@@ -580,14 +668,15 @@ fn an_instruction_that_is_run_alone_again_is_translated_once() {
         asm(Op::MovI, 3, 0, CODE as i32 + 4 * LEN as i32),
         asm(Op::JmpR, 2, 0, 0),
         asm(Op::Load, 4, 2, 0),
+        asm(Op::AddI, 4, 0, 1 << 16), // the immediate
         asm(Op::HelperStore, 4, 2, 0),
         asm(Op::AddI, 0, 0, -1),
-        asm(Op::Jnz, 0, 0, rel(7, 3)),
+        asm(Op::Jnz, 0, 0, rel(8, 3)),
         asm(Op::Halt, 0, 0, 0),
     ]);
     m.memory.poke(0x3000, &program(&[asm(Op::AddI, 1, 0, 1), asm(Op::JmpR, 3, 0, 0)]));
     assert_eq!(m.cpu.run(), 0);
-    assert_eq!(m.cpu.env().r[1], 10);
+    assert_eq!(m.cpu.env().r[1], (1..=10).sum());
     let stats = m.cpu.stats();
     assert_eq!((stats.translated_once, stats.blocks.invalidated), (1, 10));
 }

@@ -6,11 +6,11 @@
 //! An access of several pages is checked as a whole first: a store that raises an exception has written nothing. MMIO is
 //! accessed in naturally aligned parts of at most 8 bytes, in ascending order.
 //!
-//! A store to bytes that a translated block was made from invalidates that block, unless the block may be running: then
-//! it raises [`RETRY_VECTOR`] instead and stores nothing, and the execution loop runs the guest instruction again, alone.
+//! A store to bytes that a translated block was made from invalidates that block, unless they stay what they are, or the
+//! block may be running: then it raises [`RETRY_VECTOR`] instead and stores nothing, and the execution loop runs the guest
+//! instruction again, alone.
 
-use super::fill::{Place, direct, find, resolve, runtime};
-use super::second_level::HOST_WRITABLE;
+use super::fill::{Place, direct, resolve, runtime};
 use super::watch::watched;
 use super::{RETRY_VECTOR, Running, host, page_of};
 use crate::env::Runtime;
@@ -116,7 +116,7 @@ pub(crate) fn store_as<G: Guest>(
             return Ok(());
         }
         let place = resolve::<G>(env, va, Access::Write, mmu)?;
-        check_code::<G>(env, va, place.phys, len, writer)?;
+        check_store::<G>(env, va, place, bytes, writer)?;
         watched::<G>(env, va, len, true)?;
         write_place::<G>(env, place, bytes);
         return Ok(());
@@ -126,8 +126,8 @@ pub(crate) fn store_as<G: Guest>(
         let next = va.wrapping_add(first);
         let a = resolve::<G>(env, va, Access::Write, mmu)?;
         let b = resolve::<G>(env, next, Access::Write, mmu)?;
-        check_code::<G>(env, va, a.phys, first, writer)?;
-        check_code::<G>(env, next, b.phys, len - first, writer)?;
+        check_store::<G>(env, va, a, head, writer)?;
+        check_store::<G>(env, next, b, tail, writer)?;
         watched::<G>(env, va, len, true)?;
         write_place::<G>(env, a, head);
         write_place::<G>(env, b, tail);
@@ -139,7 +139,7 @@ pub(crate) fn store_as<G: Guest>(
         let here = va.wrapping_add(at);
         let n = in_page(here, len - at);
         let place = resolve::<G>(env, here, Access::Write, mmu)?;
-        check_code::<G>(env, here, place.phys, n, writer)?;
+        check_store::<G>(env, here, place, &bytes[at as usize..(at + n) as usize], writer)?;
         parts.push((at as usize, n as usize, place));
         at += n;
     }
@@ -196,27 +196,6 @@ pub fn host_bytes<G: Guest>(
     let watched = if write { watch_write } else { watch_read };
     let direct = !watched && (!write || place.writable && !rt.blocks.has_code(page_of(place.phys)));
     Ok((!place.host.is_null() && direct).then_some(place.host))
-}
-
-/// [`host_bytes`] for a page that is accessed as a whole: the first level does not get to know it, whose entries those that are
-/// accessed again and again deserve more.
-pub fn host_page<G: Guest>(
-    env: &mut G::Env,
-    va: u64,
-    access: Access,
-    mmu: u8,
-) -> Result<Option<*mut u8>, Exception> {
-    let write = access == Access::Write;
-    if let Some(p) = direct::<G>(env, va, mmu, write) {
-        return Ok(Some(p));
-    }
-    let e = find::<G>(env, va, access, mmu)?;
-    // SAFETY: the environment is bound; no reference to its runtime is in use.
-    let rt = unsafe { runtime::<G>(env) };
-    let (watch_read, watch_write) = rt.mmu.watches.of_page(va);
-    let watched = if write { watch_write } else { watch_read };
-    let direct = !watched && (!write || e.has(HOST_WRITABLE) && !rt.blocks.has_code(e.phys()));
-    Ok((!e.host.is_null() && direct).then(|| e.host.wrapping_add((va & PAGE_MASK) as usize)))
 }
 
 /// Atomic compare-and-exchange of 1, 2, 4, 8 or 16 bytes; the old value. Needs write permission also when it does not
@@ -315,6 +294,37 @@ fn check_code<G: Guest>(
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
     if rt.blocks.has_code(page_of(phys)) { store_to_code(rt, va, phys, len, writer) } else { Ok(()) }
+}
+
+/// [`check_code`] for a store of known bytes: where they are in memory already, no block changes.
+#[inline]
+fn check_store<G: Guest>(
+    env: &mut G::Env,
+    va: u64,
+    place: Place,
+    bytes: &[u8],
+    writer: Writer,
+) -> Result<(), Exception> {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    if !rt.blocks.has_code(page_of(place.phys)) || holds(place, bytes) {
+        return Ok(());
+    }
+    store_to_code(rt, va, place.phys, bytes.len() as u64, writer)
+}
+
+/// Whether memory that can be written directly has these bytes, of one page.
+fn holds(place: Place, bytes: &[u8]) -> bool {
+    if place.host.is_null() || !place.writable {
+        return false;
+    }
+    let mut now = [0; 64];
+    bytes.chunks(now.len()).enumerate().all(|(n, chunk)| {
+        let now = &mut now[..chunk.len()];
+        // SAFETY: the page is RAM, and the caller stays in it.
+        unsafe { read_host(place.host.wrapping_add(64 * n), now) };
+        now == chunk
+    })
 }
 
 /// What a store to these bytes, which are known to be writable, would raise because the block that runs was made from them:

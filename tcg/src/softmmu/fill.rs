@@ -49,10 +49,18 @@ pub(super) fn resolve<G: Guest>(
     access: Access,
     mmu: u8,
 ) -> Result<Place, Exception> {
-    let e = find::<G>(env, va, access, mmu)?;
     // SAFETY: the environment is bound, and callers of this crate's functions hold no reference to the runtime.
     let rt = unsafe { runtime::<G>(env) };
     let page = page_of(va);
+    let need = if access == Access::Read { READ } else { WRITE };
+    let spaces = &rt.mmu.spaces;
+    let e = match rt.mmu.second.get(page, mmu, spaces.current().asid, spaces.global_asid()) {
+        Some(e) if e.has(need) => {
+            rt.mmu.stats.second_level_hits += 1;
+            e
+        }
+        _ => walk::<G>(env, rt, va, access, mmu)?,
+    };
     let (watch_read, watch_write) = rt.mmu.watches.of_page(page);
     if !e.host.is_null() {
         let fill = Fill {
@@ -70,22 +78,6 @@ pub(super) fn resolve<G: Guest>(
         host: if e.host.is_null() { e.host } else { e.host.wrapping_add(offset as usize) },
         writable: e.has(HOST_WRITABLE),
     })
-}
-
-/// Translates `va` for a read or write by the second level, or by a walk.
-#[inline]
-pub(super) fn find<G: Guest>(env: &mut G::Env, va: u64, access: Access, mmu: u8) -> Result<Entry, Exception> {
-    // SAFETY: the environment is bound, and callers of this crate's functions hold no reference to the runtime.
-    let rt = unsafe { runtime::<G>(env) };
-    let need = if access == Access::Read { READ } else { WRITE };
-    let spaces = &rt.mmu.spaces;
-    match rt.mmu.second.get(page_of(va), mmu, spaces.current().asid, spaces.global_asid()) {
-        Some(e) if e.has(need) => {
-            rt.mmu.stats.second_level_hits += 1;
-            Ok(e)
-        }
-        _ => walk::<G>(env, rt, va, access, mmu),
-    }
 }
 
 fn walk<G: Guest>(

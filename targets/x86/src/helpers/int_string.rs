@@ -12,14 +12,14 @@
 
 use std::sync::atomic::Ordering;
 
-use tessera_tcg::guest::{Access, Exception};
+use tessera_tcg::guest::Exception;
 use tessera_tcg::ir::{FlagOp, Width, flags};
-use tessera_tcg::memory::{PAGE_MASK, PAGE_SIZE};
+use tessera_tcg::memory::PAGE_MASK;
 use tessera_tcg::softmmu::{self, TLB_ENTRIES};
 
 use super::{exception, fault, touches};
 use crate::guest::X86;
-use crate::state::{X86Env, global, mmu_mode, reg, seg};
+use crate::state::{X86Env, global, reg, seg};
 use crate::system::segment;
 
 const RAX: tessera_tcg::ir::GlobalId = global::gpr(reg::RAX);
@@ -186,15 +186,6 @@ impl HostPage {
         (readable || writable).then_some(HostPage { va: page, host, readable, writable })
     }
 
-    /// All of the page at `va`, for a kernel that clears or copies it whole and will mostly not look at it by this address
-    /// again, so that what it does look at keeps its place in the TLB.
-    fn whole(env: &mut X86Env, va: u64, mmu: u8, access: Access) -> Option<HostPage> {
-        // What raises an exception is tried element by element.
-        let host = softmmu::host_page::<X86>(env, va, access, mmu).ok()??;
-        let write = access == Access::Write;
-        Some(HostPage { va, host, readable: !write, writable: write })
-    }
-
     /// The remembered page, if `va` is in it, or what the TLB says now.
     fn find(remembered: Option<HostPage>, env: &X86Env, va: u64, mmu: u8) -> Option<HostPage> {
         match remembered {
@@ -248,11 +239,6 @@ impl Run {
             return None;
         }
         Some((va, n))
-    }
-
-    /// Whether a page at `va`, of which `n` elements may run at once, is a kernel's and accessed as a whole.
-    fn is_whole_page(&self, va: u64, n: u64) -> bool {
-        self.op.mmu != mmu_mode::USER && va & PAGE_MASK == 0 && n << self.op.width as u32 == PAGE_SIZE
     }
 
     /// Goes on by `n` elements.
@@ -341,14 +327,8 @@ fn copy_bulk(run: &mut Run, env: &mut X86Env) -> bool {
     let op = run.op;
     let Some((from, n)) = run.bulk(env, op.source, run.source, false) else { return false };
     let Some((to, m)) = run.bulk(env, seg::ES as u8, run.dest, true) else { return false };
-    let (mut source, mut dest) =
-        (HostPage::find(run.source_page, env, from, op.mmu), HostPage::find(run.dest_page, env, to, op.mmu));
-    if source.is_none() && run.is_whole_page(from, n) {
-        source = HostPage::whole(env, from, op.mmu, Access::Read);
-    }
-    if dest.is_none() && run.is_whole_page(to, m) {
-        dest = HostPage::whole(env, to, op.mmu, Access::Write);
-    }
+    let source = HostPage::find(run.source_page, env, from, op.mmu);
+    let dest = HostPage::find(run.dest_page, env, to, op.mmu);
     let (Some(source), Some(dest)) = (source, dest) else { return false };
     if n.min(m) < 2 || !source.readable {
         return false;
@@ -403,11 +383,7 @@ fn fill_bulk(run: &mut Run, env: &mut X86Env, value: u64) -> bool {
     let op = run.op;
     let width = op.width.bytes() as usize;
     let Some((to, mut n)) = run.bulk(env, seg::ES as u8, run.dest, true) else { return false };
-    let mut page = HostPage::find(run.dest_page, env, to, op.mmu);
-    if page.is_none() && run.is_whole_page(to, n) {
-        page = HostPage::whole(env, to, op.mmu, Access::Write);
-    }
-    let Some(page) = page else { return false };
+    let Some(page) = HostPage::find(run.dest_page, env, to, op.mmu) else { return false };
     if n < 2 {
         return false;
     }

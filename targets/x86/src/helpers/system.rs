@@ -186,7 +186,7 @@ extern "C" fn load_ss(env: &mut X86Env, selector: u64) -> u64 {
         let open = !env.debug_shadow;
         env.interrupt_shadow |= open;
         env.debug_shadow = true;
-        env.update_mode();
+        env.update_privilege();
     }
     done(env, result)
 }
@@ -284,7 +284,7 @@ extern "C" fn sti(env: &mut X86Env) -> u64 {
 
 extern "C" fn open_shadow(env: &mut X86Env) -> u64 {
     env.interrupt_shadow = true;
-    env.update_mode();
+    env.update_privilege();
     0
 }
 

@@ -158,7 +158,7 @@ pub fn deliver(env: &mut X86Env, event: Event) -> Result<()> {
         env.interrupt_shadow = false;
         env.debug_shadow = false;
         env.repeating = false;
-        env.update_mode();
+        env.update_privilege();
     }
     result
 }

@@ -100,7 +100,7 @@ pub fn popf(env: &mut X86Env, image: u64, size: u32) -> Result<()> {
     // RF is cleared by every POPF.
     let kept = env.rflags() & !(mask | RFlags::RF).bits();
     env.set_rflags(kept | image & mask.bits());
-    env.update_mode();
+    env.update_privilege();
     check_interrupts(env);
     Ok(())
 }
@@ -112,5 +112,5 @@ pub fn set_ac(env: &mut X86Env, on: bool) {
     } else {
         env.eflags &= !RFlags::AC.bits();
     }
-    env.update_mode();
+    env.update_privilege();
 }

@@ -57,7 +57,7 @@ pub fn handle_leave(env: &mut X86Env, code: u32) -> Next {
     if env.interrupt_shadow {
         env.interrupt_shadow = false;
         env.debug_shadow = false;
-        env.update_mode();
+        env.update_privilege();
     }
     match code {
         leave::SINGLE_STEP => return debug::single_step(env),

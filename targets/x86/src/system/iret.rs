@@ -45,7 +45,7 @@ pub fn iret(env: &mut X86Env, size: u32) -> Result<()> {
         protected(env, size)?;
     }
     keep_resume_flag(env);
-    env.update_mode();
+    env.update_privilege();
     super::interrupt::check_interrupts(env);
     Ok(())
 }

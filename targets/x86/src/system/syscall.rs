@@ -24,7 +24,7 @@ fn enter(env: &mut X86Env, cs: u16, ss: u16, cpl: u8, long: bool, ip: u64) {
     env.set_segment(seg::SS, flat_data(ss, cpl as u16));
     env.cpl = cpl;
     env.set_ip(ip);
-    env.update_mode();
+    env.update_privilege();
 }
 
 /// The single-step trap of a call that was stepped and that has not cleared TF.

@@ -509,7 +509,7 @@ fn jump_tag() -> Mem {
 }
 
 /// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the first way of the jump cache has the address,
-/// for [`emit_lookup_hit`]; RCX is the tag.
+/// for [`emit_lookup_hit`]; RCX is the tag, RDX the runtime.
 pub fn emit_lookup(asm: &mut Asm) {
     // Bit 0 of the address takes no part in the index: this is twice the index, scaled to the size of an entry below.
     asm.rorx32(r::RAX, r::RCX, 12);
@@ -525,19 +525,25 @@ pub fn emit_lookup_hit(asm: &mut Asm) {
     jump_to(asm, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY + CODE));
 }
 
-/// RCX = tag of what is not in the first way: jumps to it if it is in the second. Otherwise RCX is the guest address.
+/// After [`emit_lookup`]: jumps to what is in the second way, unless that is due to be moved. Otherwise RCX is the guest
+/// address.
 pub fn emit_second_lookup(asm: &mut Asm) {
     asm.mov_rr(r::RAX, r::RCX);
     asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
     asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
     asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
     asm.shift_ri(Shift::Shl, Width::W32, r::RAX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RAX, super::emitter::runtime_mem());
+    asm.alu_rr(Alu::Add, Width::W64, r::RAX, r::RDX);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
+    // dec dword
+    asm.buf.push(0xff);
+    asm.modrm_mem(1, Mem::Base(r::RDX, std::mem::offset_of!(Runtime, second_jumps_left) as i32));
+    let due = asm.jcc(Cond::S);
     jump_to(asm, Mem::Base(r::RAX, SECOND_WAY + CODE));
     let here = asm.len();
     asm.patch_rel32(miss, here);
+    asm.patch_rel32(due, here);
     asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
 }
 
