@@ -79,6 +79,8 @@ pub struct Machine {
     gdb: Option<GdbServer>,
     /// The vCPU is stopped for a debugger, and guest time with it.
     held: bool,
+    /// Guest time goes on for a debugger's step only, and nobody has told the timers.
+    timers_sleep: bool,
     /// The guest has powered the machine off, and it stays.
     off: bool,
 }
@@ -144,6 +146,7 @@ impl Machine {
             listening,
             gdb: None,
             held: false,
+            timers_sleep: false,
             off: false,
         })
     }
@@ -293,7 +296,11 @@ impl Machine {
     fn hold(&mut self, reason: &StopReason) {
         if !self.held {
             self.held = true;
-            self.board.pause();
+            if self.timers_sleep {
+                self.board.clock.stop();
+            } else {
+                self.board.pause();
+            }
         }
         if let Some(gdb) = &mut self.gdb {
             gdb.stopped(reason);
@@ -336,30 +343,35 @@ impl Machine {
     /// Lets the guest go on as the debugger wants.
     fn release(&mut self, vcpu: &mut Vcpu) -> Option<End> {
         let gdb = self.gdb.as_mut()?;
-        let request = gdb.request();
-        let step = request.step.is_some();
+        let told = gdb.tell_engine();
+        let step = gdb.steps();
+        self.timers_sleep = step && !gdb.timers_in_steps();
         gdb.resumed();
-        self.held = false;
         if self.off {
+            self.held = false;
             return None;
         }
-        let accepted = vcpu.handle().and_then(|handle| handle.call(move |engine| engine.set_debug(&request)));
-        if let Some(Err(why)) = accepted {
-            // Time stands still yet.
-            self.held = true;
+        if let Err(why) = told {
             self.hold(&StopReason::Refused(why));
             return None;
         }
-        if !step {
+        self.held = false;
+        if self.timers_sleep {
+            // Time passes in a step, but timers need not hear of it.
+            self.board.clock.resume();
+        } else {
             self.board.resume();
-            vcpu.run();
+        }
+        vcpu.run();
+        if !step {
             return None;
         }
-        // Time passes in a step, but timers need not hear of it.
-        self.board.clock.resume();
-        vcpu.run();
-        let report = vcpu.take_report_soon(STEP)?;
-        self.act(vcpu, report)
+        let report = vcpu.take_report_soon(STEP);
+        if report.is_none() && std::mem::take(&mut self.timers_sleep) {
+            // It waits for something: a halted CPU for its timer, say.
+            self.board.resume();
+        }
+        self.act(vcpu, report?)
     }
 
     /// Resets the machine, whose vCPU is stopped, and starts it again.

@@ -144,6 +144,24 @@ fn places_that_cannot_be_opened() {
 }
 
 #[test]
+fn places_where_no_debugger_can_call() {
+    let folder = Folder::new("debuggers");
+    for place in ["tcp", "tcp:1234", "tcp::port", "tcp::99999", "unix:", "pty"] {
+        refused(&folder, &["-gdb", place], &["-gdb", place, "tcp::PORT"]);
+    }
+    refused(&folder, &["-gdb", "unix:/nonexistent/x"], &["-gdb", "/nonexistent/x"]);
+    refused(&folder, &["-gdb", "tcp:host.invalid:1234"], &["-gdb", "host.invalid"]);
+    // An address for documentation (RFC 5737), which is nobody's.
+    refused(&folder, &["-gdb", "tcp:192.0.2.1:1234"], &["-gdb", "192.0.2.1:1234", "address of this host"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = format!("tcp::{}", taken.local_addr().unwrap().port());
+    refused(&folder, &["-gdb", &place], &["-gdb", "in use", "port that is free"]);
+    let socket = folder.path("socket");
+    let _taken = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    refused(&folder, &["-gdb", &format!("unix:{socket}")], &["-gdb", &socket, "path that is free"]);
+}
+
+#[test]
 fn questions_are_answered() {
     for question in [
         &["-help"] as &[_],

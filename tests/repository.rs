@@ -15,7 +15,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tessera-asm", &[]),
     ("tessera-firmware", &["tessera-asm"]),
     ("tessera-bare", &["tessera-asm"]),
-    ("tessera", &["tessera-tcg", "tessera-x86", "tessera-hw-core", "tessera-hw", "tessera-firmware"]),
+    (
+        "tessera",
+        &["tessera-tcg", "tessera-x86", "tessera-hw-core", "tessera-hw", "tessera-firmware", "tessera-bare"],
+    ),
     ("tessera-golden", &["tessera-tcg", "tessera-x86"]),
     ("tessera-prove", &["tessera-tcg", "tessera-x86", "tessera-bare"]),
     ("xtask", &[]),

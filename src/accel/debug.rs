@@ -17,7 +17,7 @@ pub struct Watchpoint {
 /// How far a vCPU runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// One instruction. Interrupts wait; only a halted CPU takes one, and stops at its handler.
+    /// One instruction.
     One,
     /// Instruction by instruction, as long as the instruction pointer (relative to CS) is in this range.
     Within(std::ops::Range<u64>),
@@ -32,6 +32,9 @@ pub struct DebugRequest {
     pub watchpoints: Vec<Watchpoint>,
     /// Steps instead of running.
     pub step: Option<Step>,
+    /// Steps take the interrupts that wait, each being a step to its handler. Else they wait, and only a halted CPU takes
+    /// one.
+    pub interrupts: bool,
 }
 
 /// Why a vCPU has stopped for its debugger.

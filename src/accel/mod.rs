@@ -32,7 +32,7 @@ pub fn engine(board: &PcMachine, config: &Config) -> Result<Box<dyn Engine>, Usa
     while let Some(choice) = choices.next() {
         let why = match choice {
             Accel::Tcg(settings) => return tcg_engine(board, config, settings),
-            Accel::Kvm(chip) => match kvm_engine(board, config, *chip)? {
+            Accel::Kvm(chip) => match kvm_engine(board, config, chip.unwrap_or_default())? {
                 Ok(engine) => return Ok(engine),
                 Err(why) => why,
             },

@@ -22,7 +22,7 @@ use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
 use tessera_x86::guest::X86;
 use tessera_x86::platform::{InvalidMsr, Platform, hashed_random};
-use tessera_x86::state::{RFlags, X86Env};
+use tessera_x86::state::{RFlags, X86Env, reg};
 use tessera_x86::system::{self, exit};
 
 use super::debug::{DebugRequest, DebugStop, Listing, Step, Watchpoint};
@@ -256,6 +256,13 @@ impl Platform for PcPlatform {
     }
 }
 
+/// Gives the board's local APIC the registers of a state, whose IA32_APIC_BASE it has.
+pub(super) fn set_apic(irq: &dyn CpuIrq, state: &CpuState) {
+    irq.set_apic_page(&state.apic.0);
+    // Which timer it is for, the registers say.
+    irq.set_tsc_deadline(state.tsc_deadline);
+}
+
 /// Makes the debugger's watches those of `watchpoints`, by their index.
 pub(super) fn set_watchpoints(env: &mut X86Env, watchpoints: &[Watchpoint]) {
     let wanted: Vec<Watch> = (0..)
@@ -383,6 +390,16 @@ impl TcgEngine {
         self.watched()
     }
 
+    /// Lets the CPU take an event. `Some` if it has one to tell of, or waits for another.
+    fn take_event(&mut self) -> Option<Stop> {
+        match self.vcpu.look_at_events()? {
+            exit::HALTED => Some(Stop::Halted),
+            exit::SHUTDOWN => Some(Stop::TripleFault(self.dump())),
+            exit::WATCHED => Some(self.watched().unwrap_or(Stop::Debug(DebugStop::Stepped))),
+            _ => Some(Stop::Requested),
+        }
+    }
+
     fn step(&mut self, step: &Step) -> Stop {
         if self.control.stop_requested() {
             return Stop::Requested;
@@ -390,16 +407,18 @@ impl TcgEngine {
         let env = self.vcpu.env();
         if env.halted || env.wait_for_sipi || env.shutdown {
             // Only an event gets it further.
-            return match self.vcpu.look_at_events() {
-                Some(exit::HALTED) => Stop::Halted,
-                Some(exit::SHUTDOWN) => Stop::TripleFault(self.dump()),
-                Some(exit::WATCHED) => self.watched().unwrap_or(Stop::Debug(DebugStop::Stepped)),
-                Some(_) => Stop::Requested,
-                None => Stop::Debug(DebugStop::Stepped),
-            };
+            return self.take_event().unwrap_or(Stop::Debug(DebugStop::Stepped));
         }
         loop {
-            if let Some(stop) = self.one() {
+            let before = place(self.vcpu.env());
+            if self.debug.interrupts
+                && let Some(stop) = self.take_event()
+            {
+                return stop;
+            }
+            if place(self.vcpu.env()) == before
+                && let Some(stop) = self.one()
+            {
                 return stop;
             }
             let env = self.vcpu.env();
@@ -418,6 +437,11 @@ impl TcgEngine {
             }
         }
     }
+}
+
+/// What an event that the CPU takes changes: at least one of instruction and stack pointer.
+fn place(env: &X86Env) -> (u64, u64) {
+    (env.rip, env.gpr[reg::RSP])
 }
 
 impl Engine for TcgEngine {
@@ -451,11 +475,16 @@ impl Engine for TcgEngine {
     }
 
     fn state(&mut self) -> Result<CpuState, String> {
-        Ok(self.vcpu.env_mut().cpu_state())
+        let mut state = self.vcpu.env_mut().cpu_state();
+        state.apic.0 = self.irq.apic_page();
+        state.normalise();
+        Ok(state)
     }
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
-        self.vcpu.env_mut().set_cpu_state(state);
+        let env = self.vcpu.env_mut();
+        env.set_cpu_state(state);
+        set_apic(&*self.irq, state);
         self.vcpu.state_changed();
         Ok(())
     }

@@ -187,7 +187,11 @@ fn text_asked_for(options: &options::Options, mut command: clap::Command) -> Opt
 
 fn configure(options: options::Options) -> Result<Config, UsageError> {
     let machine = options.machine.as_deref().map(values::machine).transpose()?;
-    let accels: Vec<_> = options.accel.iter().map(|value| values::accel(value)).collect::<Result<_, _>>()?;
+    let mut accels: Vec<_> =
+        options.accel.iter().map(|value| values::accel(value)).collect::<Result<_, _>>()?;
+    if options.enable_kvm && !accels.iter().any(|accel| matches!(accel, Accel::Kvm(_))) {
+        accels.push(Accel::Kvm(None));
+    }
     options.smp.as_deref().map_or(Ok(()), values::smp)?;
     for (option, given) in
         [("-vga", &options.vga), ("-display", &options.display), ("-monitor", &options.monitor)]
@@ -251,7 +255,7 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
         ram: options.m.as_deref().map_or(Ok(values::DEFAULT_RAM), values::memory)?,
         cpu: options.cpu,
         uuid: options.uuid.as_deref().map(values::uuid).transpose()?,
-        accels: preference(accels, machine.map(|machine| machine.accels).unwrap_or_default()),
+        accels: preference(accels, machine.unwrap_or_default()),
         kernel,
         initrd: path("-initrd", options.initrd)?,
         append: options.append.unwrap_or_default(),
@@ -268,8 +272,17 @@ fn configure(options: options::Options) -> Result<Config, UsageError> {
 }
 
 /// `-accel` counts before what `-machine` says; without either it is the translator.
-fn preference(given: Vec<Accel>, of_machine: Vec<Accel>) -> Vec<Accel> {
-    [given, of_machine].into_iter().find(|list| !list.is_empty()).unwrap_or_else(|| vec![Accel::default()])
+fn preference(given: Vec<Accel>, machine: values::Machine) -> Vec<Accel> {
+    let mut accels = [given, machine.accels]
+        .into_iter()
+        .find(|list| !list.is_empty())
+        .unwrap_or_else(|| vec![Accel::default()]);
+    for accel in &mut accels {
+        if let Accel::Kvm(chip) = accel {
+            *chip = chip.or(machine.irqchip);
+        }
+    }
+    accels
 }
 
 fn path(option: &str, value: Option<OsString>) -> Result<Option<PathBuf>, UsageError> {
@@ -370,6 +383,22 @@ mod tests {
     }
 
     #[test]
+    fn accelerators_in_order_of_preference() {
+        let accels = |line| run(line).unwrap().accels;
+        let (tcg, kvm) = (Accel::default(), |chip| Accel::Kvm(chip));
+        assert_eq!(accels(""), [tcg]);
+        assert_eq!(accels("-enable-kvm"), [kvm(None)]);
+        assert_eq!(accels("-enable-kvm -accel kvm,kernel-irqchip=on"), [kvm(Some(IrqChip::On))]);
+        assert_eq!(accels("-accel kvm -accel tcg"), [kvm(None), tcg]);
+        assert_eq!(accels("-machine q35,accel=kvm:tcg,kernel-irqchip=on"), [kvm(Some(IrqChip::On)), tcg]);
+        assert_eq!(accels("-accel kvm -machine kernel_irqchip=split"), [kvm(Some(IrqChip::Split))]);
+        // What is nearer counts.
+        let line = "-machine kernel-irqchip=split -accel kvm,kernel-irqchip=off";
+        assert_eq!(accels(line), [kvm(Some(IrqChip::Off))]);
+        assert!(run("-machine kernel-irqchip=maybe").is_err());
+    }
+
+    #[test]
     fn where_debuggers_call() {
         assert_eq!(run("").unwrap().gdb, None);
         assert_eq!(run("-s").unwrap().gdb, GdbSpec::parse("tcp:127.0.0.1:1234").unwrap());
@@ -385,7 +414,7 @@ mod tests {
     fn what_cannot_be_had_is_told() {
         for (line, parts) in [
             ("-drive file=x", ["-drive", "not supported by Tessera yet"]),
-            ("--enable-kvm", ["-enable-kvm", "not supported by Tessera yet"]),
+            ("--daemonize", ["-daemonize", "not supported by Tessera yet"]),
             ("-fish", ["-fish", "no such option"]),
             ("disk.img", ["disk.img", "not supported by Tessera yet"]),
             ("-", ["-", "not supported by Tessera yet"]),

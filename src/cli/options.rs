@@ -98,6 +98,9 @@ pub struct Options {
     /// MiB, and which with one-insn-per-tb=on takes instructions one by one. Of several the first that can be had [default: tcg]
     #[arg(long, value_name = "tcg|kvm[,...]", help_heading = RUNNING)]
     pub accel: Vec<String>,
+    /// The same as -accel kvm
+    #[arg(long, help_heading = RUNNING)]
+    pub enable_kvm: bool,
     /// End when the guest resets the machine
     #[arg(long, help_heading = RUNNING)]
     pub no_reboot: bool,

@@ -27,6 +27,14 @@ pub struct Machine {
     pub kind: MachineKind,
     /// The value of `accel=`: in order of preference.
     pub accels: Vec<Accel>,
+    /// The value of `kernel-irqchip=`.
+    pub irqchip: Option<IrqChip>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Machine { kind: MachineKind::Pc, accels: Vec::new(), irqchip: None }
+    }
 }
 
 /// What executes the guest.
@@ -34,8 +42,8 @@ pub struct Machine {
 pub enum Accel {
     /// The translator.
     Tcg(Tcg),
-    /// The host's processor, by Linux's KVM.
-    Kvm(IrqChip),
+    /// The host's processor, by Linux's KVM, with the interrupt controllers that were asked for.
+    Kvm(Option<IrqChip>),
 }
 
 /// Who has the interrupt controllers under KVM: `kernel-irqchip=`.
@@ -140,7 +148,7 @@ pub fn memory(value: &str) -> Result<u64, UsageError> {
 /// `-machine`.
 pub fn machine(value: &str) -> Result<Machine, UsageError> {
     const OPTION: &str = "-machine";
-    let mut machine = Machine { kind: MachineKind::Pc, accels: Vec::new() };
+    let mut machine = Machine::default();
     for (index, (key, setting)) in properties(value).enumerate() {
         let name = match (index, key) {
             (_, "type") => setting,
@@ -151,6 +159,13 @@ pub fn machine(value: &str) -> Result<Machine, UsageError> {
                     .map(|name| accel_named(OPTION, value, name))
                     .collect::<Result<_, _>>()?;
                 continue;
+            }
+            (_, "kernel-irqchip" | "kernel_irqchip") if irqchip(setting).is_some() => {
+                machine.irqchip = irqchip(setting);
+                continue;
+            }
+            (_, "kernel-irqchip" | "kernel_irqchip") => {
+                return bad(OPTION, value, "kernel-irqchip is not understood; give on, off or split");
             }
             _ => return bad(OPTION, value, format!("{key} is not supported by Tessera yet; leave it out")),
         };
@@ -163,10 +178,20 @@ pub fn machine(value: &str) -> Result<Machine, UsageError> {
     Ok(machine)
 }
 
+/// The value of `kernel-irqchip=`.
+fn irqchip(text: &str) -> Option<IrqChip> {
+    Some(match text {
+        "on" => IrqChip::On,
+        "off" => IrqChip::Off,
+        "split" => IrqChip::Split,
+        _ => return None,
+    })
+}
+
 fn accel_named(option: &str, value: &str, name: &str) -> Result<Accel, UsageError> {
     match name {
         "tcg" => Ok(Accel::default()),
-        "kvm" => Ok(Accel::Kvm(IrqChip::Off)),
+        "kvm" => Ok(Accel::Kvm(None)),
         "xen" | "hvf" | "nvmm" | "whpx" | "qtest" | "mshv" => bad(
             option,
             value,
@@ -198,9 +223,9 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
             },
             // With one processor both are the same; the cache is always mapped twice.
             ("thread", "single" | "multi", Accel::Tcg(_)) | ("split-wx", "on", Accel::Tcg(_)) => {}
-            ("kernel-irqchip", "on", Accel::Kvm(chip)) => *chip = IrqChip::On,
-            ("kernel-irqchip", "off", Accel::Kvm(chip)) => *chip = IrqChip::Off,
-            ("kernel-irqchip", "split", Accel::Kvm(chip)) => *chip = IrqChip::Split,
+            ("kernel-irqchip", setting, Accel::Kvm(chip)) if irqchip(setting).is_some() => {
+                *chip = irqchip(setting)
+            }
             ("one-insn-per-tb", "on" | "off", Accel::Tcg(tcg)) => tcg.one_insn = setting == "on",
             ("opt", list, Accel::Tcg(tcg)) => tcg.opt = Some(optimisations(value, list, tcg.opt)?),
             ("split-wx", "off", Accel::Tcg(_)) => {
@@ -412,16 +437,14 @@ mod tests {
         assert_eq!(machine("pc").unwrap().kind, MachineKind::Pc);
         assert_eq!(machine("type=q35").unwrap().kind, MachineKind::Q35);
         assert_eq!(machine("q35,accel=tcg").unwrap().accels, [Accel::default()]);
-        assert_eq!(
-            machine("q35,accel=kvm:tcg").unwrap().accels,
-            [Accel::Kvm(IrqChip::Off), Accel::default()]
-        );
+        assert_eq!(machine("q35,accel=kvm:tcg").unwrap().accels, [Accel::Kvm(None), Accel::default()]);
         assert_eq!(machine("accel=tcg").unwrap().kind, MachineKind::Pc);
         for wrong in [
             "isapc",
             "pc-i440fx-9.0",
             "q35,smm=off",
             "pc,accel=xen",
+            "pc,kernel-irqchip=half",
             "pc,accel=",
             "pc,accel=kvm:turbo",
             "pc,q35",
@@ -430,9 +453,10 @@ mod tests {
         }
         let bounded = Accel::Tcg(Tcg { code_cache: Some(64 << 20), ..Tcg::default() });
         assert_eq!(accel("tcg,tb-size=64,thread=multi"), Ok(bounded));
-        assert_eq!(accel("kvm"), Ok(Accel::Kvm(IrqChip::Off)));
-        assert_eq!(accel("kvm,kernel-irqchip=on"), Ok(Accel::Kvm(IrqChip::On)));
-        assert_eq!(accel("kvm,kernel-irqchip=split"), Ok(Accel::Kvm(IrqChip::Split)));
+        assert_eq!(accel("kvm"), Ok(Accel::Kvm(None)));
+        assert_eq!(accel("kvm,kernel-irqchip=off"), Ok(Accel::Kvm(Some(IrqChip::Off))));
+        assert_eq!(accel("kvm,kernel-irqchip=on"), Ok(Accel::Kvm(Some(IrqChip::On))));
+        assert_eq!(accel("kvm,kernel-irqchip=split"), Ok(Accel::Kvm(Some(IrqChip::Split))));
         assert!(accel("kvm,kernel-irqchip=half").unwrap_err().to_string().contains("kernel-irqchip=half"));
         let opt = OptFlags::FORWARD | OptFlags::DEAD_CODE;
         let slow = Accel::Tcg(Tcg { one_insn: true, opt: Some(opt), ..Tcg::default() });

@@ -105,10 +105,10 @@ pub struct Runtime {
     pub spill: [u64; SPILL_SLOTS],
     /// Where indirect jumps go.
     pub jump_cache: JumpCache,
-    /// What generated code has executed, if it counts.
-    pub executed: Executed,
     /// Hits of the jump cache's second way until one is left to Rust code; see [`SECOND_HITS`](crate::jump_cache::SECOND_HITS).
     pub second_jumps_left: i32,
+    /// What generated code has executed, if it counts.
+    pub executed: Executed,
     /// Host registers of the pinned globals.
     pub pinned: Vec<(GlobalId, u8)>,
     /// Whether indirect jumps may find blocks without the execution loop (not under `-d nochain`).

@@ -28,6 +28,10 @@ pub struct GpFault;
 /// Called from any thread, under locks of the interrupt controller: sets a flag and wakes the vCPU, no more.
 pub type Kick = Arc<dyn Fn() + Send + Sync>;
 
+/// A local APIC's registers in the form of its register page in xAPIC mode: register n is at offset 16 * n. What is no
+/// state (version, PPR) is 0.
+pub type ApicPage = [u32; 64];
+
 /// One vCPU's interrupt controller.
 pub trait CpuIrq: Send + Sync {
     /// What waits, as [`signal`] bits; may be kept as a pointer by translated code while the machine lives.
@@ -72,6 +76,12 @@ pub trait CpuIrq: Send + Sync {
     fn read_x2apic(&self, msr: u32) -> Result<u64, GpFault>;
     /// Writes MSR 800H to 8FFH.
     fn write_x2apic(&self, msr: u32, value: u64) -> Result<(), GpFault>;
+
+    /// All registers at once, without the effects of reads.
+    fn apic_page(&self) -> ApicPage;
+    /// Takes over all registers, without the effects of writes; the timer goes on from its count. IA32_APIC_BASE comes before,
+    /// IA32_TSC_DEADLINE after.
+    fn set_apic_page(&self, page: &ApicPage);
 
     /// MSR 6E0H, IA32_TSC_DEADLINE, in ticks of this vCPU's TSC.
     fn tsc_deadline(&self) -> u64;

@@ -3,16 +3,17 @@
 //! Breakpoints and watchpoints are the processor's own, by KVM_SET_GUEST_DEBUG: four in all, and the guest's debug
 //! registers do nothing meanwhile. Single steps are the translator's ([`super::assist`]): the host's KVM may not have them in
 //! every mode, or lets an interrupt in; the translator executes exactly one instruction. It reaches the board's interrupt
-//! controllers only, so there are no single steps with KVM's own.
+//! controllers only; with KVM's own the steps are KVM's, which hold interrupts back from Linux 5.16 on.
 //!
 //! A KVM that is itself a software implementation may take watchpoints and never see them.
 
 use kvm_bindings::{
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_debug_exit_arch, kvm_guest_debug, kvm_guest_debug_arch,
+    KVM_CAP_SET_GUEST_DEBUG2, KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
+    KVM_GUESTDBG_USE_HW_BP, kvm_debug_exit_arch, kvm_guest_debug, kvm_guest_debug_arch,
 };
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use tessera_x86::cpu_state::CpuState;
-use tessera_x86::state::seg;
+use tessera_x86::state::{reg, seg};
 
 use super::KvmEngine;
 use super::state::is_64_bit;
@@ -21,6 +22,8 @@ use crate::accel::{Engine, Stop};
 
 /// Debug registers for addresses.
 const REGISTERS: usize = 4;
+/// DR6.BS: a single step.
+const BS: u64 = 1 << 14;
 
 /// What a debug register is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,27 +40,44 @@ pub struct Debug {
     uses: Vec<Use>,
     /// Linear address of the breakpoint that the last run ended at: to go on from there is to pass it.
     pub at_breakpoint: Option<u64>,
+    /// KVM itself steps.
+    stepping: bool,
+    /// What KVM can do in a step, as KVM_GUESTDBG bits.
+    holds_back: u32,
+}
+
+/// Whether KVM can hold interrupts back in steps: what to tell it, 0 if not.
+fn holds_back(vm: &VmFd) -> u32 {
+    let bits = vm.check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into());
+    u32::try_from(bits).unwrap_or(0) & KVM_GUESTDBG_BLOCKIRQ
 }
 
 impl Debug {
+    /// For the vCPUs of a VM.
+    pub fn new(vm: &VmFd) -> Debug {
+        Debug { holds_back: holds_back(vm), ..Debug::default() }
+    }
+
     /// Takes over a request. An error is a sentence, and the old one stays.
-    pub fn set(&mut self, vcpu: &VcpuFd, request: &DebugRequest, can_step: bool) -> Result<(), String> {
-        if request.step.is_some() && !can_step {
-            return Err("single steps do not go with KVM's own interrupt controllers; use -accel \
-                        kvm,kernel-irqchip=off or -accel tcg"
-                .into());
-        }
+    pub fn set(&mut self, vcpu: &VcpuFd, request: &DebugRequest) -> Result<(), String> {
         let uses = uses(request)?;
         if uses != self.uses {
-            let mut debug = kvm_guest_debug { control: 0, pad: 0, arch: registers(&uses, request) };
-            if !uses.is_empty() {
-                debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-            }
-            vcpu.set_guest_debug(&debug)
-                .map_err(|error| format!("KVM has no breakpoints here ({error}); use -accel tcg"))?;
+            program(vcpu, registers(&uses, request), !uses.is_empty(), 0)?;
             self.uses = uses;
         }
         self.request = request.clone();
+        Ok(())
+    }
+
+    /// Has KVM stop behind the next instruction, or not any more. Breakpoints wait meanwhile: the one that the guest
+    /// stands at is to be passed.
+    fn step(&mut self, vcpu: &VcpuFd, on: bool) -> Result<(), String> {
+        let mut how = 0;
+        if on {
+            how = KVM_GUESTDBG_SINGLESTEP | if self.request.interrupts { 0 } else { self.holds_back };
+        }
+        program(vcpu, registers(&self.uses, &self.request), !on && !self.uses.is_empty(), how)?;
+        self.stepping = on;
         Ok(())
     }
 
@@ -74,10 +94,26 @@ impl Debug {
             let watchpoint = self.request.watchpoints.get(index)?;
             return Some(DebugStop::Watch { address, kind: watchpoint.kind });
         }
+        if self.stepping && exit.dr6 & BS != 0 {
+            return Some(DebugStop::Stepped);
+        }
         hits().next()?;
         self.at_breakpoint = Some(exit.pc);
         Some(DebugStop::Breakpoint)
     }
+}
+
+/// Sets what KVM does for a debugger.
+fn program(vcpu: &VcpuFd, arch: kvm_guest_debug_arch, hardware: bool, how: u32) -> Result<(), String> {
+    let mut control = how;
+    if hardware {
+        control |= KVM_GUESTDBG_USE_HW_BP;
+    }
+    if control != 0 {
+        control |= KVM_GUESTDBG_ENABLE;
+    }
+    vcpu.set_guest_debug(&kvm_guest_debug { control, pad: 0, arch })
+        .map_err(|error| format!("KVM has no breakpoints or steps here ({error}); use -accel tcg"))
 }
 
 impl KvmEngine {
@@ -88,7 +124,7 @@ impl KvmEngine {
         if let Some(step) = self.debug.request.step.clone() {
             return self.debug_step(&step).map(Some);
         }
-        if at_breakpoint.is_some() && self.chips.is_none() {
+        if at_breakpoint.is_some() {
             self.complete()?;
             if at_breakpoint == Some(linear(&self.get()?)) {
                 return self.debug_one();
@@ -97,8 +133,31 @@ impl KvmEngine {
         Ok(None)
     }
 
-    /// Has the translator execute one instruction. `Some` when a watched range was accessed, or the CPU cannot go on.
+    /// Executes one instruction. `Some` when a watched range was accessed, or the CPU cannot go on.
     fn debug_one(&mut self) -> Result<Option<Stop>, String> {
+        if self.chips.is_none() { self.translate_one() } else { self.step_one() }
+    }
+
+    /// Has KVM execute one instruction.
+    fn step_one(&mut self) -> Result<Option<Stop>, String> {
+        self.debug.step(&self.vcpu, true)?;
+        let outcome = loop {
+            self.kick.acknowledge();
+            if self.stop_requested() {
+                break self.complete().map(|()| Some(Stop::Requested));
+            }
+            match self.step() {
+                Ok(None) => {}
+                Ok(Some(Stop::Debug(DebugStop::Stepped))) => break Ok(None),
+                outcome => break outcome,
+            }
+        };
+        self.debug.step(&self.vcpu, false)?;
+        outcome
+    }
+
+    /// Has the translator execute one instruction.
+    fn translate_one(&mut self) -> Result<Option<Stop>, String> {
         let state = self.get()?;
         let watchpoints = self.debug.request.watchpoints.clone();
         let (state, hit) = self.assist()?.step(&state, &watchpoints);
@@ -109,13 +168,25 @@ impl KvmEngine {
         Ok(hit.map(Stop::Debug))
     }
 
+    /// Lets the CPU take an event that waits; whether there was one.
+    fn debug_event(&mut self) -> Result<bool, String> {
+        let before = self.get()?;
+        let state = self.assist()?.look_at_events(&before);
+        let place = |state: &CpuState| (state.segments[seg::CS], state.rip, state.gpr[reg::RSP]);
+        let taken = place(&state) != place(&before);
+        if taken {
+            self.set(&state)?;
+        }
+        Ok(taken)
+    }
+
     /// Does a debugger's step, or steps.
     fn debug_step(&mut self, step: &Step) -> Result<Stop, String> {
         self.complete()?;
         if self.stop_requested() {
             return Ok(Stop::Requested);
         }
-        if self.halted || self.wait_for_sipi {
+        if self.chips.is_none() && (self.halted || self.wait_for_sipi) {
             // Only an event gets it further.
             let state = self.get()?;
             let state = self.assist()?.look_at_events(&state);
@@ -124,7 +195,8 @@ impl KvmEngine {
             return Ok(if waits { Stop::Halted } else { Stop::Debug(DebugStop::Stepped) });
         }
         loop {
-            if let Some(stop) = self.debug_one()? {
+            let taken = self.debug.request.interrupts && self.chips.is_none() && self.debug_event()?;
+            if !taken && let Some(stop) = self.debug_one()? {
                 return Ok(stop);
             }
             let state = self.get()?;
@@ -221,7 +293,7 @@ mod tests {
             .iter()
             .map(|(first, last, kind)| Watchpoint { range: *first..=*last, kind: *kind })
             .collect();
-        DebugRequest { breakpoints: breakpoints.to_vec(), watchpoints, step: None }
+        DebugRequest { breakpoints: breakpoints.to_vec(), watchpoints, ..DebugRequest::default() }
     }
 
     #[test]

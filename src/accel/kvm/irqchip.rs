@@ -24,6 +24,7 @@ use tessera_hw::boards::pc::PcMachine;
 use tessera_hw::intc::apic_bus::{Message, MsiSink};
 use tessera_hw::intc::i8259::I8259;
 use tessera_hw::intc::ioapic::IoApic;
+use tessera_hw_core::cpu::ApicPage;
 use tessera_hw_core::irq::IrqSink;
 use tessera_x86::cpu_state::PendingEvents;
 
@@ -33,6 +34,13 @@ use crate::accel::Control;
 const IOAPIC_PINS: u32 = 24;
 /// Inputs of the 8259s: the numbers behind those.
 const PIC_PINS: u32 = 16;
+
+/// Registers that the local APIC itself makes: version, PPR, LVT CMCI.
+const OWN_REGISTERS: [usize; 3] = [0x03, 0x0a, 0x2f];
+
+/// Register of the local vector table's entry for LINT1, and its value for NMIs.
+const LVT_LINT1: usize = 0x36;
+const LINT1_NMI: u32 = 0x400;
 
 /// Inputs of one of KVM's controllers.
 struct Inputs {
@@ -134,7 +142,9 @@ impl KernelChips {
             vm.get_irqchip(&mut chip).map_err(refused("tell of its interrupt controllers"))?;
             chips.push(chip);
         }
-        let lapic = vcpu.get_lapic().map_err(refused("tell of its local APIC"))?;
+        let mut lapic = vcpu.get_lapic().map_err(refused("tell of its local APIC"))?;
+        // NMI through LINT1, as with the board's; LINT0 is KVM's choice, the same.
+        put_register(&mut lapic, LVT_LINT1, LINT1_NMI);
         let split = others.map(|board| Split {
             pic: board.pic.clone(),
             intr: Arc::default(),
@@ -191,6 +201,29 @@ impl KernelChips {
         }
         vcpu.set_lapic(&self.lapic).map_err(failed)
     }
+}
+
+fn put_register(lapic: &mut kvm_lapic_state, n: usize, value: u32) {
+    for (i, byte) in value.to_le_bytes().into_iter().enumerate() {
+        lapic.regs[16 * n + i] = byte as _;
+    }
+}
+
+/// The registers of KVM's local APIC.
+pub fn apic_page(vcpu: &VcpuFd) -> Result<ApicPage, String> {
+    let lapic = vcpu.get_lapic().map_err(|error| format!("KVM does not tell its local APIC ({error})"))?;
+    let byte = |at: usize| lapic.regs[at] as u8;
+    Ok(std::array::from_fn(|n| u32::from_le_bytes(std::array::from_fn(|i| byte(16 * n + i)))))
+}
+
+/// Sets the registers of KVM's local APIC, but for those that are its own.
+pub fn set_apic_page(vcpu: &VcpuFd, page: &ApicPage) -> Result<(), String> {
+    let failed = |error| format!("KVM does not take a local APIC's registers ({error})");
+    let mut lapic = vcpu.get_lapic().map_err(failed)?;
+    for (n, register) in page.iter().enumerate().filter(|(n, _)| !OWN_REGISTERS.contains(n)) {
+        put_register(&mut lapic, n, *register);
+    }
+    vcpu.set_lapic(&lapic).map_err(failed)
 }
 
 /// Takes over what KVM knows of a vCPU that does not execute.

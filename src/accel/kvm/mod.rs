@@ -27,6 +27,7 @@
 //! | `debug` | breakpoints and steps |
 //! | `detached` | what the translator knows about states |
 //! | `assist` | the translator executes what KVM does not |
+//! | `tests`, `programs` | states there and back; the bare-metal programs under both engines |
 //! | `raw` | shared memory and missing ioctls: the unsafe code |
 
 mod assist;
@@ -37,6 +38,8 @@ mod exits;
 mod irqchip;
 mod memory;
 mod open;
+#[cfg(test)]
+mod programs;
 mod raw;
 mod state;
 #[cfg(test)]
@@ -69,7 +72,7 @@ use self::memory::Slots;
 use self::raw::Kick;
 use self::state::Conversion;
 use super::debug::DebugRequest;
-use super::tcg::PcPlatform;
+use super::tcg::{self, PcPlatform};
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, IrqChip};
 
@@ -239,6 +242,7 @@ impl KvmEngine {
             power_up.msrs.clone(),
         );
         let run_size = vm.run_size();
+        let debug = Debug::new(&vm);
 
         // From here on nothing fails.
         let kicked = kick.clone();
@@ -283,7 +287,7 @@ impl KvmEngine {
             assist: None,
             assist_platform: Some(platform),
             failed: None,
-            debug: Debug::default(),
+            debug,
             counters: Counters::default(),
         };
         Ok((engine, model.warnings))
@@ -494,15 +498,29 @@ impl Engine for KvmEngine {
 
     fn state(&mut self) -> Result<CpuState, String> {
         self.complete()?;
-        self.get()
+        let mut state = self.get()?;
+        state.apic.0 = match &self.chips {
+            Some(_) => irqchip::apic_page(&self.vcpu)?,
+            None => self.bus.irq.apic_page(),
+        };
+        state.normalise();
+        Ok(state)
     }
 
     fn set_state(&mut self, state: &CpuState) -> Result<(), String> {
-        self.set(state)
+        self.set(state)?;
+        if self.chips.is_some() {
+            irqchip::set_apic_page(&self.vcpu, &state.apic.0)?;
+            // Which timer it is for, the registers say.
+            self.conversion.set_deadline(&self.vcpu, state.tsc_deadline);
+        } else {
+            tcg::set_apic(&*self.bus.irq, state);
+        }
+        Ok(())
     }
 
     fn set_debug(&mut self, request: &DebugRequest) -> Result<(), String> {
-        self.debug.set(&self.vcpu, request, self.chips.is_none())
+        self.debug.set(&self.vcpu, request)
     }
 
     fn control(&self) -> Arc<Control> {

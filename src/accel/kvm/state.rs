@@ -14,7 +14,7 @@ use kvm_ioctls::{Error, VcpuFd};
 use tessera_hw_core::clock::Clock;
 use tessera_hw_core::mem::AddressSpace;
 use tessera_x86::cpu_state::{
-    AVX, COMPONENTS, CpuState, InFlight, PKRU, PendingEvents, XSAVE_IMAGE, XsaveImage,
+    AVX, ApicRegisters, COMPONENTS, CpuState, InFlight, PKRU, PendingEvents, XSAVE_IMAGE, XsaveImage,
 };
 use tessera_x86::cpuid::xstate::component;
 use tessera_x86::state::{Cr0, Efer, Msrs, RFlags, Segment, TableRegister, reg, seg};
@@ -379,7 +379,7 @@ impl Conversion {
         }
     }
 
-    /// The vCPU's state. Its APIC's part is what KVM has of it; `halted` and what follows from it are the caller's. The
+    /// The vCPU's state, without the local APIC's registers. `halted` and what follows from it are the caller's. The
     /// last KVM_RUN must be complete.
     pub fn get(&self, vcpu: &VcpuFd) -> Result<CpuState, String> {
         // First the events: they move an exception's address to CR2 and its reasons to DR6.
@@ -442,6 +442,7 @@ impl Conversion {
             xsave: from_xsave(&area, self.layout),
             apic_base: sregs.apic_base,
             tsc_deadline: 0,
+            apic: ApicRegisters::default(),
             events: from_events(&events),
         };
         if state.pae_without_long_mode() {

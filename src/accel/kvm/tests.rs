@@ -114,6 +114,26 @@ fn state(power_up: &CpuState, mode: &str) -> CpuState {
     s.msrs.mtrr_var[1] = (0x8000_0006, 0x3f_8000_0800);
     s.msrs.mtrr_fixed[0] = 0x0606_0606_0606_0606;
     s.msrs.tsc_offset = 1 << 40;
+    let apic: [(usize, u32); 15] = [
+        (0x08, 0x30),
+        (0x0d, 0x0200_0000),
+        (0x0e, 0x0fff_ffff),
+        (0x0f, 0x1f0),
+        // In service, level-triggered, requested.
+        (0x11, 1 << 4),
+        (0x1a, 1 << 7),
+        (0x22, 1 << 7),
+        (0x27, 1 << 30),
+        (0x30, 0x0004_40fd),
+        (0x31, 0x0500_0000),
+        // A timer that is stopped: the count of one that runs changes.
+        (0x32, 0x1_00ec),
+        (0x34, 0x1_0400),
+        (0x37, 0xfe),
+        (0x3e, 0xb),
+        (0x35, 0x8700),
+    ];
+    apic.iter().for_each(|(n, value)| s.apic.0[*n] = *value);
     let image = &mut s.xsave.0;
     image[..8].copy_from_slice(&[0x7f, 2, 0, 0x18, 0b0101_0011, 0, 0, 0]);
     for n in 0..8 {

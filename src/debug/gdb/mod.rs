@@ -10,6 +10,7 @@
 //! - The guest is stopped by the first whole packet of a caller, not by the call: what does not speak the protocol stops
 //!   nothing.
 //! - When a caller goes, however it does, its breakpoints go and the guest goes on.
+//! - One debugger at a time: who calls meanwhile is told so. If it has said nothing yet when the first goes, it is next.
 //! - What waits to be sent is bounded; a caller that does not read is hung up on.
 //!
 //! | module | does |
@@ -51,8 +52,10 @@ pub use self::spec::{GdbSpec, Listening};
 
 use self::memory::Memory;
 use self::packets::{Arrival, Framer, MAX_BODY, packet};
-use self::target::{FIRST, GdbTarget};
-use crate::accel::debug::{DebugRequest, DebugStop, WatchKind};
+use self::target::{FIRST, GdbTarget, Stepping};
+#[cfg(test)]
+use crate::accel::debug::DebugRequest;
+use crate::accel::debug::{DebugStop, WatchKind};
 use crate::vcpu::VcpuHandle;
 
 /// Bytes that may wait to be sent.
@@ -63,13 +66,19 @@ const MAX_WAITING: usize = 1024;
 const FAREWELL: Duration = Duration::from_millis(200);
 /// gdb's error for what does not go now.
 const ERROR: &[u8] = b"E01";
+/// And for a value that cannot be (EINVAL).
+const INVALID: &[u8] = b"E22";
+/// What a second debugger is told.
+const OCCUPIED: &[u8] = b"E.another debugger is connected to this machine";
+/// How many of those there may be.
+const MAX_REFUSED: usize = 8;
 
 /// What the debugger asks of the machine's owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// The vCPU is to stop; [`GdbServer::stopped`] says when it has.
     Stop,
-    /// It is to go on under [`GdbServer::request`].
+    /// It is to go on as [`GdbServer::tell_engine`] tells its engine.
     Resume,
     /// The debugger has gone: the guest goes on, under no request.
     Release,
@@ -245,6 +254,8 @@ fn stub(unsent: &Rc<RefCell<Vec<u8>>>, target: &mut GdbTarget) -> Option<Stub> {
 pub struct GdbServer {
     listening: Listening,
     caller: Option<Caller>,
+    /// Those who have called while a debugger was there.
+    refused: VecDeque<Caller>,
     target: GdbTarget,
     /// The vCPU is to stop for a Ctrl-C.
     interrupt: bool,
@@ -261,6 +272,7 @@ impl GdbServer {
         GdbServer {
             listening,
             caller,
+            refused: VecDeque::new(),
             target: GdbTarget::new(vcpu, memory, running),
             interrupt: false,
             release: false,
@@ -276,28 +288,42 @@ impl GdbServer {
                 interest.push((caller.output.as_fd(), PollFlags::OUT));
             }
         }
-        if self.caller.as_ref().is_none_or(|caller| !caller.speaks)
-            && let Some(listener) = self.listening.descriptor()
-        {
-            interest.push((listener, PollFlags::IN));
-        }
+        interest.extend(self.refused.iter().map(|refused| (refused.input.as_fd(), PollFlags::IN)));
+        interest.extend(self.listening.descriptor().map(|listener| (listener, PollFlags::IN)));
         interest
     }
 
     /// What the debugger wants of the engine.
+    #[cfg(test)]
     pub fn request(&self) -> DebugRequest {
         self.target.request()
+    }
+
+    /// Has the engine of the stopped vCPU do what the debugger wants when it goes on. An error is a sentence.
+    pub fn tell_engine(&mut self) -> Result<(), String> {
+        self.target.tell(self.target.request())
+    }
+
+    /// Whether the debugger wants a step.
+    pub fn steps(&self) -> bool {
+        self.target.request().step.is_some()
     }
 
     /// Serves the caller until something is to be done that only the machine's owner can. To be called until it returns
     /// `None`.
     pub fn service(&mut self) -> Option<Ask> {
-        if self.caller.as_ref().is_none_or(|caller| !caller.speaks)
-            && let Some(streams) = self.listening.accept()
-        {
+        while let Some(streams) = self.listening.accept() {
             // Who has said nothing that makes sense does not keep others out.
-            self.caller = Some(Caller::new(streams));
+            if self.caller.as_ref().is_none_or(|caller| !caller.speaks) {
+                self.caller = Some(Caller::new(streams));
+                continue;
+            }
+            self.refused.push_back(Caller::new(streams));
+            if self.refused.len() > MAX_REFUSED {
+                self.refused.pop_front();
+            }
         }
+        self.refuse();
         if let Some(caller) = &mut self.caller {
             caller.receive();
         }
@@ -306,6 +332,27 @@ impl GdbServer {
             caller.send();
         }
         ask
+    }
+
+    /// Tells those who are one too many. They hang up themselves: gdb does so when it has shown what it was told.
+    fn refuse(&mut self) {
+        if self.caller.is_none() && !self.release {
+            // Who was told already is not to be confused.
+            let next = self.refused.iter().position(|refused| !refused.speaks);
+            self.caller = next.and_then(|next| self.refused.remove(next));
+        }
+        self.refused.retain_mut(|refused| {
+            refused.receive();
+            while let Some(arrival) = refused.waiting.pop_front() {
+                if let Arrival::Packet(body) = arrival {
+                    refused.answer(OCCUPIED);
+                    refused.no_acks |= body == b"QStartNoAckMode";
+                    refused.speaks = true;
+                }
+            }
+            refused.send();
+            !refused.gone
+        });
     }
 
     fn handle(&mut self) -> Option<Ask> {
@@ -388,6 +435,18 @@ impl GdbServer {
                 self.target.physical = body.ends_with(b"1");
                 caller.answer(b"OK");
             }
+            b"qqemu.Supported" => caller.answer(b"sstepbits;sstep;PhyMemMode"),
+            b"qqemu.sstepbits" => caller.answer(Stepping::BITS.as_bytes()),
+            b"qqemu.sstep" => caller.answer(self.target.stepping.text().as_bytes()),
+            [b'Q', b'q', b'e', b'm', b'u', b'.', b's', b's', b't', b'e', b'p', b'=', bits @ ..] => {
+                match Stepping::parse(&String::from_utf8_lossy(bits)) {
+                    Some(stepping) => {
+                        self.target.stepping = stepping;
+                        caller.answer(b"OK");
+                    }
+                    None => caller.answer(INVALID),
+                }
+            }
             // The old forms: without an address they mean what the new ones do.
             b"c" | [b'C', _, _] => caller.feed(&mut self.target, b"vCont;c"),
             b"s" | [b'S', _, _] => caller.feed(&mut self.target, b"vCont;s:1;c"),
@@ -406,6 +465,11 @@ impl GdbServer {
             }
             _ => None,
         }
+    }
+
+    /// Whether the machine's timers run out in the debugger's steps.
+    pub fn timers_in_steps(&self) -> bool {
+        self.target.stepping.timers()
     }
 
     /// The vCPU executes.

@@ -22,6 +22,7 @@ disassemble [ADDRESS [COUNT]]  instructions in the current mode, by linear addre
 reset                  the machine as after power-on; the guest stays stopped
 quit                   ends the emulator
 help                   this text
+QEMU's names do, too: info registers, info tlb, gva2gpa, system_reset, q.
 Addresses are hexadecimal with 0x, else decimal. `maintenance packet Qqemu.PhyMemMode:1` makes gdb's addresses
 physical, and :0 linear again.
 ";
@@ -54,8 +55,10 @@ impl GdbTarget {
     fn monitor(&mut self, words: &[&str]) -> Result<String, String> {
         match words {
             [] | ["help"] => Ok(HELP.into()),
-            ["registers"] => self.vcpu.call(|engine| engine.dump()).ok_or("the vCPU has ended".into()),
-            ["translate", address] => {
+            ["registers"] | ["info", "registers"] => {
+                self.vcpu.call(|engine| engine.dump()).ok_or("the vCPU has ended".into())
+            }
+            ["translate" | "gva2gpa", address] => {
                 let va = number(address)?;
                 let memory = self.memory.clone();
                 let walk = memory.walk(self.state()?, va);
@@ -80,7 +83,9 @@ impl GdbTarget {
                 }
                 Ok(text)
             }
-            ["tlb"] => self.vcpu.call(|engine| engine.cached_translations()).ok_or("the vCPU has ended")?,
+            ["tlb"] | ["info", "tlb"] => {
+                self.vcpu.call(|engine| engine.cached_translations()).ok_or("the vCPU has ended")?
+            }
             ["stats"] => self.vcpu.call(|engine| engine.statistics()).ok_or("the vCPU has ended".into()),
             ["tb", address] => {
                 let va = number(address)?;
@@ -95,11 +100,11 @@ impl GdbTarget {
                 let count = rest.get(1).map_or(Ok(SHOWN as u64), |count| number(count))?;
                 self.disassemble(from, count.min(MOST_SHOWN as u64) as usize)
             }
-            ["reset"] => {
+            ["reset"] | ["system_reset"] => {
                 self.asks.push(Ask::Reset);
                 Ok("the machine is reset; gdb sees it after `flushregs`\n".into())
             }
-            ["quit"] => {
+            ["quit" | "q"] => {
                 self.asks.push(Ask::Kill);
                 Ok(String::new())
             }

@@ -31,6 +31,47 @@ use crate::vcpu::VcpuHandle;
 /// The one vCPU as a thread; gdb counts from 1.
 pub const FIRST: Tid = Tid::MIN;
 
+/// What single steps leave out: bits with QEMU's values, as its debuggers know them (`qqemu.sstep`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stepping(u8);
+
+impl Stepping {
+    /// The bits as QEMU tells them.
+    pub const BITS: &str = "ENABLE=1,NOIRQ=2,NOTIMER=4";
+    const ENABLE: u8 = 1;
+    const NO_INTERRUPTS: u8 = 2;
+    const NO_TIMERS: u8 = 4;
+
+    /// Reads a number in hexadecimal. `None` for bits that do not exist, and for steps that are none.
+    pub fn parse(text: &str) -> Option<Stepping> {
+        let bits = u8::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()?;
+        let known = Self::ENABLE | Self::NO_INTERRUPTS | Self::NO_TIMERS;
+        (bits & !known == 0 && bits & Self::ENABLE != 0).then_some(Stepping(bits))
+    }
+
+    /// The number for a debugger.
+    pub fn text(self) -> String {
+        format!("{:#x}", self.0)
+    }
+
+    /// Steps take interrupts.
+    pub fn interrupts(self) -> bool {
+        self.0 & Self::NO_INTERRUPTS == 0
+    }
+
+    /// The machine's timers run out in steps.
+    pub fn timers(self) -> bool {
+        self.0 & Self::NO_TIMERS == 0
+    }
+}
+
+impl Default for Stepping {
+    /// People who step do not want to fall into the timer's handler.
+    fn default() -> Self {
+        Stepping(Self::ENABLE | Self::NO_INTERRUPTS | Self::NO_TIMERS)
+    }
+}
+
 /// What the stub works on.
 pub struct GdbTarget {
     pub(super) vcpu: VcpuHandle,
@@ -41,6 +82,10 @@ pub struct GdbTarget {
     pub(super) breakpoints: BTreeSet<(u64, bool)>,
     pub(super) watchpoints: Vec<Watchpoint>,
     step: Option<Step>,
+    /// What the engine was told last.
+    told: Option<DebugRequest>,
+    /// What single steps leave out, see [`Stepping`].
+    pub(super) stepping: Stepping,
     /// Addresses are physical.
     pub(super) physical: bool,
     /// The vCPU executes.
@@ -59,6 +104,8 @@ impl GdbTarget {
             breakpoints: BTreeSet::new(),
             watchpoints: Vec::new(),
             step: None,
+            told: None,
+            stepping: Stepping::default(),
             physical: false,
             running,
             asks: Vec::new(),
@@ -69,23 +116,35 @@ impl GdbTarget {
     pub fn request(&self) -> DebugRequest {
         let mut breakpoints: Vec<u64> = self.breakpoints.iter().map(|(address, _)| *address).collect();
         breakpoints.dedup();
-        DebugRequest { breakpoints, watchpoints: self.watchpoints.clone(), step: self.step.clone() }
+        DebugRequest {
+            breakpoints,
+            watchpoints: self.watchpoints.clone(),
+            step: self.step.clone(),
+            interrupts: self.stepping.interrupts(),
+        }
     }
 
-    /// Tells the engine what the debugger wants; `false` if it cannot do that.
+    /// Tells the engine what the debugger wants, unless it knows. An error, a sentence, is why it cannot do that.
+    pub(super) fn tell(&mut self, request: DebugRequest) -> Result<(), String> {
+        if self.told.as_ref() == Some(&request) {
+            return Ok(());
+        }
+        let told = request.clone();
+        self.vcpu.call(move |engine| engine.set_debug(&request)).ok_or("the vCPU has ended")??;
+        self.told = Some(told);
+        Ok(())
+    }
+
+    /// Tells the engine of breakpoints and watchpoints; `false` if it cannot have them.
     pub(super) fn sync(&mut self) -> bool {
         if self.running {
             return false;
         }
-        let request = DebugRequest { step: None, ..self.request() };
-        match self.vcpu.call(move |engine| engine.set_debug(&request)) {
-            Some(Ok(())) => true,
-            Some(Err(why)) => {
-                eprintln!("tessera: gdb: {why}");
-                false
-            }
-            None => false,
+        let told = self.tell(DebugRequest { step: None, ..self.request() });
+        if let Err(why) = &told {
+            eprintln!("tessera: gdb: {why}");
         }
+        told.is_ok()
     }
 
     /// Forgets everything that one debugger has set.
@@ -93,6 +152,7 @@ impl GdbTarget {
         self.breakpoints.clear();
         self.watchpoints.clear();
         self.step = None;
+        self.stepping = Stepping::default();
         self.physical = false;
     }
 
@@ -135,6 +195,10 @@ impl GdbTarget {
         }
         self.state = None;
         let outcome = self.vcpu.call(move |engine| {
+            // The machine's devices may have sent interrupts since the state was read.
+            let now = engine.state()?;
+            (new.apic, new.tsc_deadline) = (now.apic, now.tsc_deadline);
+            new.normalise();
             engine.set_state(&new).inspect_err(|_| {
                 // After an error a state must be set before the vCPU goes on: the old one was possible.
                 let _ = engine.set_state(&old);

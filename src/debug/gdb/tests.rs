@@ -39,6 +39,7 @@ pub fn state() -> CpuState {
         xsave: Default::default(),
         apic_base: 0,
         tsc_deadline: 0,
+        apic: Default::default(),
         events: Default::default(),
     };
     state.normalise();
@@ -307,6 +308,61 @@ fn steps_stops_and_leaving() {
 }
 
 #[test]
+fn steps_take_interrupts_and_timers_when_told_to() {
+    let mut rig = Rig::new("stepping", false);
+    assert_eq!(rig.ask("qqemu.Supported"), "sstepbits;sstep;PhyMemMode");
+    assert_eq!(rig.ask("qqemu.sstepbits"), "ENABLE=1,NOIRQ=2,NOTIMER=4");
+    assert_eq!(rig.ask("qqemu.sstep"), "0x7");
+    assert!(!rig.server.request().interrupts && !rig.server.timers_in_steps());
+    assert_eq!(rig.ask("Qqemu.sstep=0x5"), "OK");
+    assert!(rig.server.request().interrupts && !rig.server.timers_in_steps());
+    assert_eq!(rig.ask("Qqemu.sstep=1"), "OK");
+    assert!(rig.server.request().interrupts && rig.server.timers_in_steps());
+    assert_eq!(rig.ask("qqemu.sstep"), "0x1");
+    for wrong in ["", "0x", "0x6", "0x9", "seven", "100"] {
+        assert_eq!(rig.ask(&format!("Qqemu.sstep={wrong}")), "E22", "{wrong}");
+    }
+    assert_eq!(rig.ask("qqemu.sstep"), "0x1");
+    // The next debugger starts anew.
+    assert_eq!(rig.send(&packet(b"D")), [Ask::Release]);
+    assert!(!rig.server.request().interrupts);
+}
+
+#[test]
+fn a_second_debugger_is_told_and_the_first_stays() {
+    let mut rig = Rig::new("second", false);
+    assert_eq!(rig.ask("qqemu.sstep"), "0x7");
+    let first = rig.peer.take().unwrap();
+    rig.call();
+    assert_eq!(rig.send(b""), [], "it has said nothing yet");
+    assert_eq!(rig.send(&packet(b"qSupported")), []);
+    assert!(rig.received().contains("$E.another debugger is connected"));
+    assert_eq!(rig.send(&packet(b"vKill;1")), [], "and does nothing");
+    assert!(rig.received().contains("$E.another debugger is connected"));
+    // It may hang up when it likes, and who does not read is hung up on.
+    for _ in 0..40 {
+        // It may have happened.
+        let _ = Write::write(rig.peer.as_mut().unwrap(), &packet(b"g").repeat(1000));
+        assert_eq!(rig.serve(), []);
+    }
+    assert!(rig.server.refused.is_empty());
+    // However many there are.
+    let crowd: Vec<_> = (0..3 * MAX_REFUSED).map(|_| UnixStream::connect(&rig.path).unwrap()).collect();
+    assert_eq!(rig.serve(), []);
+    assert!(rig.server.refused.len() <= MAX_REFUSED);
+    drop(crowd);
+    assert_eq!(rig.serve(), []);
+    assert!(rig.server.refused.is_empty());
+    // One who waits silently is next when the first has gone.
+    rig.call();
+    assert_eq!(rig.serve(), []);
+    drop(first);
+    assert_eq!(rig.serve(), [Ask::Release]);
+    assert_eq!(rig.send(&packet(b"?")), [Ask::Stop]);
+    assert!(rig.received().contains("$T"));
+}
+
+#[test]
 fn monitor_commands() {
     let mut rig = Rig::new("monitor", false);
     let mut monitor = |command: &str| {
@@ -323,6 +379,8 @@ fn monitor_commands() {
     };
     assert!(monitor("help").0.contains("translate ADDRESS"));
     assert_eq!(monitor("registers").0, "all registers");
+    assert_eq!(monitor("info registers").0, "all registers");
+    assert!(monitor("gva2gpa 0x1234").0.contains("physical 0x1234"));
     assert!(monitor("translate 0x1234").0.contains("physical 0x1234"));
     assert!(monitor("disassemble 0x500 2").0.contains("0x0000000000000500"));
     assert!(monitor("tb 0").0.contains("-accel tcg"));

@@ -8,12 +8,15 @@
 //! Canonical form ([`CpuState::normalise`]; whoever makes a state calls it):
 //! - A data segment register that cannot be used has no rights and no limit; its base and selector stay.
 //! - IP and bases outside of long mode have 32 bits.
+//! - CR8 is the upper half of the APIC's TPR.
 //! - The XSAVE image is in the standard format with all components, at the offsets of [`xstate`]; what the
 //!   instruction leaves undefined is zero.
 //!
 //! Not part of it: the code and data segment selectors of the last x87 instruction, which recent processors do not keep
-//! (CPUID.(7,0):EBX bit 13), and the local APIC but for what the processor itself shows of it (IA32_APIC_BASE, CR8,
-//! IA32_TSC_DEADLINE): its registers are a device's.
+//! (CPUID.(7,0):EBX bit 13).
+//!
+//! The local APIC is a device: [`X86Env`] has of it what the processor itself shows (IA32_APIC_BASE, CR8,
+//! IA32_TSC_DEADLINE). Its registers ([`ApicRegisters`]) are for who joins a processor with its controller to get and set.
 //!
 //! Source: SDM volume 3, chapters 2 and 9; volume 1, section 13.4 (XSAVE area).
 
@@ -158,6 +161,30 @@ pub struct PendingEvents {
     pub in_flight: Option<InFlight>,
 }
 
+/// The local APIC's registers in the form of its register page in xAPIC mode, whatever the mode: register n is at offset 16 * n
+/// (SDM volume 3, table 11-1). Registers that are no state (version, PPR, EOI) are 0.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApicRegisters(pub [u32; 64]);
+
+impl ApicRegisters {
+    /// Number of the task priority register.
+    const TPR: usize = 8;
+    /// Numbers of those that are no state, or not every controller has: version, APR, PPR, EOI, RRD, LVT CMCI, self IPI.
+    const NO_STATE: [usize; 7] = [0x03, 0x09, 0x0a, 0x0b, 0x0c, 0x2f, 0x3f];
+}
+
+impl Default for ApicRegisters {
+    fn default() -> Self {
+        ApicRegisters([0; 64])
+    }
+}
+
+impl fmt::Debug for ApicRegisters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.0.iter().enumerate().map(|(n, value)| (16 * n, value))).finish()
+    }
+}
+
 /// Everything that the architecture says a processor has.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CpuState {
@@ -205,6 +232,8 @@ pub struct CpuState {
     pub apic_base: u64,
     /// IA32_TSC_DEADLINE in ticks of the machine's TSC; 0 if disarmed.
     pub tsc_deadline: u64,
+    /// The local APIC's registers; zero in the state of a processor alone.
+    pub apic: ApicRegisters,
     /// Events.
     pub events: PendingEvents,
 }
@@ -232,6 +261,12 @@ impl CpuState {
             self.pdpte = [0; 4];
         }
         self.xsave.normalise();
+        let apic = &mut self.apic.0;
+        ApicRegisters::NO_STATE.iter().for_each(|n| apic[*n] = 0);
+        // CR8 is the upper half of TPR.
+        if apic[ApicRegisters::TPR] >> 4 != self.cr8.into() {
+            apic[ApicRegisters::TPR] = u32::from(self.cr8) << 4;
+        }
     }
 
     /// Whether page-directory-pointer entries are in use.
@@ -292,6 +327,7 @@ impl X86Env {
             xsave: image,
             apic_base: self.platform.apic_base(),
             tsc_deadline: self.platform.apic_msr_read(msr::index::TSC_DEADLINE).unwrap_or(0),
+            apic: ApicRegisters::default(),
             events: PendingEvents {
                 interrupt_shadow: self.interrupt_shadow,
                 nmi_blocked: self.nmi_blocked,

@@ -6,15 +6,15 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::boot_tests::{BootTest, Rig};
 use crate::console::Console;
+use crate::gdb_client::{Client, Socket, packet};
 use crate::guests::{self, Files};
 use crate::initramfs::{self, PROMPT};
 use crate::packages::PackageError;
@@ -50,49 +50,12 @@ pub fn all() -> Vec<BootTest> {
         test("gdb/long-mode", long_mode),
         test("gdb/kernel", kernel),
         test("gdb/user-program", user_program),
+        test("gdb/stepping", stepping),
+        test("gdb/two-debuggers", two_debuggers),
+        test("gdb/kvm", kvm),
         test("gdb/steps", steps),
         test("gdb/robustness", robustness),
     ]
-}
-
-/// A socket for gdb that nobody else uses, and its file's end.
-struct Socket(PathBuf);
-
-impl Socket {
-    fn new() -> Socket {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        Socket(std::env::temp_dir().join(format!("tessera-gdb-{}-{n}", std::process::id())))
-    }
-
-    fn option(&self) -> String {
-        format!("unix:{}", self.0.display())
-    }
-
-    fn command(&self) -> String {
-        format!("target remote {}", self.0.display())
-    }
-
-    /// Waits until somebody listens there, and calls.
-    fn call(&self) -> Result<UnixStream> {
-        let started = Instant::now();
-        loop {
-            match UnixStream::connect(&self.0) {
-                Ok(stream) => return Ok(stream),
-                Err(error) if started.elapsed() > ANSWER => {
-                    return Err(error).context("the emulator does not listen for gdb");
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // The emulator removes it itself unless it was killed.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 /// Runs gdb with these commands; what it prints.
@@ -390,29 +353,140 @@ fn look_at(rig: &Rig, mut console: Console, socket: &Socket, again: u64) -> Resu
     Ok(Outcome::Passed(format!("{rbx} rounds after gdb had gone")))
 }
 
-/// A packet of gdb's remote protocol.
-fn packet(body: &str) -> Vec<u8> {
-    let sum = body.bytes().fold(0u8, |sum, byte| sum.wrapping_add(byte));
-    format!("${body}#{sum:02x}").into_bytes()
+/// Steps that take interrupts, once that is asked for, and the processor's halt.
+fn stepping(rig: &Rig) -> Result<Outcome> {
+    let mut files = files_or_skip!(rig);
+    let (elf, again) = program();
+    let file = rig.target.join(format!("gdb-stepping-{}", std::process::id()));
+    files.initrd = file.with_extension("cpio");
+    std::fs::write(&file, elf)?;
+    initramfs::write_program(&files.initrd, &file)?;
+    std::fs::remove_file(&file)?;
+    let socket = Socket::new();
+    let outcome = start(rig, &files, &socket, &["-S"]).and_then(|_console| {
+        let said = gdb(
+            rig,
+            &socket.command(),
+            &[
+                &format!("break *{again:#x}"),
+                "continue",
+                "delete",
+                "maintenance packet qqemu.sstepbits",
+                "maintenance packet Qqemu.sstep=0x1",
+                // Until the timer's handler.
+                "while ($cs & 3) == 3",
+                "stepi",
+                "end",
+                r#"printf "cpl=%d\n", $cs & 3"#,
+                "maintenance packet Qqemu.sstep=0x7",
+                &format!("break *{again:#x}"),
+                "continue",
+                r#"printf "at=%lx\n", (long)$rip"#,
+                "kill",
+            ],
+        )?;
+        check(&said, &["received: \"ENABLE=1,NOIRQ=2,NOTIMER=4\"", "cpl=0", &format!("at={again:x}")])
+    });
+    std::fs::remove_file(&files.initrd)?;
+    outcome.map(|()| Outcome::Passed(String::new()))
 }
 
-/// Sends a packet and reads the answer's body, without acknowledgements.
-fn exchange(stream: &mut UnixStream, body: &str) -> Result<String> {
-    stream.write_all(&packet(body))?;
-    let mut said = Vec::new();
-    let mut buf = [0; 4096];
-    loop {
-        let count = stream.read(&mut buf)?;
-        ensure!(count > 0, "the emulator hangs up");
-        said.extend_from_slice(&buf[..count]);
-        let text = String::from_utf8_lossy(&said);
-        if let Some((_, rest)) = text.split_once('$')
-            && let Some((answer, sum)) = rest.split_once('#')
-            && sum.len() == 2
-        {
-            return Ok(answer.to_owned());
-        }
+/// A second gdb is told that it is one too many; the first stays, and the next has its turn.
+fn two_debuggers(rig: &Rig) -> Result<Outcome> {
+    let socket = Socket::new();
+    let mut command = Command::new(&rig.emulator);
+    command.args(["-display", "none", "-serial", "null", "-S", "-gdb", &socket.option()]);
+    let mut console = Console::spawn(command)?;
+    let mut first = Client::attach(&socket)?;
+    let Err(error) = gdb(rig, &socket.command(), &["info registers rip"]) else {
+        bail!("a second gdb is served");
+    };
+    let said = format!("{error:#}");
+    ensure!(said.contains("another debugger is connected"), "the second is not told: {said}");
+    let step = first.exchange("vCont;s:1;c")?;
+    ensure!(step.starts_with("T05"), "the first is answered by {step}");
+    // One who calls and says nothing, and then one who means it.
+    drop(first);
+    let silent = socket.call()?;
+    let said = gdb(rig, &socket.command(), &[r#"printf "served=%d\n", $cr0 != 0"#, "kill"])?;
+    check(&said, &["served=1"])?;
+    drop(silent);
+    let status = console.wait(ANSWER)?;
+    ensure!(status.success(), "the emulator ended with {status}{}", console.tail());
+    Ok(Outcome::Passed(String::new()))
+}
+
+/// Registers, breakpoints, steps, memory and detaching under KVM, with the board's interrupt controllers and KVM's.
+fn kvm(rig: &Rig) -> Result<Outcome> {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        return Ok(Outcome::Skipped(format!("/dev/kvm: {error}")));
     }
+    let mut sees_accesses = true;
+    for accelerator in ["kvm", "kvm,kernel-irqchip=split", "kvm,kernel-irqchip=on"] {
+        let socket = Socket::new();
+        let mut command = Command::new(&rig.emulator);
+        command.args(["-accel", accelerator, "-display", "none", "-serial", "stdio", "-S"]);
+        command.args(["-gdb", &socket.option()]);
+        let mut console = Console::spawn(command)?;
+        socket.call()?;
+        let said = gdb(
+            rig,
+            &socket.command(),
+            &[
+                r#"printf "ip=%lx cs=%x base=%lx cr0=%lx\n", (long)$rip, $cs, $cs_base, $cr0"#,
+                r#"printf "first byte %x\n", *(unsigned char *)0xfffffff0"#,
+                "stepi",
+                r#"printf "ip=%lx base=%lx\n", (long)$rip, $cs_base"#,
+                "set $r9 = 0x1234",
+                "set $xmm3.v2_int64[1] = 99",
+                "set $dr0 = 0x4321",
+                "set *(int *)0x7000 = 0x55aa55aa",
+                // A linear address that is no offset of CS.
+                "hbreak *0xf0002",
+                "continue",
+                r#"printf "ip=%lx linear=%lx r9=%lx\n", (long)$rip, $cs_base + (long)$rip, $r9"#,
+                r#"printf "xmm3=%ld dr0=%lx memory=%x\n", $xmm3.v2_int64[1], $dr0, *(int *)0x7000"#,
+                // From a breakpoint on.
+                "stepi",
+                r#"printf "step=%lx\n", (long)$rip"#,
+                "monitor translate 0x7000",
+                "monitor registers",
+                "monitor reset",
+                "flushregs",
+                "continue",
+                r#"printf "again=%lx\n", (long)$rip"#,
+                "detach",
+            ],
+        )
+        .with_context(|| format!("under -accel {accelerator}"))?;
+        check(
+            &said,
+            &[
+                "ip=fff0 cs=f000 base=ffff0000 cr0=60000010",
+                "first byte ea",
+                "ip=0 base=f0000",
+                "ip=2 linear=f0002 r9=1234",
+                "xmm3=99 dr0=4321 memory=55aa55aa",
+                "step=4",
+                "0x7000 is at physical 0x7000, in a page of 4 KiB",
+                "again=2",
+            ],
+        )
+        .with_context(|| format!("under -accel {accelerator}"))?;
+        ensure!(said.contains("CR0=60000010"), "monitor registers shows no CR0:\n{said}");
+        // The guest goes on: its self-test comes to its end.
+        console.expect("speed: ", BOOT).with_context(|| format!("after gdb has gone, {accelerator}"))?;
+        // Which a KVM in software may have, and not look at.
+        let mut client = Client::attach(&socket)?;
+        client.order("Z4,0,8")?;
+        client.send("vCont;c")?;
+        sees_accesses &= console.pass(Duration::from_millis(100)).and_then(|()| client.has_spoken())?;
+        drop(client);
+        console.signal(rustix::process::Signal::TERM)?;
+        console.wait(ANSWER)?;
+    }
+    let limit = if sees_accesses { "" } else { "this KVM sees no access to a watched range" };
+    Ok(Outcome::Passed(limit.into()))
 }
 
 /// How many steps a second go over a socket. The figure is shown; that it is no crawl is checked.
@@ -421,16 +495,14 @@ fn steps(rig: &Rig) -> Result<Outcome> {
     let mut command = Command::new(&rig.emulator);
     command.args(["-display", "none", "-serial", "null", "-S", "-gdb", &socket.option()]);
     let mut console = Console::spawn(command)?;
-    let mut stream = socket.call()?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    exchange(&mut stream, "QStartNoAckMode")?;
+    let mut client = Client::attach(&socket)?;
     let started = Instant::now();
     for _ in 0..STEPS {
-        let answer = exchange(&mut stream, "vCont;s:1;c")?;
+        let answer = client.exchange("vCont;s:1;c")?;
         ensure!(answer.starts_with("T05"), "a step is answered by {answer}");
     }
     let rate = f64::from(STEPS) / started.elapsed().as_secs_f64();
-    stream.write_all(&packet("k"))?;
+    client.send("k")?;
     let status = console.wait(ANSWER)?;
     ensure!(status.success(), "the emulator ended with {status}{}", console.tail());
     ensure!(rate > SLOWEST, "only {rate:.0} steps a second");

@@ -14,6 +14,7 @@
 //! | [`login_system`] | a Debian root file system with systemd, to the login prompt |
 //! | [`guests`] | the table of guests: which kernel, which initial RAM disk, which parameters |
 //! | [`console`] | a child process on a pseudo-terminal: expect, send, wait |
+//! | [`gdb_client`] | gdb's remote protocol from the debugger's side |
 //! | [`process`] | CPU time and memory of a running process, from `/proc` |
 //! | [`demo`], [`test`], [`boot_tests`], [`debugger`], [`programs`], [`prove`], [`golden`], [`bench`] | the tasks |
 
@@ -22,6 +23,7 @@ mod boot_tests;
 mod console;
 mod debugger;
 mod demo;
+mod gdb_client;
 mod golden;
 mod guests;
 mod initramfs;

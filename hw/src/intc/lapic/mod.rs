@@ -13,6 +13,7 @@
 //!
 //! Source: Intel SDM, volume 3, chapter "Advanced Programmable Interrupt Controller (APIC)".
 
+mod page;
 mod registers;
 mod state;
 #[cfg(test)]
@@ -25,7 +26,7 @@ use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 pub use registers::TIMER_HZ;
 pub use state::{Delivery, Effect, Ipi, Lapic};
 use tessera_hw_core::clock::Clock;
-use tessera_hw_core::cpu::{CpuIrq, GpFault, Kick};
+use tessera_hw_core::cpu::{ApicPage, CpuIrq, GpFault, Kick};
 use tessera_hw_core::device::Wired;
 use tessera_hw_core::lock;
 use tessera_hw_core::log::GUEST_ERRORS;
@@ -258,6 +259,13 @@ impl CpuIrq for LocalApic {
         let effect = self.with(|s| s.write_x2apic(msr, value, now))?;
         self.perform(effect);
         Ok(())
+    }
+
+    fn apic_page(&self) -> ApicPage {
+        lock(&self.state).page(self.clock.now_ns())
+    }
+    fn set_apic_page(&self, page: &ApicPage) {
+        self.with(|s| s.set_page(page, self.clock.now_ns()));
     }
 
     fn tsc_deadline(&self) -> u64 {

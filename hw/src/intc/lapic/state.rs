@@ -87,7 +87,7 @@ pub enum Effect {
 
 /// 256 bits, one a vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Vectors([u64; 4]);
+pub(super) struct Vectors(pub(super) [u64; 4]);
 
 impl Vectors {
     fn set(&mut self, v: u8, on: bool) {
@@ -116,21 +116,21 @@ impl Vectors {
 pub struct Lapic {
     id: u32,
     /// xAPIC ID register, writable in that mode.
-    xapic_id: u8,
+    pub(super) xapic_id: u8,
     base_msr: u64,
-    tpr: u8,
-    ldr: u32,
-    dfr: u32,
-    svr: u32,
-    isr: Vectors,
-    tmr: Vectors,
-    irr: Vectors,
-    esr: u32,
+    pub(super) tpr: u8,
+    pub(super) ldr: u32,
+    pub(super) dfr: u32,
+    pub(super) svr: u32,
+    pub(super) isr: Vectors,
+    pub(super) tmr: Vectors,
+    pub(super) irr: Vectors,
+    pub(super) esr: u32,
     /// Errors since the last write to ESR, which moves them there.
     errors: u32,
-    icr: u64,
-    lvt: [u32; 6],
-    timer: ApicTimer,
+    pub(super) icr: u64,
+    pub(super) lvt: [u32; 6],
+    pub(super) timer: ApicTimer,
     tsc_offset: u64,
     lint0: bool,
     nmi: bool,
@@ -184,7 +184,7 @@ impl Lapic {
         if self.x2apic() { self.id } else { self.xapic_id.into() }
     }
 
-    fn x2apic(&self) -> bool {
+    pub(super) fn x2apic(&self) -> bool {
         self.base_msr & base::EXTD != 0
     }
 
@@ -407,7 +407,7 @@ impl Lapic {
 
     // ---- timer ------------------------------------------------------------------------------------------------------
 
-    fn timer_mode(&self) -> Mode {
+    pub(super) fn timer_mode(&self) -> Mode {
         Mode::of(self.lvt[lvt::TIMER])
     }
 
@@ -473,7 +473,7 @@ impl Lapic {
         value
     }
 
-    fn peek_register(&self, r: u32, now: u64) -> Option<u32> {
+    pub(super) fn peek_register(&self, r: u32, now: u64) -> Option<u32> {
         Some(match r {
             reg::ID if self.x2apic() => self.id,
             reg::ID => u32::from(self.xapic_id) << 24,

@@ -30,7 +30,7 @@ pub(super) struct ApicTimer {
     pub initial: u32,
     /// Divide configuration register, bits 3, 1, 0.
     pub divide: u8,
-    /// When the counter was at its initial value.
+    /// When the counter was at its initial value; before time 0 (wrapping) if it came from elsewhere.
     start: u64,
     /// When it fires next, in guest nanoseconds.
     fires_at: Option<u64>,
@@ -54,6 +54,17 @@ impl ApicTimer {
         self.initial = initial;
         self.start = now;
         self.fires_at = (initial != 0).then(|| now.saturating_add(self.period()));
+    }
+
+    /// Loads the counter as if it had counted down from `initial` to `current` already.
+    pub fn load_at(&mut self, initial: u32, current: u32, mode: Mode, now: u64) {
+        let current = current.min(initial);
+        self.initial = initial;
+        // A one-shot timer that shows 0 has fired; a periodic one begins anew.
+        let left = if mode == Mode::Periodic && current == 0 { initial } else { current };
+        let divisor = self.divisor();
+        self.start = now.wrapping_sub(u64::from(initial - left) * divisor);
+        self.fires_at = (left != 0).then(|| now.saturating_add(u64::from(left) * divisor));
     }
 
     /// Changes the divider. The count goes on at the new rate from where it is.
@@ -81,7 +92,7 @@ impl ApicTimer {
     }
 
     pub fn current(&self, mode: Mode, now: u64) -> u32 {
-        let elapsed = now.saturating_sub(self.start) / self.divisor();
+        let elapsed = (now.wrapping_sub(self.start) as i64).max(0) as u64 / self.divisor();
         let initial = u64::from(self.initial);
         match mode {
             Mode::OneShot if self.fires_at.is_some() => initial.saturating_sub(elapsed) as u32,

@@ -12,11 +12,13 @@
 //! |---|---|
 //! | [`workloads`] | the table of workloads, and the binaries and RAM disks that hold them |
 //! | [`session`] | a system that waits for orders: start, run, end |
+//! | [`debug`] | what a debugger costs, and how fast it steps |
 //! | [`figures`] | medians, spreads, ratios |
 //! | [`counting`] | what the engine did for each workload |
 //! | [`report`] | the table and the JSON file |
 
 mod counting;
+mod debug;
 mod figures;
 mod report;
 mod session;
@@ -40,7 +42,7 @@ const QEMU: &str = "qemu-system-x86_64";
 /// What the user asked for.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Workloads, or groups of them; none means all that are not slow [see --list]
+    /// Workloads, or groups of them; none means all that are not slow, without a debugger [see --list]
     names: Vec<String>,
     /// What to compare with: qemu, native, both with a comma, another emulator's path, or none
     #[arg(long, default_value = "qemu,native")]
@@ -109,16 +111,25 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let all = workloads::all(&kit.program)?;
     if options.list {
         all.iter().for_each(|workload| println!("{:<10} {}", workload.kind.name(), workload.name));
+        debug::NAMES.iter().for_each(|name| println!("{:<10} {name}", debug::GROUP));
         return Ok(ExitCode::SUCCESS);
     }
     ensure!(options.runs > 0, "--runs 0 measures nothing; give at least 1");
-    let chosen = choose(&all, &options.names)?;
+    let (debug, names): (Vec<_>, Vec<_>) =
+        options.names.iter().cloned().partition(|name| name.split('-').next() == Some(debug::GROUP));
+    let debug = chosen_of(&debug::NAMES, &debug)?;
+    let chosen = if names.is_empty() && !debug.is_empty() { Vec::new() } else { choose(&all, &names)? };
     let sides = sides(&options.against)?;
     let kit = kit.with_emulator(project::emulator(options.emulator.clone())?);
     console::catch_interrupts()?;
 
     let mut report = Report::new(&sides, options.clock);
-    report.print_heading();
+    if !debug.is_empty() {
+        debug::run(&kit, options, &debug, &mut report)?;
+    }
+    if !chosen.is_empty() {
+        report.print_heading();
+    }
     for kind in Kind::ALL {
         let of_kind: Vec<_> = chosen.iter().copied().filter(|workload| workload.kind == kind).collect();
         if !of_kind.is_empty() {
@@ -154,6 +165,18 @@ fn choose<'a>(all: &'a [Workload], names: &[String]) -> Result<Vec<&'a Workload>
             bail!("{name}: there is no such workload or group; --list shows them");
         }
         chosen.extend(meant);
+    }
+    Ok(chosen)
+}
+
+/// Those of a group's members that are named, or all of them by the group's name.
+fn chosen_of(members: &[&'static str], names: &[String]) -> Result<Vec<&'static str>> {
+    let mut chosen = Vec::new();
+    for name in names {
+        let meant = members.iter().filter(|member| *member == name || name == debug::GROUP);
+        let before = chosen.len();
+        chosen.extend(meant);
+        ensure!(chosen.len() > before, "{name}: there is no such workload or group; --list shows them");
     }
     Ok(chosen)
 }

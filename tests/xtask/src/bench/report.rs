@@ -125,12 +125,12 @@ impl Report {
 
     fn seconds(&self, answer: &Answer) -> Option<f64> {
         let Answer::Took(took) = answer else { return None };
-        let by_clock = match self.clock {
-            Clock::Guest => took.inside.or(Some(took.outside)),
-            Clock::Host => Some(took.outside),
-            Clock::Cpu => took.processor,
-        };
-        Some(by_clock?.as_secs_f64())
+        took.seconds(self.clock)
+    }
+
+    /// Figures of something that has no sides, for the file.
+    pub fn add_row(&mut self, row: Value) {
+        self.rows.push(row);
     }
 
     /// The line below the table.

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::Side;
 use super::workloads::{self, Kind};
+use super::{Clock, Side};
 use crate::console::Console;
+use crate::gdb_client::Socket;
 use crate::guests::{self, Files};
 use crate::trees::Tree;
 use crate::{initramfs, process};
@@ -39,6 +40,18 @@ pub struct Took {
     pub processor: Option<Duration>,
     /// What the workload computed.
     pub checksum: Option<String>,
+}
+
+impl Took {
+    /// The time by a clock, if that was read.
+    pub fn seconds(&self, clock: Clock) -> Option<f64> {
+        let by_clock = match clock {
+            Clock::Guest => self.inside.or(Some(self.outside)),
+            Clock::Host => Some(self.outside),
+            Clock::Cpu => self.processor,
+        };
+        Some(by_clock?.as_secs_f64())
+    }
 }
 
 /// How a run ended.
@@ -172,8 +185,19 @@ pub struct Session {
 impl Session {
     /// Starts a system and waits until it takes orders.
     pub fn start(kit: &Kit, image: &Image, side: &Side, accelerator: &str) -> Result<Self> {
+        Self::spawn(kit.command(image, side, accelerator)?, *side == Side::Native)
+    }
+
+    /// Starts a system of ours that a debugger can call, and waits until it takes orders.
+    pub fn debuggable(kit: &Kit, image: &Image, socket: &Socket) -> Result<Self> {
+        let mut command = kit.command(image, &Side::Ours, TRANSLATOR)?;
+        command.args(["-gdb", &socket.option()]);
+        Self::spawn(command, false)
+    }
+
+    fn spawn(command: Command, native: bool) -> Result<Self> {
         let started = Instant::now();
-        let mut console = Console::spawn(kit.command(image, side, accelerator)?)?;
+        let mut console = Console::spawn(command)?;
         console.expect("@ready ", BOOT)?;
         let outside = started.elapsed();
         let processor = process::thread_time(console.pid())?;
@@ -185,7 +209,18 @@ impl Session {
             processor: Some(processor),
             checksum: None,
         };
-        Ok(Session { console, native: *side == Side::Native, boot })
+        Ok(Session { console, native, boot })
+    }
+
+    /// The process number of the emulator, or of the workloads' program.
+    pub fn pid(&self) -> u32 {
+        self.console.pid()
+    }
+
+    /// Gives an order for a workload and waits until its work begins. The session is then of no further use.
+    pub fn begin(&mut self, name: &str, order: &str, within: Duration) -> Result<()> {
+        self.console.send(&format!("{order}\n"))?;
+        self.console.expect(&format!("\n@work {name}"), within)
     }
 
     /// Gives an order for a workload and waits for the answer.
