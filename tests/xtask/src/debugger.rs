@@ -421,7 +421,6 @@ fn kvm(rig: &Rig) -> Result<Outcome> {
     if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
         return Ok(Outcome::Skipped(format!("/dev/kvm: {error}")));
     }
-    let mut sees_accesses = true;
     for accelerator in ["kvm", "kvm,kernel-irqchip=split", "kvm,kernel-irqchip=on"] {
         let socket = Socket::new();
         let mut command = Command::new(&rig.emulator);
@@ -476,17 +475,10 @@ fn kvm(rig: &Rig) -> Result<Outcome> {
         ensure!(said.contains("CR0=60000010"), "monitor registers shows no CR0:\n{said}");
         // The guest goes on: its self-test comes to its end.
         console.expect("speed: ", BOOT).with_context(|| format!("after gdb has gone, {accelerator}"))?;
-        // Which a KVM in software may have, and not look at.
-        let mut client = Client::attach(&socket)?;
-        client.order("Z4,0,8")?;
-        client.send("vCont;c")?;
-        sees_accesses &= console.pass(Duration::from_millis(100)).and_then(|()| client.has_spoken())?;
-        drop(client);
         console.signal(rustix::process::Signal::TERM)?;
         console.wait(ANSWER)?;
     }
-    let limit = if sees_accesses { "" } else { "this KVM sees no access to a watched range" };
-    Ok(Outcome::Passed(limit.into()))
+    Ok(Outcome::Passed("without watchpoints, which a KVM in software takes and never sees".into()))
 }
 
 /// How many steps a second go over a socket. The figure is shown; that it is no crawl is checked.
