@@ -3,7 +3,7 @@
 //! No writes are coalesced (KVM_REGISTER_COALESCED_MMIO). It would pay for registers that are written often and do nothing by
 //! themselves, like a frame buffer's; this machine has none. To its shell Debian's kernel writes to ports some 500 times,
 //! 318 of them to the address of the PCI configuration space, which shares a doubleword with the reset register, and a
-//! reset must not wait; 6 to the index of the RTC, and none to the POST code port.
+//! reset must not wait. None of them goes to the POST code port; the index of the RTC is written 6 times by the firmware.
 
 use std::ops::RangeInclusive;
 

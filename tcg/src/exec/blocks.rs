@@ -17,6 +17,7 @@
 //! - The jump cache holds no address of a dead block.
 //! - The number of blocks is bounded by the size of the code cache; a page without blocks has no descriptor.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
@@ -235,6 +236,8 @@ pub struct Blocks {
     /// Where its exits go.
     scratch_exits: Vec<u64>,
     remote: Arc<Remote>,
+    /// The pages that were noted last: a block may be in the making that is not in the tables yet.
+    noted: Cell<[u64; 2]>,
 }
 
 fn hash(phys: u64, pc: u64, mode: u64) -> usize {
@@ -260,6 +263,7 @@ impl Blocks {
             scratch: Vec::new(),
             scratch_exits: Vec::new(),
             remote,
+            noted: Cell::new([NO_PAGE; 2]),
         }
     }
 
@@ -339,6 +343,7 @@ impl Blocks {
 
     /// Notes that code is about to be read from a page, for writers on other threads.
     pub(super) fn note_code(&self, phys_page: u64) {
+        self.noted.set([self.noted.get()[1], phys_page]);
         self.remote.note_code(phys_page);
     }
 
@@ -587,7 +592,7 @@ impl Blocks {
         self.empty(segment, jumps);
         self.stats.segments += 1;
         self.stats.evicted += (before - self.live) as u64;
-        self.remote.retain_code(self.pages.keys().copied());
+        self.retain_code();
     }
 
     /// Drops all blocks. Nothing may be running.
@@ -597,7 +602,13 @@ impl Blocks {
         }
         self.cache.clear();
         self.stats.cleared += 1;
-        self.remote.retain_code(self.pages.keys().copied());
+        self.retain_code();
+    }
+
+    /// Tells writers on other threads which pages still matter: those of all blocks, and of one whose bytes were read just now.
+    fn retain_code(&self) {
+        let noted = self.noted.get().into_iter().filter(|page| *page != NO_PAGE);
+        self.remote.retain_code(self.pages.keys().copied().chain(noted));
     }
 
     fn empty(&mut self, segment: usize, jumps: &mut JumpCache) {

@@ -196,3 +196,21 @@ fn retired_blocks_are_few_and_go_with_their_segment() {
     }
     assert_eq!((t.blocks.retired(key.0, key.1, key.2).count(), t.blocks.retired), (0, 0));
 }
+
+#[test]
+fn a_write_to_a_block_in_the_making_is_not_lost_to_an_eviction() {
+    let mut t = table(2, 256);
+    let remote = Arc::clone(&t.blocks.remote);
+    t.add(0x1000, NO_PAGE, 8);
+    // The bytes of a block are read, and room is made for it.
+    t.blocks.note_code(0x5000);
+    t.blocks.note_code(0x6000);
+    t.blocks.evict(&mut t.jumps);
+    remote.written(0x5ff0, 32);
+    assert_eq!(remote.take().expect("the write is announced").written, [(0x5ff0, 32)]);
+    t.blocks.note_code(0x8000);
+    t.blocks.note_code(0x8000);
+    t.blocks.evict(&mut t.jumps);
+    remote.written(0x5ff0, 32);
+    assert!(remote.take().is_none());
+}

@@ -80,6 +80,7 @@ impl Default for OptFlags {
 /// The passes with their scratch memory, to be kept from block to block.
 pub struct Optimizer {
     flags: OptFlags,
+    #[cfg(debug_assertions)]
     guest: GuestInfo,
     forward: forward::Forward,
     backward: backward::Backward,
@@ -90,6 +91,7 @@ impl Optimizer {
     pub fn new(flags: OptFlags, guest: GuestInfo) -> Optimizer {
         Optimizer {
             flags,
+            #[cfg(debug_assertions)]
             guest,
             forward: forward::Forward::new(flags, guest),
             backward: backward::Backward::new(flags, guest),

@@ -87,7 +87,7 @@ pub fn looping(words: &[u64]) -> Block {
     block.exits.push(Exit { pc: PC + 0x900, poll: false, chain: true, dead: GlobalSet::NONE });
     let mut ir = Builder::over(block);
     ir.push(Inst::InsnStart { pc: PC + 0x8f0 });
-    let offset = std::mem::offset_of!(TestEnv, rounds) as u32;
+    let offset = offset_of!(TestEnv, rounds) as u32;
     let rounds = ir.push(Inst::EnvLoad { width: Width::W64, offset });
     let one = ir.iconst(1);
     let less = ir.push(Inst::Bin { op: BinOp::Sub, w: Width::W64, a: rounds, b: one });
