@@ -67,14 +67,16 @@ impl Emitter<'_> {
         if !back {
             return;
         }
-        let Some(carried) = self.carried() else { return };
+        let Some(mut carried) = self.carried() else { return };
         let (mut ints, mut vecs) = ([None; MAX_INTS], [None; MAX_VECS]);
         let (mut int_places, mut vec_places) = (ints.iter_mut(), vecs.iter_mut());
         for (i, inst) in self.block.insts.iter().enumerate() {
+            // Only the first: later ones read what came in between, such as upper halves that became zero.
             let Inst::Get(g) = *inst else { continue };
-            if !carried.contains(g) || self.b.live.values[i].alias != i as u32 {
+            if !carried.contains(g) {
                 continue;
             }
+            carried.remove(g);
             let vec = self.guest.globals[g.0 as usize].ty == Ty::Vec;
             let Some(place) = (if vec { vec_places.next() } else { int_places.next() }) else { continue };
             // As the instruction itself will do it again.
