@@ -10,8 +10,7 @@
 //! and filled from its start. So the oldest code goes first, many blocks at a time, and no free list is needed.
 //!
 //! A segment is filled from both of its ends: the hot parts of blocks grow upward and the cold ones downward, so that what
-//! is run lies close together. Hot code is still larger than the reach of the host's instruction TLB, so the host is asked for
-//! huge pages; where it has none, nothing but time is lost.
+//! is run lies close together.
 //!
 //! Invariants:
 //! - No mapping is writable and executable.
@@ -25,7 +24,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::backend::{Compiled, Room};
@@ -94,10 +93,6 @@ impl CodeCache {
         // SAFETY: the file is anonymous and this process is the only one that has it, so nobody truncates it; it is
         // turned into a raw mapping at once, so no reference to bytes that change is made.
         let executable = MmapRaw::from(unsafe { MmapOptions::new().len(len).map_exec(&file)? });
-        for mapping in [&writable, &executable] {
-            // A host that has no huge pages for files says so here.
-            let _ = mapping.advise(Advice::HugePage);
-        }
         let mut cache = CodeCache { writable, executable, segment_len, segments, current: 0, free: 0..0 };
         cache.free = cache.segment(0);
         Ok(cache)

@@ -213,22 +213,14 @@ impl Rig {
             Mnemonic::Xsavec,
             Mnemonic::Xsavec64,
         ]);
-        if vector == NONE {
-            return Stop {
-                undefined: code.undefined,
-                insn: None,
-                has_arpl,
-                has_x87_store,
-                has_area,
-                has_zeroing,
-                has_narrow_string,
-                uses_narrow_string,
-            };
-        }
-        let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
-        let insn = code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn);
+        let (undefined, insn) = if vector == NONE {
+            (code.undefined, None)
+        } else {
+            let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
+            (code.undefined_at(rip, end), code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn))
+        };
         Stop {
-            undefined: code.undefined_at(rip, end),
+            undefined,
             insn,
             has_arpl,
             has_x87_store,

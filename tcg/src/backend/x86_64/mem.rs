@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! rorx eax, addr, 7         lea  rcx, [addr + n - 1]
-//! and  eax, 0x7fe0          and  rcx, -4096           ; RAX: the entry's offset
+//! and  eax, INDEX_MASK      and  rcx, -4096           ; RAX: the entry's offset
 //! cmp  rcx, [r11 + rax + tag]                         ; a page-crossing access never matches
 //! jne  slow
 //! mov  rax, [r11 + rax + addend]
