@@ -2,7 +2,6 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::blocks::SCRATCH;
 use super::translate::{Made, Translator, guest_info, logged};
@@ -217,7 +216,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     }
 
     fn exit_requested(&mut self) -> bool {
-        G::header(self.context.env_mut()).exit_request.load(Ordering::Relaxed) != 0
+        G::header(self.context.env_mut()).exit_request.is_set()
     }
 
     /// Does what other threads have asked for, and lets the guest look at its events.
@@ -229,7 +228,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     /// Does what other threads have asked for. The guest has still to look at its events.
     fn take_requests(&mut self) {
         // The request is taken before what it announces is looked at, so that one that comes meanwhile is not lost.
-        G::header(self.context.env_mut()).exit_request.swap(0, Ordering::AcqRel);
+        G::header(self.context.env_mut()).exit_request.take();
         if let Some(queue) = self.context.remote().take() {
             let rt = self.context.runtime_mut();
             if queue.all_code {
@@ -284,7 +283,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // Without a tag no indirect jump hits: the block is left after its instruction, whatever that is.
         G::header(self.context.env_mut()).jump_tag = JUMP_TAG_NONE;
         let blocks = &self.context.runtime().blocks;
-        let code = blocks.entry(SCRATCH) + u64::from(blocks.get(SCRATCH).body);
+        let code = blocks.body(SCRATCH);
         let outcome = self.enter(env, code, Running::Once);
         match outcome {
             Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll { .. } => Stop::Poll,
@@ -383,7 +382,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 link::<B>(rt, from, exit, to);
             }
         }
-        let code = rt.blocks.entry(tb) + u64::from(rt.blocks.get(tb).body);
+        let code = rt.blocks.body(tb);
         if jump_cache {
             lookup::remember::<G>(self.context.env_mut(), rt, key, page, tb)?;
         }
@@ -411,8 +410,7 @@ fn is_linkable(rt: &Runtime, from: u32, to: u32) -> bool {
 
 /// Links the jumps of an exit to a block.
 fn link<B: HostBackend>(rt: &mut Runtime, from: u32, exit: u16, to: u32) {
-    let entry = rt.blocks.entry(to);
-    let body = entry + u64::from(rt.blocks.get(to).body);
+    let (entry, body) = (rt.blocks.entry(to), rt.blocks.body(to));
     while let Some((n, field, poll)) = rt.blocks.unlinked(from, exit) {
         rt.blocks.link(from, n, to, B::link_field(field, if poll { entry } else { body }));
     }

@@ -126,10 +126,9 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
         let here = asm.len();
         asm.patch_rel32(jump, here);
     }
-    asm.load(Width::W64, r::RDX, runtime_mem());
     // dec dword
     asm.buf.push(0xff);
-    asm.modrm_mem(1, Mem::Base(r::RDX, offset_of!(Runtime, second_way_left) as i32));
+    asm.modrm_mem(1, runtime_mem(offset_of!(Runtime, second_way_left)));
     match hit {
         Some(hit) => {
             let jump = asm.jcc(Cond::NS);

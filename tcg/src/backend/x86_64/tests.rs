@@ -9,7 +9,7 @@ use super::X86_64;
 use crate::backend::{
     AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, Room, RuntimeFns, StatePoint,
 };
-use crate::env::Runtime;
+use crate::env::{Bound, ExitRequest};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::vec::selected_lanes;
@@ -38,7 +38,8 @@ struct Harness {
     code: memmap2::MmapMut,
     enter: u32,
     body: usize,
-    runtime: *mut Runtime,
+    /// The runtime, and room for the environment of the machine that runs.
+    bound: *mut Bound<TestEnv>,
     tlb: [TablePtr; MMU_MODES],
 }
 
@@ -53,16 +54,16 @@ impl Harness {
         };
         let thunks = backend.thunks(code.as_ptr() as u64, fns);
         code[..thunks.code.len()].copy_from_slice(&thunks.code);
-        let layout = Layout::new::<Runtime>();
+        let layout = Layout::new::<Bound<TestEnv>>();
         // SAFETY: the layout is not zero-sized. Only plain fields are used, through the pointer; it is never dropped.
-        let runtime = unsafe { std::alloc::alloc_zeroed(layout).cast::<Runtime>() };
+        let bound = unsafe { std::alloc::alloc_zeroed(layout).cast::<Bound<TestEnv>>() };
         let tlb = std::array::from_fn(|_| TablePtr::new());
         Harness {
             backend,
             body: thunks.code.len().next_multiple_of(64),
             enter: thunks.enter,
             code,
-            runtime,
+            bound,
             tlb,
         }
     }
@@ -92,9 +93,15 @@ impl Harness {
             machine.env.header.tlb[mmu] = table.as_ptr();
         }
         machine.env.header.tlb_main = machine.env.header.tlb[block.main_mmu as usize];
-        machine.env.header.runtime = self.runtime;
-        // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
-        unsafe { (*self.runtime).jump_cache.clear() };
+        // SAFETY: both were allocated for this harness, and generated code does not run now. The box in the place of the
+        // machine's own is forgotten below, not freed.
+        let own = unsafe {
+            machine.env.header.runtime = &raw mut (*self.bound).runtime;
+            machine.env.header.exit_request = ExitRequest::none();
+            (*self.bound).runtime.jump_cache.clear();
+            ptr::copy_nonoverlapping(&*machine.env, &raw mut (*self.bound).env, 1);
+            std::mem::replace(&mut machine.env, Box::from_raw(&raw mut (*self.bound).env))
+        };
         let code = self.code.make_exec().expect("executable memory");
         let mut context =
             Context { compiled: &compiled, machine, pinned: self.backend.pinned(), exception: None };
@@ -107,6 +114,8 @@ impl Harness {
             enter(&mut *machine.env, entry)
         };
         CONTEXT.set(ptr::null_mut());
+        let result = std::mem::replace(&mut machine.env, own);
+        machine.env.bytes().copy_from_slice(Box::leak(result).bytes());
         self.code = code.make_mut().expect("writable memory");
         let end = match Outcome::decode(outcome) {
             Outcome::Exit { tb, exit } => {
