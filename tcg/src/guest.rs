@@ -150,14 +150,16 @@ pub struct TranslateLimits {
     pub single_step: bool,
     /// Whether the block may go on behind conditional branches.
     pub side_exits: bool,
+    /// Whether a block that jumps to its own start may have several rounds, one after the other.
+    pub unroll: bool,
 }
 
 /// What a translation produced beside the IR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translated {
-    /// Bytes of guest code from the start of the block; instructions are contiguous.
+    /// Bytes of guest code from the start of the block; instructions are contiguous, but may be translated more than once.
     pub bytes: u32,
-    /// Guest instructions.
+    /// Guest instructions, each as often as it was translated.
     pub insns: u32,
 }
 

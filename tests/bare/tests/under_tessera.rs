@@ -97,6 +97,7 @@ fn translator_with_fewer_optimisations() {
         "second-way",
         "shortcuts",
         "loops",
+        "unroll",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }

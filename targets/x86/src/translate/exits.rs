@@ -8,6 +8,8 @@
 //! - A block goes on behind its first forward conditional branch, whose taken side leaves by a side exit: the registers and
 //!   flags of the path that compilers lay out straight stay where they are. More of them cost more in translation
 //!   than they save (measured at 4, on a kernel's boot and on shell workloads).
+//! - A block that jumps to its own start goes on there, for a few rounds: what one round leaves for the next stays where it is,
+//!   accesses to neighbouring addresses share a look into the TLB, and one poll serves several rounds.
 //! - A jump to an address that is not canonical goes there: the fetch raises #GP, with the target as the instruction
 //!   pointer (which the manual allows, and one of the two vendors does).
 //! - In single-stepping blocks (`Translator::single`) nothing is chained: the program counter is set and the block
@@ -21,6 +23,10 @@ use crate::state::{PC, leave, mode};
 
 /// Side exits of a block, at most, if it may have any.
 pub(super) const MAX_SIDE_EXITS: u8 = 1;
+/// Rounds of a block that jumps to its own start, at most.
+const MAX_ROUNDS: u32 = 4;
+/// Instructions in all of these rounds, at most.
+const MAX_UNROLLED: u32 = 24;
 
 impl Translator<'_> {
     fn same_page(&self, target: u64) -> bool {
@@ -30,6 +36,22 @@ impl Translator<'_> {
     fn near_exit(&mut self, target: u64) -> ExitId {
         let poll = target <= self.pc || self.shadowed;
         self.b.exit(Exit { pc: target, poll, chain: true, dead: GlobalSet::NONE })
+    }
+
+    /// Whether a jump to `target` is to be followed by another round of the block. If so, the caller leaves the block open, and
+    /// the front end goes on at its start.
+    fn another_round(&mut self, target: u64) -> bool {
+        if !self.unroll || target != self.start || self.single || self.shadowed || !self.same_page(target) {
+            return false;
+        }
+        self.rounds += 1;
+        let round = self.insns / self.rounds;
+        if self.rounds >= MAX_ROUNDS || self.insns + round > MAX_UNROLLED {
+            return false;
+        }
+        self.side_exits = self.all_side_exits;
+        self.restarted = true;
+        true
     }
 
     fn end(&mut self, terminal: Inst) {
@@ -59,6 +81,8 @@ impl Translator<'_> {
         if self.single {
             self.set_pc(target);
             self.leave_after_step();
+        } else if self.another_round(target) {
+            // The block goes on.
         } else if self.same_page(target) {
             let exit = self.near_exit(target);
             self.end(Inst::Goto(exit));
@@ -70,6 +94,7 @@ impl Translator<'_> {
 
     /// Ends a block that is full at a linear address. An STI just before has its shadow seen to.
     pub fn end_full(&mut self, next: u64) {
+        self.unroll = false;
         if std::mem::take(&mut self.opens_shadow) {
             self.call(helpers::system::OPEN_SHADOW, &[]);
             self.set_pc(next);
@@ -89,6 +114,12 @@ impl Translator<'_> {
         if self.single {
             self.select_pc(cond, f, taken, fall);
             self.leave_after_step();
+            return;
+        }
+        if self.another_round(taken) {
+            let chain = self.same_page(fall);
+            let exit = self.b.exit(Exit { pc: fall, poll: false, chain, dead: GlobalSet::NONE });
+            self.b.push(Inst::ExitIf { cond: cond.negate(), f, exit });
             return;
         }
         match (self.same_page(taken), self.same_page(fall)) {
