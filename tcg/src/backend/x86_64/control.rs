@@ -179,10 +179,9 @@ impl Emitter<'_> {
     fn jump_exit(&mut self, exit: ExitId) {
         let e = self.block.exits[exit.0 as usize];
         if !e.chain {
+            // Inline, as a jump that many exits shared would be predicted badly.
             self.asm().mov_ri(r::RCX, e.pc);
-            let lookup = self.thunks.lookup;
-            self.jump_to(Target::Abs(lookup));
-            return;
+            return self.lookup_jump(Some(e.pc));
         }
         self.asm().align4(1);
         let at = self.asm().jmp();
