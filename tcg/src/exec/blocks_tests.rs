@@ -30,7 +30,7 @@ impl Table {
             unlinked: 0x1111_1111,
             exit,
         }));
-        let exit = Exit { pc: 0, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
+        let exit = Exit { pc: 0, indirect: false, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
         let code = vec![0x90; bytes as usize];
         let in_first = if page2 == NO_PAGE { bytes } else { (PAGE_SIZE - (phys & PAGE_MASK)) as u32 };
         let (first, second) = code.split_at(in_first.min(bytes) as usize);

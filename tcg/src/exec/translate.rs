@@ -331,7 +331,7 @@ impl Translator {
 
     /// Makes code that goes on at `pc` by way of the jump cache; `None` if the segment is full.
     pub fn bridge<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B, pc: u64) -> Option<u32> {
-        let exit = Exit { pc, poll: false, chain: false, dead: GlobalSet::NONE };
+        let exit = Exit { pc, indirect: false, poll: false, chain: false, dead: GlobalSet::NONE };
         let mut ir = Builder::new(std::mem::take(&mut self.block));
         let exit = ir.exit(exit);
         ir.push(Inst::Goto(exit));

@@ -29,7 +29,7 @@ impl Translator<'_> {
 
     fn near_exit(&mut self, target: u64) -> ExitId {
         let poll = target <= self.pc || self.shadowed;
-        self.b.exit(Exit { pc: target, poll, chain: true, dead: GlobalSet::NONE })
+        self.b.exit(Exit { pc: target, indirect: false, poll, chain: true, dead: GlobalSet::NONE })
     }
 
     fn end(&mut self, terminal: Inst) {
@@ -120,7 +120,8 @@ impl Translator<'_> {
         }
         self.side_exits -= 1;
         let chain = self.same_page(taken);
-        let exit = self.b.exit(Exit { pc: taken, poll: false, chain, dead: GlobalSet::NONE });
+        let exit =
+            self.b.exit(Exit { pc: taken, indirect: false, poll: false, chain, dead: GlobalSet::NONE });
         self.b.push(Inst::ExitIf { cond, f, exit });
     }
 
@@ -132,7 +133,13 @@ impl Translator<'_> {
 
     /// Runs this instruction again from its start if the condition holds. Not after a `Set`.
     pub fn retry_if(&mut self, cond: Cond, f: Value) {
-        let exit = self.b.exit(Exit { pc: self.pc, poll: true, chain: !self.single, dead: GlobalSet::NONE });
+        let exit = self.b.exit(Exit {
+            pc: self.pc,
+            indirect: false,
+            poll: true,
+            chain: !self.single,
+            dead: GlobalSet::NONE,
+        });
         self.b.push(Inst::ExitIf { cond, f, exit });
     }
 

@@ -179,7 +179,12 @@ impl Emitter<'_> {
     fn jump_exit(&mut self, exit: ExitId) {
         let e = self.block.exits[exit.0 as usize];
         if !e.chain {
-            self.asm().mov_ri(r::RCX, e.pc);
+            if e.indirect {
+                let pc = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
+                self.asm().load(Width::W64, r::RCX, pc);
+            } else {
+                self.asm().mov_ri(r::RCX, e.pc);
+            }
             let lookup = self.thunks.lookup;
             self.jump_to(Target::Abs(lookup));
             return;
