@@ -9,8 +9,8 @@ use super::types::{Cond, GlobalId, GlobalSet, Value, VecSize, Width};
 pub struct Exit {
     /// Guest program counter (linear address) of the successor.
     pub pc: u64,
-    /// The successor is not `pc`, but where the guest's program counter global says, which the block has set.
-    /// Such an exit is not chained.
+    /// The successor is not `pc`, but where the guest's program counter global says. The block has set that for this exit
+    /// alone: when it goes on behind the exit, the global is undefined. Such an exit is not chained.
     pub indirect: bool,
     /// Whether pending events are polled on the way: set on back edges, so that no cycle of chained blocks is
     /// without a poll.

@@ -310,6 +310,9 @@ impl Generator {
             _ => {
                 let (cond, f, exit) = (self.cond(), self.flag(), self.exit());
                 self.push(Inst::ExitIf { cond, f, exit });
+                if self.ir.block().exits[exit.0 as usize].indirect {
+                    self.set_pc();
+                }
             }
         }
     }
