@@ -324,7 +324,7 @@ impl Guest for Toy {
     fn translate(
         _: &ToyEnv,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {

@@ -209,7 +209,8 @@ impl Translator {
         let every = if options.count { 1 } else { TIMED };
         let start = stats.translated.is_multiple_of(every).then(processor_time);
         let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
-        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single, side_exits };
+        let mut limits =
+            TranslateLimits { max_insns: options.max_insns, single_step: single, side_exits, path: &[] };
         if single {
             limits.max_insns = 1;
         }
@@ -222,7 +223,7 @@ impl Translator {
         }
         if front.volatile && !single {
             // What is not memory may read differently each time, and reading may have effects: one instruction.
-            limits = TranslateLimits { max_insns: 1, single_step: true, side_exits };
+            limits = TranslateLimits { max_insns: 1, single_step: true, side_exits, path: &[] };
             if !self.stops_at(key.pc) {
                 front = self.front_end::<G>(env, rt, key, limits)?;
             }
@@ -246,11 +247,19 @@ impl Translator {
             Made::Once
         } else {
             let room = self.compile_to_cache(rt, backend);
+            let offset = key.pc & PAGE_MASK;
+            let end = offset + u64::from(front.translated.bytes);
             let origin = Origin {
+                trace: false,
                 pc: key.pc,
                 mode: key.mode,
-                phys: self.pages[0].phys | key.pc & PAGE_MASK,
+                phys: self.pages[0].phys | offset,
                 page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
+                page2_pc: (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE),
+                spans: [
+                    (offset as u16, end.min(PAGE_SIZE) as u16),
+                    (0, end.saturating_sub(PAGE_SIZE) as u16),
+                ],
                 code: self.guest_code(key.pc, front.translated.bytes),
             };
             let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
@@ -312,7 +321,8 @@ impl Translator {
         options: &Options,
     ) -> Result<Listing, Exception> {
         let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
-        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits };
+        let limits =
+            TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits, path: &[] };
         let breakpoints = std::mem::take(&mut self.breakpoints);
         let front = self.front_end::<G>(env, rt, key, limits);
         self.breakpoints = breakpoints;

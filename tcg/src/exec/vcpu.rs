@@ -11,7 +11,7 @@ use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
 use crate::env::{Header, JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next};
-use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
+use crate::memory::{PAGE_MASK, PhysMemory};
 use crate::opt::OptFlags;
 use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, runtime};
 
@@ -405,7 +405,7 @@ fn is_linkable(rt: &Runtime, from: u32, to: u32) -> bool {
     let (a, b) = (rt.blocks.get(from), rt.blocks.get(to));
     let page = |address: u64| address & !PAGE_MASK;
     let first = page(a.pc) == page(b.pc) && page(a.phys) == page(b.phys);
-    let second = page(a.pc).wrapping_add(PAGE_SIZE) == page(b.pc) && a.page2 == page(b.phys);
+    let second = a.page2_pc == page(b.pc) && a.page2 == page(b.phys);
     a.mode == b.mode && (first || second)
 }
 
