@@ -93,7 +93,9 @@ pub(super) struct Tb {
     /// It is a trace: see [`Origin::trace`].
     pub trace: bool,
     /// How often the guest was found at its start: see `traces`.
-    pub heat: u8,
+    heat: u8,
+    /// How often a trace from there was tried.
+    tries: u8,
     /// Offset of its hot code in the cache.
     pub code: u32,
     /// Distance of the entry without a poll.
@@ -127,6 +129,7 @@ impl Tb {
         spans: [(0, 0); 2],
         trace: false,
         heat: 0,
+        tries: 0,
         code: 0,
         body: 0,
         bytes: 0,
@@ -357,15 +360,22 @@ impl Blocks {
             .filter(move |(_, t)| t.state == State::Live && t.is(phys, pc, mode))
     }
 
-    /// Counts that the guest was found at the start of a block, which is not to be counted above `enough`; whether it comes to that
-    /// now.
+    /// Counts that the guest was found at the start of a block; whether it has been found there more than `enough` times since a
+    /// trace was last tried from there, if that is to be tried again.
     pub(super) fn heat(&mut self, id: u32, enough: u8) -> bool {
+        /// A recording may end early by chance, such as an interrupt.
+        const TRIES: u8 = 4;
         let t = &mut self.tbs[id as usize];
-        if t.trace || t.bridge || t.state != State::Live || t.heat > enough {
+        if t.trace || t.bridge || t.state != State::Live || t.tries == TRIES {
             return false;
         }
-        t.heat += 1;
-        t.heat > enough
+        if t.heat < enough {
+            t.heat += 1;
+            return false;
+        }
+        t.heat = 0;
+        t.tries += 1;
+        true
     }
 
     /// Whether a block can be found.
@@ -423,6 +433,7 @@ impl Blocks {
             spans: origin.spans,
             trace: origin.trace,
             heat: 0,
+            tries: 0,
             code: at,
             body: compiled.body as u16,
             bytes: bytes as u16,

@@ -71,7 +71,7 @@ fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> O
 }
 
 /// Finds a block that was made from the code at `key`, which is at `phys`.
-fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
     match rt.blocks.find(phys, key.pc, key.mode) {
         Found::Block(tb) => Some(tb),
         Found::No => None,
