@@ -22,6 +22,8 @@ pub(super) const MAX_TRACE: usize = 256;
 const MAX_STRAIGHT: usize = 64;
 /// Executions of one instruction on a path, at most: more are a loop within, which is hotter than the one around it.
 const MAX_VISITS: usize = 8;
+/// Instructions that are executed for one recording, at most.
+const MAX_STEPS: usize = 3 * MAX_TRACE;
 /// Instructions that may be recorded for each sample: some 2 µs each.
 const STEPS_PER_SAMPLE: i32 = 32;
 /// Instructions that may be recorded at a time in the end.
@@ -40,6 +42,7 @@ pub(super) enum Progress {
 }
 
 /// Records the path of one trace at a time.
+#[derive(Debug)]
 pub(super) struct Recorder {
     /// The head, if something is being recorded, and the address space.
     head: Option<(BlockKey, u64)>,
@@ -49,13 +52,22 @@ pub(super) struct Recorder {
     returns: Vec<usize>,
     /// The pages of the path.
     pages: [Option<u64>; 2],
+    /// Instructions executed so far, rounds of repeated ones counted each.
+    steps: usize,
     /// Instructions that may still be executed for recordings.
     budget: i32,
 }
 
 impl Recorder {
     pub fn new() -> Recorder {
-        Recorder { head: None, path: Vec::new(), returns: Vec::new(), pages: [None; 2], budget: MAX_BUDGET }
+        Recorder {
+            head: None,
+            path: Vec::new(),
+            returns: Vec::new(),
+            pages: [None; 2],
+            steps: 0,
+            budget: MAX_BUDGET,
+        }
     }
 
     /// Notes a sample; whether there is time to record something.
@@ -70,6 +82,7 @@ impl Recorder {
         self.path.clear();
         self.returns.clear();
         self.pages = [None; 2];
+        self.steps = 0;
     }
 
     /// The head and address space of what is to be recorded.
@@ -81,8 +94,9 @@ impl Recorder {
     pub fn step(&mut self, key: BlockKey) -> Progress {
         self.budget -= 1;
         let Some((head, _)) = self.head else { return Progress::Done };
-        let begins = self.path.is_empty() && key != head;
-        if begins || key.mode != head.mode || self.path.len() >= 2 * MAX_TRACE {
+        self.steps += 1;
+        let elsewhere = self.path.is_empty() && key != head;
+        if elsewhere || self.steps > MAX_STEPS || key.mode != head.mode || self.path.len() >= 2 * MAX_TRACE {
             return Progress::Done;
         }
         if self.path.last() == Some(&key.pc) {

@@ -170,7 +170,10 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         loop {
             let (stop, once) = match next {
                 Next::Exit(code) => return code,
-                Next::Continue if self.recorder.head().is_some() => (self.record(), false),
+                Next::Continue if self.recorder.head().is_some() => {
+                    next = self.record();
+                    continue;
+                }
                 Next::Continue => (self.resume(), false),
                 Next::ContinueOne => (self.step(), true),
             };
@@ -262,7 +265,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let mut from = None;
         loop {
             if self.options.hot == 0 && self.sample_here() {
-                return self.record();
+                return Stop::Poll;
             }
             let code = match self.next_block(from.take()) {
                 Ok(Some(code)) => code,
@@ -311,21 +314,25 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     }
 
     /// Runs one instruction after the other, and notes where they go; at the end makes a trace of that.
-    fn record(&mut self) -> Stop {
-        let stop = loop {
+    fn record(&mut self) -> Next {
+        let next = loop {
             let key = G::block_key(self.context.env());
             if self.translator.stops_at(key.pc) || self.recorder.step(key) == Progress::Done {
-                break Stop::Poll;
+                break Next::Continue;
             }
             self.stats.recorded += 1;
-            match self.step() {
-                Stop::Poll if self.requests() & REQUEST_EVENTS != 0 => break Stop::Poll,
-                Stop::Poll => {}
-                stop => break stop,
+            let next = match self.step() {
+                Stop::Exception(e) if e.vector == RETRY_VECTOR => continue,
+                Stop::Poll => Next::Continue,
+                Stop::Leave(code) => G::handle_leave(self.context.env_mut(), code),
+                stop => break self.handle(stop),
+            };
+            if next != Next::Continue || self.requests() & REQUEST_EVENTS != 0 {
+                break next;
             }
         };
         self.make_trace();
-        stop
+        if next == Next::Continue { self.poll() } else { next }
     }
 
     /// Makes a trace of what was recorded, if the guest is still where it was.
