@@ -5,7 +5,7 @@
 
 use std::ptr::NonNull;
 
-use super::blocks::{Found, NO_PAGE, VERSIONS};
+use super::blocks::{Found, NO_PAGE};
 use super::translate::protect;
 use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest};
@@ -75,7 +75,10 @@ fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> O
 fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
     match rt.blocks.find(phys, key.pc, key.mode) {
         Found::Block(tb) => Some(tb),
-        Found::No => None,
+        Found::No => {
+            rt.blocks.note_missing(phys, key);
+            None
+        }
         Found::Spanning => {
             // If its second page cannot be fetched, the block ends before that, and is another one.
             let page2 = fetch_page::<G>(env, rt, second_page(key.pc)).ok()?.phys;
@@ -91,15 +94,15 @@ pub(super) fn find_or_revive<G: Guest>(
     key: BlockKey,
     phys: u64,
 ) -> Option<u32> {
+    if rt.blocks.is_missing(phys, key) {
+        return None;
+    }
     find::<G>(env, rt, key, phys).or_else(|| revive::<G>(env, rt, key, phys))
 }
 
 /// Finds a block that was invalidated, but whose guest bytes are again what they were.
 fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    let mut candidates = [None; VERSIONS];
-    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
-        *to = Some(tb);
-    }
+    let candidates = rt.blocks.candidates((phys, key.pc, key.mode), &*rt.mmu.memory);
     candidates.into_iter().flatten().find(|&tb| {
         let page2 = rt.blocks.get(tb).page2;
         if rt.blocks.get(tb).spans()

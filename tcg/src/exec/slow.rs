@@ -42,8 +42,18 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
         let va = int::<G>(env, rt, access.addr);
         open_window::<G>(env, va, access.mmu);
     }
+    let invalidated = rt.blocks.stats.invalidated;
     match complete::<G>(env, tb, &access) {
-        Ok(()) => 0,
+        Ok(()) => {
+            // SAFETY: as above.
+            let rt = unsafe { runtime::<G>(env) };
+            if rt.blocks.stats.invalidated != invalidated {
+                // Who writes over code goes on with it.
+                let va = int::<G>(env, rt, access.addr);
+                open_window::<G>(env, va, access.mmu);
+            }
+            0
+        }
         Err(exception) => {
             // SAFETY: as above.
             let rt = unsafe { runtime::<G>(env) };
