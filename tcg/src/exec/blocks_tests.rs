@@ -1,5 +1,6 @@
 //! The table of blocks, with blocks whose code is never run.
 
+use super::revive::VERSIONS;
 use super::*;
 use crate::backend::JumpSite;
 use crate::jump_cache::JumpOrigin;

@@ -5,7 +5,7 @@
 
 use std::ptr::NonNull;
 
-use super::blocks::{Found, NO_PAGE, Tb, VERSIONS};
+use super::blocks::{Found, NO_PAGE, Tb};
 use super::translate::protect;
 use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest};
@@ -74,7 +74,10 @@ fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> O
 pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
     match rt.blocks.find(phys, key.pc, key.mode) {
         Found::Block(tb) => Some(tb),
-        Found::No => None,
+        Found::No => {
+            rt.blocks.note_missing(phys, key);
+            None
+        }
         Found::Spanning => find_spanning::<G>(env, rt, key, phys),
     }
 }
@@ -106,15 +109,15 @@ pub(super) fn find_or_revive<G: Guest>(
     key: BlockKey,
     phys: u64,
 ) -> Option<u32> {
+    if rt.blocks.is_missing(phys, key) {
+        return None;
+    }
     find::<G>(env, rt, key, phys).or_else(|| revive::<G>(env, rt, key, phys))
 }
 
 /// Finds a block that was invalidated, but whose guest bytes are again what they were.
 fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    let mut candidates = [None; VERSIONS];
-    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
-        *to = Some(tb);
-    }
+    let candidates = rt.blocks.candidates((phys, key.pc, key.mode), &*rt.mmu.memory);
     candidates.into_iter().flatten().find(|&tb| {
         let &Tb { page2, page2_pc, .. } = rt.blocks.get(tb);
         if rt.blocks.get(tb).spans()

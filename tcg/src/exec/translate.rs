@@ -465,10 +465,11 @@ impl Translator {
     }
 }
 
-/// Makes stores to the pages of a new block that had no other one leave generated code.
+/// Makes stores to the lines of a new block leave generated code: its pages may have had no other block.
 pub(super) fn protect(rt: &mut Runtime, tb: u32, first_of_page: [bool; 2]) {
     let t = rt.blocks.get(tb);
     for (page, first) in [t.phys & !PAGE_MASK, t.page2].into_iter().zip(first_of_page) {
+        rt.windows.close_page(page);
         if first && let Some(lines) = rt.blocks.code_lines(page) {
             rt.mmu.spaces.protect(page, lines);
         }
