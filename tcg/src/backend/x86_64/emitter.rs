@@ -426,7 +426,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Whether nothing alive depends on the environment's copy of global `g`.
-    fn env_claimable(&self, g: usize) -> bool {
+    pub fn env_claimable(&self, g: usize) -> bool {
         let o = self.env_owner[g];
         o == NO_VALUE
             || self.b.mem[o as usize] != MemLoc::Env(g as u8)
@@ -643,6 +643,19 @@ impl<'a> Emitter<'a> {
             }
             MemLoc::None => unreachable!("v{v} is live but nowhere"),
         }
+    }
+
+    /// The place in the environment of an integer that is in no register.
+    pub fn only_home(&self, v: usize) -> Option<Mem> {
+        match self.b.mem[v] {
+            MemLoc::Env(g) if self.b.reg[v] == NONE => Some(env_mem(self.global_offset(g as usize))),
+            _ => None,
+        }
+    }
+
+    /// The place in the environment of an integer that is in no register, if the current instruction is the last that wants it.
+    pub fn last_home(&self, v: usize) -> Option<Mem> {
+        self.only_home(v).filter(|_| self.last_use(v as u32) <= self.at as u32)
     }
 
     /// A register that holds the value: its own, or `scratch` after a copy.

@@ -98,10 +98,17 @@ impl Emitter<'_> {
             // Computed in 32 bits; the immediate's upper bits do not matter.
             imm = imm.map(|i| i as i16 as i32);
         }
+        if commutes && imm.is_none() && self.last_home(self.b.live.resolve(a)).is_some() {
+            std::mem::swap(&mut a, &mut b);
+        }
+        let home = if imm.is_some() { None } else { self.last_home(self.b.live.resolve(b)) };
         let ra = self.use_int(a);
-        let rb = if imm.is_some() { NONE } else { self.use_int(b) };
+        let rb = if imm.is_some() || home.is_some() { NONE } else { self.use_int(b) };
         let dst = self.define(ra, if rb != NONE && rb != ra && !commutes { 1 << rb } else { 0 });
-        if let Some(digit) = incdec {
+        if let Some(mem) = home {
+            self.copy(w, dst, ra);
+            self.asm().alu_rm(alu, native, dst, mem);
+        } else if let Some(digit) = incdec {
             self.copy(w, dst, ra);
             self.asm().incdec(digit, w, dst);
         } else if let Some(imm) = imm {
@@ -143,6 +150,14 @@ impl Emitter<'_> {
         {
             let dst = self.define(ra, 0);
             self.asm().imul_rri(native, dst, ra, imm);
+            self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+            self.finish_narrow(w, dst);
+            return;
+        }
+        if let Some(mem) = self.last_home(bv) {
+            let dst = self.define(ra, 0);
+            self.copy(w, dst, ra);
+            self.asm().imul_rm(native, dst, mem);
             self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
             self.finish_narrow(w, dst);
             return;
@@ -310,6 +325,10 @@ impl Emitter<'_> {
 
     /// [`Inst::Extend`].
     pub fn extend(&mut self, from: Width, ext: Ext, a: Value) {
+        if let Some(mem) = self.last_home(self.b.live.resolve(a)) {
+            let dst = self.define(NONE, 0);
+            return self.asm().load_ext(from, ext, dst, mem);
+        }
         let ra = self.use_int(a);
         let dst = self.define(ra, 0);
         match ext {

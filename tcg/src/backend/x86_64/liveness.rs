@@ -253,6 +253,18 @@ impl Liveness {
         info.demand = info.demand.max(bits);
     }
 
+    /// As [`Liveness::use_at`], of the operand whose register the result of instruction `at` takes if nobody else wants the
+    /// operand: then it may as well be made where the result is wanted.
+    #[inline]
+    fn become_at(&mut self, v: usize, at: u32, bits: u8) {
+        let hint = self.values[at as usize].hint;
+        let info = &mut self.values[v];
+        if info.last_use == NEVER && info.hint == 255 {
+            info.hint = hint;
+        }
+        self.use_at(v, at, bits);
+    }
+
     fn use_flags(&mut self, v: usize, at: u32, bits: u32) {
         self.use_at(v, at, 64);
         self.values[v].flag_demand |= bits;
@@ -361,7 +373,7 @@ impl Liveness {
                     // Right shifts and high products are emitted at their own width, so they read no more either.
                     let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
                     let bits = w.bits() as u8;
-                    self.use_at(self.resolve(a), at, bits);
+                    self.become_at(self.resolve(a), at, bits);
                     self.use_at(self.resolve(b), at, if shift { 8 } else { bits });
                 }
                 _ => {
@@ -388,9 +400,9 @@ impl Liveness {
         let at = i as u32;
         let bits = |w: Width| w.bits() as u8;
         match block.insts[i] {
-            Inst::Un { w, a, .. } => self.use_at(self.resolve(a), at, bits(w)),
+            Inst::Un { w, a, .. } => self.become_at(self.resolve(a), at, bits(w)),
             Inst::Carry { w, a, b, f, .. } => {
-                self.use_at(self.resolve(a), at, bits(w));
+                self.become_at(self.resolve(a), at, bits(w));
                 self.use_at(self.resolve(b), at, bits(w));
                 self.use_flags(self.resolve(f), at, flags::C);
             }
@@ -400,15 +412,15 @@ impl Liveness {
             }
             Inst::Extend { from, a, ext } => {
                 let b = if from == Width::W64 && ext == Ext::Sign32 { 32 } else { bits(from) };
-                self.use_at(self.resolve(a), at, b);
+                self.become_at(self.resolve(a), at, b);
             }
             Inst::Extract { a, pos, len } => {
                 let top = pos + len;
                 let b = [8, 16, 32].into_iter().find(|b| top <= *b).unwrap_or(64);
-                self.use_at(self.resolve(a), at, b);
+                self.become_at(self.resolve(a), at, b);
             }
             Inst::Insert { a, b, len, .. } => {
-                self.use_at(self.resolve(a), at, 64);
+                self.become_at(self.resolve(a), at, 64);
                 let bits = [8, 16, 32].into_iter().find(|x| len <= *x).unwrap_or(64);
                 self.use_at(self.resolve(b), at, bits);
             }
@@ -441,7 +453,7 @@ impl Liveness {
             Inst::Select { cond, f, a, b } => {
                 self.use_flags(self.resolve(f), at, cond_bits(cond));
                 self.use_at(self.resolve(a), at, 64);
-                self.use_at(self.resolve(b), at, 64);
+                self.become_at(self.resolve(b), at, 64);
             }
             Inst::EnvStore { width, v, .. } => self.use_at(self.resolve(v), at, bits(width)),
             Inst::AtomicCas { width, addr, expect, new, .. } => {

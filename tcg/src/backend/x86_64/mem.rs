@@ -187,13 +187,7 @@ impl Emitter<'_> {
         let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
-        let host = Mem::Index(ra, r::RAX);
-        match ext {
-            Ext::Zero => self.asm().load(width, dst, host),
-            Ext::Sign32 if width >= Width::W32 => self.asm().load(Width::W32, dst, host),
-            Ext::Sign32 => self.asm().load_sx(width, Width::W32, dst, host),
-            Ext::Sign64 => self.asm().load_sx(width, Width::W64, dst, host),
-        }
+        self.asm().load_ext(width, ext, dst, Mem::Index(ra, r::RAX));
         self.slow(miss, point);
     }
 

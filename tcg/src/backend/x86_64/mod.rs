@@ -177,10 +177,22 @@ fn emit(e: &mut Emitter, inst: &Inst) {
         }
         Inst::Set(g, v) => e.set(g, v),
         Inst::ZeroUpper(set) => e.zero_upper(set),
-        Inst::Load { width, ext, addr, mem } => e.load(width, ext, addr, mem),
-        Inst::Store { width, addr, v, mem } => e.store(width, addr, v, mem),
-        Inst::LoadVec { size, addr, mem } => e.load_vec(size, addr, mem),
-        Inst::StoreVec { size, addr, v, mem } => e.store_vec(size, addr, v, mem),
+        Inst::Load { width, ext, addr, mem } => {
+            e.keep_flags();
+            e.load(width, ext, addr, mem);
+        }
+        Inst::Store { width, addr, v, mem } => {
+            e.keep_flags();
+            e.store(width, addr, v, mem);
+        }
+        Inst::LoadVec { size, addr, mem } => {
+            e.keep_flags();
+            e.load_vec(size, addr, mem);
+        }
+        Inst::StoreVec { size, addr, v, mem } => {
+            e.keep_flags();
+            e.store_vec(size, addr, v, mem);
+        }
         Inst::LoadMasked { width, len, addr, mask, mem } => e.load_masked(width, len, addr, mask, mem),
         Inst::StoreMasked { width, len, addr, v, mask, mem } => {
             e.store_masked(width, len, addr, v, mask, mem)
@@ -191,6 +203,7 @@ fn emit(e: &mut Emitter, inst: &Inst) {
         Inst::Call { helper, args } => {
             let pure = e.guest.helpers[helper.0 as usize].effects.pure;
             if !(pure && unused(e)) {
+                e.keep_flags();
                 e.call(helper, args);
             }
         }
