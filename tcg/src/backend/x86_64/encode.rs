@@ -371,6 +371,18 @@ impl Asm {
         }
     }
 
+    /// `mov dst, imm` in 8 or 16 bits, which merges.
+    pub fn mov_low(&mut self, w: Width, dst: u8, imm: u16) {
+        let imm = imm.to_le_bytes();
+        match w {
+            Width::W8 => self.op_ri8(w, &[0xc6], 0, dst, imm[0]),
+            _ => {
+                self.op_rr(Width::W16, &[0xc7], 0, dst);
+                self.buf.extend_from_slice(&imm);
+            }
+        }
+    }
+
     /// `mov dst, [mem]`: 32 and 64 bits; narrower ones zero-extend.
     pub fn load(&mut self, w: Width, dst: u8, mem: Mem) {
         match w {
@@ -586,9 +598,9 @@ impl Asm {
         self.op_rr(Width::W8, &[0x0f, 0x90 | cond as u8], 0, dst);
     }
 
-    /// `cmovcc dst, src` in 64 bits.
-    pub fn cmov(&mut self, cond: Cond, dst: u8, src: u8) {
-        self.op_rr(Width::W64, &[0x0f, 0x40 | cond as u8], dst, src);
+    /// `cmovcc dst, src` in 32 or 64 bits.
+    pub fn cmov(&mut self, w: Width, cond: Cond, dst: u8, src: u8) {
+        self.op_rr(w, &[0x0f, 0x40 | cond as u8], dst, src);
     }
 
     /// `shrd dst, src, cl`.

@@ -225,7 +225,7 @@ fn emit(e: &mut Emitter, inst: &Inst) {
         Inst::ShiftPair { w, hi, lo, count } => e.shift_pair(w, hi, lo, count),
         Inst::Pack(f) => e.pack(f),
         Inst::SetCond { cond, f } => e.set_cond(cond, f),
-        Inst::Select { cond, f, a, b } => e.select(cond, f, a, b),
+        Inst::Select { w, cond, f, a, b } => e.select(w, cond, f, a, b),
         Inst::Vec { op, len, a, b, imm } => e.vec(op, len, a, b, imm),
         Inst::Vec3 { op, len, a, b, c } => e.vec3(op, len, a, b, c),
         Inst::VecIns { op, a, b, imm } => e.vec_ins(op, a, b, imm),
