@@ -514,6 +514,15 @@ impl Asm {
         self.op_rr(w, &[0xf6 | (w != Width::W8) as u8], digit, reg);
     }
 
+    /// `cdq` or `cqo`: RDX is filled with RAX's sign, in 32 or 64 bits.
+    pub fn sign_to_rdx(&mut self, w: Width) {
+        self.word(if w == Width::W64 {
+            Word { bytes: 0x9948, bits: 16 }
+        } else {
+            Word { bytes: 0x99, bits: 8 }
+        });
+    }
+
     /// `inc` (digit 0) or `dec` (digit 1).
     pub fn incdec(&mut self, digit: u8, w: Width, reg: u8) {
         self.op_rr(w, &[0xfe | (w != Width::W8) as u8], digit, reg);

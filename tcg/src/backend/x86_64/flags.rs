@@ -285,6 +285,12 @@ impl Emitter<'_> {
         self.own_env(g, f as u32);
     }
 
+    /// Whether the host's flags hold what is wanted after the current instruction.
+    pub fn flags_wanted(&self) -> bool {
+        let f = self.host_flags;
+        f != NO_VALUE && self.b.live.values[f as usize].last_use > self.at as u32
+    }
+
     /// Whether a flags value is computed by one instruction.
     fn is_cheap(&self, f: usize) -> bool {
         match self.block.insts[f] {

@@ -107,6 +107,8 @@ impl Emitter<'_> {
         if commutes && imm.is_none() && self.last_home(self.b.live.resolve(a)).is_some() {
             std::mem::swap(&mut a, &mut b);
         }
+        // LEA leaves flags alone that somebody still wants.
+        let spare_flags = self.flags_wanted();
         let home = if imm.is_some() { None } else { self.last_home(self.b.live.resolve(b)) };
         let ra = self.use_int(a);
         let rb = if imm.is_some() || home.is_some() { NONE } else { self.use_int(b) };
@@ -120,21 +122,21 @@ impl Emitter<'_> {
         } else if let Some(imm) = imm {
             let negated = if op == BinOp::Sub { imm.checked_neg() } else { Some(imm) };
             let sum = matches!(op, BinOp::Add | BinOp::Sub) && !merges;
-            if dst != ra && fused.is_none() && sum && negated.is_some() {
+            if (dst != ra || spare_flags) && fused.is_none() && sum && negated.is_some() {
                 self.asm().lea(native, dst, ra, None, negated.unwrap_or(0));
                 self.finish_narrow(w, dst);
                 return;
             }
             self.copy(w, dst, ra);
             self.asm().alu_ri(alu, native, dst, imm);
+        } else if op == BinOp::Add && fused.is_none() && !merges && (spare_flags || dst != ra && dst != rb) {
+            self.asm().lea(native, dst, ra, Some((rb, 0)), 0);
+            self.finish_narrow(w, dst);
+            return;
         } else if dst == ra {
             self.asm().alu_rr(alu, native, dst, rb);
         } else if dst == rb {
             self.asm().alu_rr(alu, native, dst, ra);
-        } else if op == BinOp::Add && fused.is_none() && !merges {
-            self.asm().lea(native, dst, ra, Some((rb, 0)), 0);
-            self.finish_narrow(w, dst);
-            return;
         } else {
             self.copy(w, dst, ra);
             self.asm().alu_rr(alu, native, dst, rb);

@@ -15,6 +15,7 @@
 
 mod control;
 mod count;
+mod divide;
 mod emitter;
 mod encode;
 mod flags;

@@ -118,6 +118,8 @@ pub const MULTIPLY_DIVIDE: Theme = Theme {
         divide_64 User64 { xor(edx, edx); div(rcx) }
         divide_signed_32 User64 { cdq(); idiv(ecx) }
         divide_signed_64 User64 { cqo(); idiv(rcx) }
+        divide_signed_any User64 { idiv(ecx) }
+        divide_by_rdx User64 { xor(edi, edi); mov(rsi, rdx); xor(edx, edx); div(rsi) }
         divide_byte User64 { div(cl) }
     },
 };
