@@ -8,8 +8,6 @@
 //! of the stack frame (or zero if the test failed). The *followers* take the addend from there, and look into the TLB's
 //! second way and then the slow path, as ever, if it is zero.
 //!
-//! Constant addresses are distances from the same nothing; groups of these are within a page for certain.
-//!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
 //! - A group with a store has a leader that tested for the write tag. It may be a load if no side exit lies between it and
@@ -22,15 +20,11 @@
 use super::liveness::Liveness;
 use crate::guest::HelperDesc;
 use crate::ir::{BinOp, Block, Inst, Width};
-use crate::memory::PAGE_MASK;
 
 /// Words for addends in the stack frame, so groups that may be open at a time.
 pub const SLOTS: usize = 4;
 /// Bytes from the first to the last byte of a group, at most: a wider one would often not fit its page.
 const MAX_RANGE: i64 = 256;
-/// What addresses that are constants are distances from.
-const NOWHERE: u64 = 1 << 62;
-
 /// Sums that are followed from an address, at most.
 const MAX_CHAIN: u32 = 32;
 
@@ -59,10 +53,6 @@ impl Address {
         let (mut v, mut distance) = (v, 0i64);
         for _ in 0..MAX_CHAIN {
             match block.insts.get(v) {
-                Some(&Inst::Const(c)) => {
-                    let Some(offset) = distance.checked_add(c as i64) else { break };
-                    return Address { root: NOWHERE, offset };
-                }
                 Some(&Inst::Bin { op: op @ (BinOp::Add | BinOp::Sub), w: Width::W64, a, b }) => {
                     let Some(&Inst::Const(c)) = block.insts.get(live.resolve(b)) else { break };
                     let sum = if op == BinOp::Add {
@@ -161,9 +151,7 @@ impl Groups {
             && (open.write || !write || open.certain)
         {
             let (low, high) = (open.low.min(offset), open.high.max(end));
-            // Constants tell whether they share a page.
-            let apart = root == NOWHERE && (low ^ (high - 1)) & !(PAGE_MASK as i64) != 0;
-            if high.saturating_sub(low) <= MAX_RANGE && !apart {
+            if high.saturating_sub(low) <= MAX_RANGE {
                 (open.low, open.high, open.followed) = (low, high, true);
                 open.write |= write;
                 self.members[at] = Member::Follower { slot: slot as u8 };
@@ -253,21 +241,6 @@ mod tests {
         assert_eq!(members(&text(300, "v4 = load.64 [v3] mmu0")), alone);
         assert_eq!(members(&text(8, "v4 = load.64 [v3] mmu1")), alone);
         assert_ne!(members(&text(8, "v4 = load.64 [v3] mmu0")), alone);
-    }
-
-    #[test]
-    fn constants_are_a_group_within_a_page() {
-        let text = |second: u64| {
-            format!(
-                "insn 0x1000\nv0 = const 0x12ff0\nv1 = load.64 [v0] mmu0\nv2 = const {second}\nv3 = load.64 [v2] mmu0\n\
-                 set r0, v1\nset r1, v3\nleave 0\n"
-            )
-        };
-        assert_eq!(
-            members(&text(0x12ff8)),
-            [Member::Leader { slot: 0, low: 0, high: 16, write: false }, Member::Follower { slot: 0 }]
-        );
-        assert_eq!(members(&text(0x13000)), [Member::Alone, Member::Alone]);
     }
 
     #[test]
