@@ -50,7 +50,7 @@ bitflags::bitflags! {
         const GROUPS = 1 << 11;
         /// Generated code looks into the second way of a TLB.
         const SECOND_WAY = 1 << 12;
-        /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): x87 in the host's unit.
+        /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): division, x87 in the host's unit.
         const SHORTCUTS = 1 << 13;
         /// What goes round in a block that jumps to its own start stays in registers.
         const LOOPS = 1 << 14;

@@ -365,6 +365,7 @@ impl Emitter<'_> {
         match desc.shortcut.filter(|_| self.opt.contains(OptFlags::SHORTCUTS)) {
             Some(Shortcut::X86_64(code)) => return self.call_shortcut(code, args),
             Some(Shortcut::Unless { offset, value, func }) => return self.call_unless(func, offset, value),
+            Some(Shortcut::Divide { signed, w }) => return self.divide(signed, w, desc.func, args),
             None => {}
         }
         self.count_helper();
@@ -457,11 +458,7 @@ impl Emitter<'_> {
             self.test_env_zero(std::mem::offset_of!(Header, helper_fault) as u32);
             let jcc = self.asm().jcc(Cond::NE);
             let was = self.branch_to(Part::Cold, jcc);
-            self.asm().mov_ri(r::RAX, point as u64);
-            let tb = self.tb;
-            self.asm().mov_ri(r::RCX, tb as u64);
-            let thunk = self.thunks.helper_fault;
-            self.jump_to(Target::Abs(thunk));
+            self.leave_faulted(point);
             self.part = was;
         }
         self.env_unsafe = 0;
@@ -470,6 +467,15 @@ impl Emitter<'_> {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
+    }
+
+    /// Leaves the block because a helper has faulted, with the guest's state of this point.
+    pub fn leave_faulted(&mut self, point: u32) {
+        self.asm().mov_ri(r::RAX, point as u64);
+        let tb = self.tb;
+        self.asm().mov_ri(r::RCX, tb as u64);
+        let thunk = self.thunks.helper_fault;
+        self.jump_to(Target::Abs(thunk));
     }
 
     /// A call whose work is done by other code.
