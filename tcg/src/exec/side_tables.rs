@@ -180,7 +180,7 @@ impl<'a> Tables<'a> {
     }
 
     /// The access of a point, unless that is a helper call.
-    #[inline]
+    #[inline(always)]
     pub fn access(&self, n: usize) -> Option<SlowAccess> {
         let mut r = self.entry(n);
         r.int();
@@ -188,7 +188,7 @@ impl<'a> Tables<'a> {
     }
 
     /// The state at a point.
-    #[inline]
+    #[inline(always)]
     pub fn state(&self, n: usize) -> State<'a> {
         let mut r = self.entry(n);
         let distance = r.int();
@@ -261,7 +261,8 @@ impl Reader<'_> {
         }
     }
 
-    #[inline]
+    // Results this large are copied if they are returned through memory, which costs more than to decode them.
+    #[inline(always)]
     fn access(&mut self) -> Option<SlowAccess> {
         let tag = self.byte();
         if tag == 0 {
