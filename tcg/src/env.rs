@@ -16,7 +16,7 @@ use crate::exec::Blocks;
 use crate::guest::Exception;
 use crate::ir::GlobalId;
 use crate::jump_cache::JumpCache;
-use crate::softmmu::{MMU_MODES, MmuState, TlbEntry};
+use crate::softmmu::{MMU_MODES, MmuState, TlbEntry, Windows};
 
 /// Host integer registers that a save area has room for.
 pub const SAVED_INT_REGS: usize = 32;
@@ -27,6 +27,11 @@ pub const SPILL_SLOTS: usize = 128;
 /// Every so many hits of second ways, generated code takes the slow path instead. It enters the page in the first way, too: a
 /// page that another has displaced there would else be found in its second way for ever.
 pub const SECOND_WAY_HITS: u32 = 256;
+
+/// A bit of [`Header::exit_request`]: events may be pending.
+pub const REQUEST_EVENTS: u32 = 1;
+/// A bit of [`Header::exit_request`]: somebody wants to know where the guest is.
+pub const REQUEST_SAMPLE: u32 = 2;
 
 /// Head of every guest environment.
 #[repr(C, align(64))]
@@ -119,6 +124,8 @@ pub struct Runtime {
     pub slow_time: Duration,
     /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
     pub second_way_left: u32,
+    /// Where generated code may store in pages with code.
+    pub windows: Windows,
     /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
     pub lookups: u64,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.

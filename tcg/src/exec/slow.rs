@@ -14,7 +14,7 @@ use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY_HITS, SPILL
 use crate::guest::{Access, Exception, Guest};
 use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, GlobalId, Ty, Width};
-use crate::softmmu::{self, Operand, Writer, runtime};
+use crate::softmmu::{self, Operand, Writer, open_window, runtime};
 
 /// The most globals that a guest has; see [`Guest::globals`].
 const GLOBALS: usize = 64;
@@ -37,10 +37,30 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
     // SAFETY: the environment is bound; the reference is not used beyond the next access through `env`.
     let rt = unsafe { runtime::<G>(env) };
     rt.slow_accesses += 1;
+    let hit = rt.second_way_left.cast_signed() < 0;
     rt.second_way_left = SECOND_WAY_HITS;
+<<<<<<< HEAD
     let access = rt.blocks.tables(tb).access(point as usize).expect("the point is an access");
+=======
+    let access = rt.blocks.tables(tb).point(point as usize).access.expect("the point is an access");
+    if hit {
+        // Generated code would have found the page, if not as quickly as it should.
+        let va = int::<G>(env, rt, access.addr);
+        open_window::<G>(env, va, access.mmu);
+    }
+    let invalidated = rt.blocks.stats.invalidated;
+>>>>>>> main
     match complete::<G>(env, tb, &access) {
-        Ok(()) => 0,
+        Ok(()) => {
+            // SAFETY: as above.
+            let rt = unsafe { runtime::<G>(env) };
+            if rt.blocks.stats.invalidated != invalidated {
+                // Who writes over code goes on with it.
+                let va = int::<G>(env, rt, access.addr);
+                open_window::<G>(env, va, access.mmu);
+            }
+            0
+        }
         Err(exception) => {
             // SAFETY: as above.
             let rt = unsafe { runtime::<G>(env) };
