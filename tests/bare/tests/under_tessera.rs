@@ -98,6 +98,7 @@ fn translator_with_fewer_optimisations() {
         "shortcuts",
         "loops",
         "unroll",
+        "traces",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }
