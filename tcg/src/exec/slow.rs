@@ -39,17 +39,13 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
     rt.slow_accesses += 1;
     let hit = rt.second_way_left.cast_signed() < 0;
     rt.second_way_left = SECOND_WAY_HITS;
-<<<<<<< HEAD
     let access = rt.blocks.tables(tb).access(point as usize).expect("the point is an access");
-=======
-    let access = rt.blocks.tables(tb).point(point as usize).access.expect("the point is an access");
     if hit {
         // Generated code would have found the page, if not as quickly as it should.
         let va = int::<G>(env, rt, access.addr);
         open_window::<G>(env, va, access.mmu);
     }
     let invalidated = rt.blocks.stats.invalidated;
->>>>>>> main
     match complete::<G>(env, tb, &access) {
         Ok(()) => {
             // SAFETY: as above.
