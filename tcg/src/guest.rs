@@ -235,6 +235,8 @@ pub trait Guest: Sized + Send + 'static {
         access: Access,
         mmu: u8,
     ) -> Result<Mapping, Exception>;
+    /// The exception of an access that must be aligned ([`MemFlags::align`](crate::ir::MemFlags::align)) and is not.
+    fn misaligned(va: u64) -> Exception;
     /// MMU mode of most data accesses of blocks in this mode. A block that accesses memory under it after a helper that
     /// may change the mode sees what belongs to the mode that the helper set.
     fn main_mmu(mode: u64) -> u8;

@@ -203,6 +203,10 @@ impl Guest for X86 {
         crate::mmu::walk(env, memory, va, access, mmu)
     }
 
+    fn misaligned(_: u64) -> Exception {
+        exception(vector::GP, Some(0))
+    }
+
     fn main_mmu(mode: u64) -> u8 {
         (mode >> mode::MMU_SHIFT & 3) as u8
     }

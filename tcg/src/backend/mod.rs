@@ -102,6 +102,21 @@ pub enum AccessKind {
     AtomicCas { width: Width, expect: Loc, new: Loc, dst: u8 },
 }
 
+impl AccessKind {
+    /// Bytes that it touches; of a masked access, those of one lane.
+    pub fn bytes(&self) -> u32 {
+        match self {
+            AccessKind::Load { width, .. }
+            | AccessKind::Store { width, .. }
+            | AccessKind::LoadMasked { width, .. }
+            | AccessKind::StoreMasked { width, .. }
+            | AccessKind::AtomicRmw { width, .. }
+            | AccessKind::AtomicCas { width, .. } => width.bytes(),
+            AccessKind::LoadVec { size, .. } | AccessKind::StoreVec { size, .. } => size.bytes(),
+        }
+    }
+}
+
 /// A slow path's access.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct SlowAccess {
@@ -111,6 +126,8 @@ pub struct SlowAccess {
     pub addr: Loc,
     /// MMU mode.
     pub mmu: u8,
+    /// The address must be a multiple of this, which is a power of two up to 32.
+    pub align: u8,
 }
 
 /// The guest's state at a point: pinned globals are in their registers (of the save area) and others in the

@@ -109,7 +109,7 @@ fn put_access(out: &mut Vec<u8>, access: &SlowAccess) {
             put_loc(out, new);
         }
     }
-    out.push(access.mmu);
+    out.push(access.mmu | (access.align.trailing_zeros() as u8) << 4);
     put_loc(out, access.addr);
 }
 
@@ -296,8 +296,8 @@ impl Reader<'_> {
                 AccessKind::AtomicCas { width, expect: self.loc(), new: self.loc(), dst }
             }
         };
-        let mmu = self.byte();
-        Some(SlowAccess { kind, addr: self.loc(), mmu })
+        let bits = self.byte();
+        Some(SlowAccess { kind, addr: self.loc(), mmu: bits & 15, align: 1 << (bits >> 4) })
     }
 }
 
@@ -339,7 +339,8 @@ mod tests {
             let start = c.moved.len() as u32;
             let n = i % locs.len();
             c.moved.extend(locs[..n].iter().enumerate().map(|(g, l)| (GlobalId(g as u8 + 50), *l)));
-            let access = (i != 3).then_some(SlowAccess { kind: *kind, addr: locs[n], mmu: 2 });
+            let access =
+                (i != 3).then_some(SlowAccess { kind: *kind, addr: locs[n], mmu: 2, align: 1 << (i % 6) });
             let pc = base.wrapping_add(i as u64 * 100).wrapping_sub(50);
             c.points.push(StatePoint { pc, access, moved_start: start, moved_len: n as u16 });
         }

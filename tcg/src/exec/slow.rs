@@ -98,6 +98,9 @@ fn complete<G: Guest>(env: &mut G::Env, tb: u32, access: &SlowAccess) -> Result<
         int::<G>(env, rt, loc)
     };
     let va = read(env, access.addr);
+    if !va.is_multiple_of(access.align.into()) {
+        return Err(G::misaligned(va));
+    }
     match access.kind {
         AccessKind::Load { width, ext, dst, for_write } => {
             if for_write {

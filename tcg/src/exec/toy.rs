@@ -386,6 +386,10 @@ impl Guest for Toy {
         if allowed { Ok(Mapping { phys: m.mapping.phys + within, ..m.mapping }) } else { Err(fault) }
     }
 
+    fn misaligned(va: u64) -> Exception {
+        Exception { vector: 17, error: None, address: va }
+    }
+
     fn main_mmu(_: u64) -> u8 {
         0
     }
@@ -426,7 +430,7 @@ struct Front<'a> {
     page: u64,
 }
 
-const MEM: MemFlags = MemFlags { mmu: 0, for_write: false };
+const MEM: MemFlags = MemFlags { mmu: 0, for_write: false, align: false };
 
 impl Front<'_> {
     fn exit(&mut self, from: u64, pc: u64) -> crate::ir::ExitId {

@@ -37,6 +37,8 @@ pub trait Machine {
     fn load(&mut self, va: u64, buf: &mut [u8], mmu: u8, for_write: bool) -> Result<(), Exception>;
     /// Stores 1, 2, 4, 8, 16 or 32 bytes; nothing is written if any byte cannot be.
     fn store(&mut self, va: u64, bytes: &[u8], mmu: u8) -> Result<(), Exception>;
+    /// The exception of an access that must be aligned and is not.
+    fn misaligned(&mut self, va: u64) -> Exception;
     /// Calls a helper, which may look at and change the environment. Arguments beyond its number are zero.
     fn call(&mut self, helper: HelperId, args: [u64; 5]) -> Result<u64, Exception>;
 }

@@ -99,6 +99,9 @@ pub struct MemFlags {
     pub mmu: u8,
     /// On a load: a store to the same bytes follows, so write permission is required, too.
     pub for_write: bool,
+    /// The address must be a multiple of the access's size; else the access raises the exception that
+    /// [`Guest::misaligned`](crate::guest::Guest::misaligned) says, before any other. Not on masked and atomic accesses.
+    pub align: bool,
 }
 
 /// Index of a helper in the guest's helper table.

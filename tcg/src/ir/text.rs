@@ -200,7 +200,9 @@ struct Mem(String, MemFlags);
 
 impl fmt::Display for Mem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "[{}] mmu{}{}", self.0, self.1.mmu, if self.1.for_write { " for_write" } else { "" })
+        write!(f, "[{}] mmu{}", self.0, self.1.mmu)?;
+        f.write_str(if self.1.for_write { " for_write" } else { "" })?;
+        f.write_str(if self.1.align { " align" } else { "" })
     }
 }
 
@@ -374,9 +376,9 @@ v19 = pack f18
 v20 = setcond.be f15
 v21 = select.l.64 f15, v1, v4
 v22 = load.16.s64 [v4] mmu1
-v23 = load.32 [v4] mmu0 for_write
+v23 = load.32 [v4] mmu0 for_write align
 store.64 [v4] mmu0, v1
-x25 = loadv.128 [v4] mmu2
+x25 = loadv.128 [v4] mmu2 align
 storev.256 [v4] mmu0, x25
 v27 = rmw.xchg.32 [v4] mmu0, v1
 v28 = cas.64 [v4] mmu0, v1, v5

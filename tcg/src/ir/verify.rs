@@ -105,6 +105,12 @@ impl Check<'_> {
         self.ints(&[addr])
     }
 
+    /// A masked or an atomic access.
+    fn unaligned_memory(&self, addr: Value, mem: MemFlags) -> Checked {
+        require(!mem.align, "only whole loads and stores can ask for alignment")?;
+        self.memory(addr, mem)
+    }
+
     fn inst(&mut self, at: usize, inst: &Inst) -> Checked {
         if at + 1 < self.block.insts.len() {
             require(!inst.is_terminal(), "a terminal is not last")?;
@@ -184,16 +190,20 @@ impl Check<'_> {
             Inst::Load { addr, mem, .. } | Inst::LoadVec { addr, mem, .. } => self.memory(addr, mem),
             Inst::LoadMasked { width, addr, mask, mem, .. } => {
                 require(width >= Width::W32, "width out of range")?;
-                self.memory(addr, mem)?;
+                self.unaligned_memory(addr, mem)?;
                 self.vecs(&[mask])
             }
             Inst::StoreMasked { width, addr, v, mask, mem, .. } => {
                 require(width >= Width::W32, "width out of range")?;
-                self.memory(addr, mem)?;
+                self.unaligned_memory(addr, mem)?;
                 self.vecs(&[v, mask])
             }
-            Inst::Store { addr, v, mem, .. } | Inst::AtomicRmw { addr, v, mem, .. } => {
+            Inst::Store { addr, v, mem, .. } => {
                 self.memory(addr, mem)?;
+                self.ints(&[v])
+            }
+            Inst::AtomicRmw { addr, v, mem, .. } => {
+                self.unaligned_memory(addr, mem)?;
                 self.ints(&[v])
             }
             Inst::StoreVec { addr, v, mem, .. } => {
@@ -201,7 +211,7 @@ impl Check<'_> {
                 self.vecs(&[v])
             }
             Inst::AtomicCas { addr, expect, new, mem, .. } => {
-                self.memory(addr, mem)?;
+                self.unaligned_memory(addr, mem)?;
                 self.ints(&[expect, new])
             }
             Inst::Vec { op, len, a, b, .. } => {
@@ -286,7 +296,7 @@ mod tests {
     use super::*;
     use crate::testing::{generate, global, guest, helper};
 
-    const MEM: MemFlags = MemFlags { mmu: 0, for_write: false };
+    const MEM: MemFlags = MemFlags { mmu: 0, for_write: false, align: false };
 
     /// What verification says of a block that `build` makes.
     fn complaint(build: impl FnOnce(&mut Builder)) -> String {

@@ -232,7 +232,7 @@ impl Generator {
     }
 
     fn mem(&mut self) -> MemFlags {
-        MemFlags { mmu: self.rng.one_in(4) as u8, for_write: false }
+        MemFlags { mmu: self.rng.one_in(4) as u8, for_write: false, align: false }
     }
 
     /// An address that is mostly valid, and often the same as another or across a page boundary.
@@ -433,7 +433,9 @@ impl Generator {
         self.before_fault();
         let (width, size) = (self.width(), self.rng.pick(&VecSize::ALL));
         let (addr, mut mem) = (self.addr(), self.mem());
-        let inst = match self.rng.below(14) {
+        let kind = self.rng.below(14);
+        mem.align = kind < 10 && self.rng.one_in(5);
+        let inst = match kind {
             12 => {
                 let (width, len, mask) = (self.wide_width(), self.vec_len(), self.vec());
                 Inst::LoadMasked { width, len, addr, mask, mem }

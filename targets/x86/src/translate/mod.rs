@@ -288,13 +288,13 @@ impl<'a> Translator<'a> {
     /// Memory flags of an ordinary data access.
     #[inline]
     pub fn mem(&self) -> MemFlags {
-        MemFlags { mmu: self.mmu, for_write: false }
+        MemFlags { mmu: self.mmu, for_write: false, align: false }
     }
 
     /// Memory flags of a load whose bytes are stored to next.
     #[inline]
     pub fn mem_for_write(&self) -> MemFlags {
-        MemFlags { mmu: self.mmu, for_write: true }
+        MemFlags { mmu: self.mmu, for_write: true, align: false }
     }
 
     /// A linear address: 32 bits unless in 64-bit code.

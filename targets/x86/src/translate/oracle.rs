@@ -171,6 +171,10 @@ impl Machine for Model<'_> {
         Ok(())
     }
 
+    fn misaligned(&mut self, va: u64) -> Exception {
+        X86::misaligned(va)
+    }
+
     fn call(&mut self, helper: HelperId, a: [u64; 5]) -> Result<u64, Exception> {
         type Helper = extern "C" fn(&mut X86Env, u64, u64, u64, u64, u64) -> u64;
         let func = (HELPERS[helper.0 as usize].func)();

@@ -40,6 +40,10 @@ impl Machine for Cpu {
         Ok(())
     }
 
+    fn misaligned(&mut self, va: u64) -> Exception {
+        X86::misaligned(va)
+    }
+
     fn call(&mut self, helper: HelperId, args: [u64; 5]) -> Result<u64, Exception> {
         use crate::helpers::int;
         match helper {

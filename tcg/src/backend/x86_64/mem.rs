@@ -13,6 +13,10 @@
 //!
 //! Of an address that is constant, entry and tag are constants, too. R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
 //!
+//! An access that must be aligned crosses no page if it is, so the tag is compared with `addr & (-4096 | n - 1)`: then a
+//! misaligned one never matches, either. Out of line, it is told apart before the second way is asked, and left to the slow
+//! path, which raises the guest's exception.
+//!
 //! Out of line, a thunk first looks at the table's second way (see [`crate::softmmu`]), from whose entry the hit path can
 //! go on:
 //!
@@ -30,7 +34,7 @@
 
 use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
-use super::groups::Member;
+use super::groups::{Alignment, Leader, Member};
 use super::thunks::group_addend;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use super::{TLB, second_way};
@@ -51,6 +55,8 @@ struct Miss {
     leads: Option<Leads>,
     addr: u8,
     second_way: u64,
+    /// What the access itself must be aligned to.
+    align: u32,
 }
 
 /// What the leader of a group does out of line: it asks the second way for the group, and if that is of no use, says to its
@@ -60,6 +66,8 @@ struct Leads {
     slot: u8,
     /// Distance of the group's first byte.
     low: i32,
+    /// The alignment that the group has been tested for.
+    align: Alignment,
     /// The routine for the group.
     second_way: u64,
     /// Where it is to be continued with the group's addend in RAX.
@@ -81,6 +89,7 @@ impl Emitter<'_> {
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         self.count_access();
         let second_way = second_way::routine(self.thunks.second_way, mem.mmu, write, bytes);
+        let align = if mem.align { bytes } else { 1 };
         let member = self.b.groups.member(self.at);
         let (jcc, leads) = match member {
             Member::Follower { slot } => {
@@ -89,24 +98,35 @@ impl Emitter<'_> {
                 asm.test_rr(Width::W64, r::RAX, r::RAX);
                 (asm.jcc(Cond::E), None)
             }
-            Member::Leader { slot, low, high, write } => {
-                let jcc = self.test_entry(addr, low.into(), high.into(), mem.mmu, write);
+            Member::Leader(leader) => {
+                let Leader { slot, low, high, write, align } = leader;
+                let jcc = self.test_entry(addr, (low.into(), high.into()), align, mem.mmu, write);
                 let hit = self.here();
                 self.asm().store(Width::W64, group_addend(slot), r::RAX);
                 let size = (i32::from(high) - i32::from(low)) as u32;
                 let routine =
                     second_way::routine(self.thunks.second_way, mem.mmu, write, size.next_power_of_two());
-                (jcc, Some(Leads { slot, low: low.into(), second_way: routine, hit }))
+                (jcc, Some(Leads { slot, low: low.into(), align, second_way: routine, hit }))
             }
-            Member::Alone => (self.test_entry(addr, 0, bytes as i32, mem.mmu, write), None),
+            Member::Alone => {
+                let align = Alignment::of(align, 0);
+                (self.test_entry(addr, (0, bytes as i32), align, mem.mmu, write), None)
+            }
         };
         self.clobber_flags();
-        Miss { jcc, hit: self.here(), leads, addr, second_way }
+        Miss { jcc, hit: self.here(), leads, addr, second_way, align }
     }
 
-    /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has;
-    /// afterwards RAX is the entry's addend. Returns the jump that is taken if not.
-    fn test_entry(&mut self, addr: u8, low: i32, high: i32, mmu: u8, write: bool) -> usize {
+    /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has, and
+    /// `addr` is aligned; afterwards RAX is the entry's addend. Returns the jump that is taken if not.
+    fn test_entry(
+        &mut self,
+        addr: u8,
+        (low, high): (i32, i32),
+        align: Alignment,
+        mmu: u8,
+        write: bool,
+    ) -> usize {
         const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
         const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
         let tag =
@@ -132,16 +152,18 @@ impl Emitter<'_> {
             asm.lea(Width::W64, r::RAX, addr, None, low);
             asm.shift_ri(Shift::Shr, Width::W32, r::RAX, (12 - ENTRY_BITS) as u8);
         }
-        match high - 1 {
+        // The last byte, or one in the same page at which what must be aligned would be.
+        match high - 1 - align.beyond(high - 1) {
             0 => asm.mov_rr(r::RCX, addr),
             distance => asm.lea(Width::W64, r::RCX, addr, None, distance),
         }
         // What does not depend on registers is copied from a template: there are more accesses than anything else.
         const MASK: [u8; 4] = INDEX_MASK.to_le_bytes();
+        let low_bits = (align.bytes - 1) as u8;
         #[rustfmt::skip]
         asm.buf.extend_from_slice(&[
             0x25, MASK[0], MASK[1], MASK[2], MASK[3], // and eax, INDEX_MASK
-            0x48, 0x81, 0xe1, 0x00, 0xf0, 0xff, 0xff, // and rcx, -4096
+            0x48, 0x81, 0xe1, low_bits, 0xf0, 0xff, 0xff, // and rcx, -4096 | low_bits
         ]);
         if !main {
             asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
@@ -174,16 +196,17 @@ impl Emitter<'_> {
         let back = self.here();
         let was = self.branch_to(Part::Cold, miss.jcc);
         let second_way = self.opt.contains(OptFlags::SECOND_WAY);
+        let own = Alignment::of(miss.align, 0);
         let mut asked = false;
         if let Some(group) = miss.leads {
             if second_way {
-                self.ask_second_way(miss.addr, group.low, group.second_way, group.hit);
-                asked = (group.low, group.second_way) == (0, miss.second_way);
+                self.ask_second_way(miss.addr, group.low, group.align, group.second_way, group.hit);
+                asked = (group.low, group.align, group.second_way) == (0, own, miss.second_way);
             }
             self.asm().store_imm(Width::W64, group_addend(group.slot), 0);
         }
         if second_way && !asked {
-            self.ask_second_way(miss.addr, 0, miss.second_way, miss.hit);
+            self.ask_second_way(miss.addr, 0, own, miss.second_way, miss.hit);
         }
         let uses_vec = self.b.live.has_vec;
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
@@ -203,8 +226,15 @@ impl Emitter<'_> {
         self.part = was;
     }
 
-    /// Calls a routine of the second way for `addr + distance`, which goes on at `hit` if there is an entry.
-    fn ask_second_way(&mut self, addr: u8, distance: i32, routine: u64, hit: Target) {
+    /// Calls a routine of the second way for `addr + distance`, and goes on at `hit` if there is an entry. Does not if `addr`
+    /// is not aligned.
+    fn ask_second_way(&mut self, addr: u8, distance: i32, align: Alignment, routine: u64, hit: Target) {
+        let misaligned = (align.bytes > 1).then(|| {
+            let asm = self.asm();
+            asm.lea(Width::W64, r::RAX, addr, None, align.distance.into());
+            asm.test_ri(Width::W8, r::RAX, (align.bytes - 1) as i32);
+            asm.jcc(Cond::NE)
+        });
         match distance {
             0 => self.asm().mov_rr(r::RAX, addr),
             _ => self.asm().lea(Width::W64, r::RAX, addr, None, distance),
@@ -212,6 +242,10 @@ impl Emitter<'_> {
         self.call_thunk(routine);
         let jcc = self.asm().jcc(Cond::B);
         self.fix(jcc, hit);
+        if let Some(jcc) = misaligned {
+            let here = self.here();
+            self.fix(jcc, here);
+        }
     }
 
     /// `call rel32` of a thunk.
@@ -222,7 +256,8 @@ impl Emitter<'_> {
     }
 
     fn access(&mut self, kind: AccessKind, addr: u8, mem: MemFlags) -> u32 {
-        self.point(Some(SlowAccess { kind, addr: Loc::Int(addr), mmu: mem.mmu }))
+        let align = if mem.align { kind.bytes() as u8 } else { 1 };
+        self.point(Some(SlowAccess { kind, addr: Loc::Int(addr), mmu: mem.mmu, align }))
     }
 
     /// Completes the destination of the last point's access.

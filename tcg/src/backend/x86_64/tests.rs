@@ -254,6 +254,9 @@ fn access(m: &mut TestMachine, c: &Compiled, point: StatePoint) -> Result<(), Ex
     // SAFETY: `Harness::run` has set the runtime.
     let rt = unsafe { &mut *m.env.header.runtime };
     let mmu = access.mmu;
+    if !va.is_multiple_of(access.align.into()) {
+        return Err(m.misaligned(va));
+    }
     let load = |m: &mut TestMachine, len: usize, for_write: bool| -> Result<[u8; 32], Exception> {
         let mut buf = [0; 32];
         m.load(va, &mut buf[..len], mmu, for_write)?;

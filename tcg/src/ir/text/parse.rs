@@ -187,7 +187,7 @@ impl Parser<'_> {
         Ok(id)
     }
 
-    /// `[v1] mmu0 for_write`.
+    /// `[v1] mmu0 for_write align`.
     fn mem(&self, o: &mut Operands<'_>) -> Parsed<(Value, MemFlags)> {
         o.expect("[")?;
         let addr = self.value(o)?;
@@ -195,7 +195,7 @@ impl Parser<'_> {
         let name = o.next()?;
         let mmu = name.strip_prefix("mmu").and_then(|n| n.parse().ok());
         let mmu = mmu.ok_or_else(|| format!("expected `mmu` and a number, found `{name}`"))?;
-        Ok((addr, MemFlags { mmu, for_write: o.take("for_write") }))
+        Ok((addr, MemFlags { mmu, for_write: o.take("for_write"), align: o.take("align") }))
     }
 
     /// One or two vector operands and an immediate.

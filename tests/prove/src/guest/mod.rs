@@ -91,6 +91,9 @@ impl Guest for User {
     ) -> Result<Mapping, Exception> {
         X86::walk(env, memory, va, access, mmu)
     }
+    fn misaligned(va: u64) -> Exception {
+        X86::misaligned(va)
+    }
     fn main_mmu(mode: u64) -> u8 {
         X86::main_mmu(mode)
     }
