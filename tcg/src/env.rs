@@ -28,6 +28,11 @@ pub const SPILL_SLOTS: usize = 128;
 /// page that another has displaced there would else be found in its second way for ever.
 pub const SECOND_WAY_HITS: u32 = 256;
 
+/// A bit of [`Header::exit_request`]: events may be pending.
+pub const REQUEST_EVENTS: u32 = 1;
+/// A bit of [`Header::exit_request`]: somebody wants to know where the guest is.
+pub const REQUEST_SAMPLE: u32 = 2;
+
 /// Head of every guest environment.
 #[repr(C, align(64))]
 pub struct Header {

@@ -143,19 +143,24 @@ pub trait CodeFetch {
 
 /// Limits of one translation.
 #[derive(Clone, Copy, Debug)]
-pub struct TranslateLimits {
+pub struct TranslateLimits<'a> {
     /// Guest instructions at most.
     pub max_insns: u32,
     /// The block is run once and not chained, because it may overwrite its own code: one instruction, then leave.
     pub single_step: bool,
     /// Whether the block may go on behind conditional branches.
     pub side_exits: bool,
+    /// Addresses of the instructions that the block shall have, in this order, the first being its start: a *trace*. It goes on
+    /// behind each jump that goes this way, leaving by a side exit where the jump goes another. What leads back to its start
+    /// is an exit that is chained and polls. If an instruction cannot be followed by the next one, the block ends there. If the
+    /// list is empty, the block has the instructions that follow each other in memory.
+    pub path: &'a [u64],
 }
 
 /// What a translation produced beside the IR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translated {
-    /// Bytes of guest code from the start of the block; instructions are contiguous.
+    /// Bytes of guest code from the start of the block, if it is no trace; instructions are contiguous.
     pub bytes: u32,
     /// Guest instructions.
     pub insns: u32,
@@ -199,7 +204,7 @@ pub trait Guest: Sized + Send + 'static {
     fn translate(
         env: &Self::Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception>;

@@ -166,6 +166,9 @@ pub struct Compiled {
     pub cold: Vec<u8>,
     /// Distance of the cold code from the start of the room; 16-aligned. Meaningless unless the code [fits](Compiled::fits).
     pub cold_at: u32,
+    /// The block has more values at a time than the backend has room for: the code is useless. No block of up to
+    /// [`MAX_INSNS`](crate::exec::MAX_INSNS) guest instructions has, but traces may.
+    pub overflow: bool,
     /// Host instructions that it counts, if it counts what it executes: slow paths, padding and the counting apart.
     pub host_insns: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
@@ -201,6 +204,7 @@ impl Compiled {
         self.hot.clear();
         self.cold.clear();
         self.cold_at = 0;
+        self.overflow = false;
         self.host_insns = 0;
         self.body = 0;
         self.jumps.clear();

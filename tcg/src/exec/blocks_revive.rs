@@ -24,7 +24,7 @@ impl Blocks {
     /// Makes a block that was just killed retired.
     pub(super) fn retire(&mut self, id: u32) {
         let t = *self.get(id);
-        if t.bridge {
+        if t.bridge || t.trace {
             return;
         }
         let (mut known, mut last) = (0, None);

@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::env::{REQUEST_EVENTS, REQUEST_SAMPLE};
 use crate::memory::PAGE_SIZE;
 
 /// Words of the filter: 64 Ki pages, 256 MiB of memory without two pages sharing a bit.
@@ -75,9 +76,19 @@ impl Remote {
 
     /// Asks the vCPU to look at pending events soon. Does nothing when it no longer exists.
     pub fn kick(&self) {
+        self.request(REQUEST_EVENTS);
+    }
+
+    /// Has the vCPU find out where the guest is, soon: what is found often becomes faster (see [`Options::hot`](super::Options::hot)).
+    /// To be called about once a millisecond.
+    pub fn sample(&self) {
+        self.request(REQUEST_SAMPLE);
+    }
+
+    fn request(&self, what: u32) {
         if let Some(request) = &*lock(&self.exit_request) {
             // SAFETY: valid as long as it is in the mutex, by the promise made to `bind`.
-            unsafe { request.0.as_ref() }.store(1, Ordering::Release);
+            unsafe { request.0.as_ref() }.fetch_or(what, Ordering::Release);
         }
     }
 
@@ -199,7 +210,8 @@ mod tests {
         // SAFETY: the flag outlives the binding.
         unsafe { remote.bind(NonNull::from(&flag)) };
         remote.kick();
-        assert_eq!(flag.swap(0, Ordering::Relaxed), 1);
+        remote.sample();
+        assert_eq!(flag.swap(0, Ordering::Relaxed), REQUEST_EVENTS | REQUEST_SAMPLE);
         remote.unbind();
         remote.kick();
         assert_eq!(flag.load(Ordering::Relaxed), 0);

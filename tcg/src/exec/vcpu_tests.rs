@@ -1,5 +1,6 @@
 //! The execution loop with the x86-64 backend and the toy guest.
 
+use crate::memory::PAGE_SIZE;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -165,6 +165,9 @@ impl fmt::Display for Printer<'_> {
         }
         for (i, exit) in self.block.exits.iter().enumerate() {
             write!(f, "exit{i}: {:#x}", exit.pc)?;
+            if exit.indirect {
+                write!(f, " indirect")?;
+            }
             if exit.poll {
                 write!(f, " poll")?;
             }

@@ -54,6 +54,8 @@ bitflags::bitflags! {
         const SHORTCUTS = 1 << 13;
         /// What goes round in a block that jumps to its own start stays in registers.
         const LOOPS = 1 << 14;
+        /// What hot loops execute becomes one block.
+        const TRACES = 1 << 15;
     }
 }
 

@@ -76,7 +76,8 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
     while at + 5 < code.bytes.len() {
         let pc = start + at as u64;
         let mut b = Builder::default();
-        let limits = TranslateLimits { max_insns: config.max_insns, single_step: false, side_exits };
+        let limits =
+            TranslateLimits { max_insns: config.max_insns, single_step: false, side_exits, path: &[] };
         let mut bytes = Bytes { at: start, bytes: &code.bytes };
         let Ok(done) = X86::translate(env, BlockKey { pc, mode }, limits, &mut bytes, &mut b) else { break };
         let mut block = b.finish();

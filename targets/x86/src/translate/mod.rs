@@ -27,6 +27,7 @@ use crate::state::{X86Env, leave, mode};
 
 pub mod exits;
 pub mod operand;
+pub(crate) mod trace;
 
 mod avx;
 mod avx_fma;
@@ -175,13 +176,20 @@ pub struct Translator<'a> {
     x87_loaded: bool,
     /// Forward branches that the block may still go on behind.
     pub side_exits: u8,
+    /// The path to follow, if the block is a trace.
+    pub trail: Option<trace::Trail>,
     /// The block has its terminal.
     pub ended: bool,
 }
 
 impl<'a> Translator<'a> {
     /// A translator for a block in `mode`.
-    pub fn new(b: &'a mut Builder, env: &'a X86Env, mode: u64, limits: TranslateLimits) -> Translator<'a> {
+    pub fn new(
+        b: &'a mut Builder,
+        env: &'a X86Env,
+        mode: u64,
+        limits: TranslateLimits<'_>,
+    ) -> Translator<'a> {
         Translator {
             b,
             env,
@@ -196,6 +204,7 @@ impl<'a> Translator<'a> {
             opens_shadow: false,
             x87_loaded: false,
             side_exits: if limits.side_exits { exits::MAX_SIDE_EXITS } else { 0 },
+            trail: None,
             ended: false,
         }
     }

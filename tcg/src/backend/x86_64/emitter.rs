@@ -386,8 +386,9 @@ impl<'a> Emitter<'a> {
             }
             slot += count;
         }
-        // Blocks are limited to far fewer simultaneously live values than there are slots.
-        panic!("translation block needs more than {SPILL_SLOTS} spill slots");
+        // Blocks have far fewer live values at a time, but a trace may have more.
+        self.out.overflow = true;
+        0
     }
 
     /// Writes a value that is in a register to memory, if it is in none yet.

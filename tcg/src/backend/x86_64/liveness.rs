@@ -10,7 +10,8 @@
 
 use crate::backend::GuestInfo;
 use crate::ir::{
-    BinOp, Block, Cond, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width, flags,
+    BinOp, Block, Cond, ExitId, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width,
+    flags,
 };
 
 /// No value.
@@ -263,19 +264,27 @@ impl Liveness {
         self.observed_until = [NEVER; 64];
         self.unobserved = GlobalSet::ALL;
         let mut pseudo_left = self.pseudo.len();
+        let live_at = |exit: ExitId| {
+            let exit = &block.exits[exit.0 as usize];
+            let pc = if exit.indirect { GlobalSet::NONE } else { GlobalSet::of(guest.pc) };
+            GlobalSet(!exit.dead.or(pc).0)
+        };
         for i in (0..n).rev() {
             let at = i as u32;
             let inst = &block.insts[i];
             match *inst {
-                Inst::Goto(e) => self.observe(at, GlobalSet(!block.exits[e.0 as usize].dead.0)),
+                Inst::Goto(e) => self.observe(at, live_at(e)),
                 Inst::Branch { cond, f, taken, fall } => {
-                    let dead = block.exits[taken.0 as usize].dead.0 & block.exits[fall.0 as usize].dead.0;
-                    self.observe(at, GlobalSet(!dead));
+                    self.observe(at, live_at(taken).or(live_at(fall)));
                     self.use_flags(self.resolve(f), at, cond_bits(cond));
                 }
                 Inst::GotoIndirect | Inst::Leave { .. } => self.observe(at, GlobalSet::ALL),
                 Inst::ExitIf { cond, f, exit } => {
-                    self.observe(at, GlobalSet(!block.exits[exit.0 as usize].dead.0));
+                    if block.exits[exit.0 as usize].indirect {
+                        // It was set for this exit alone.
+                        self.forget(guest.pc);
+                    }
+                    self.observe(at, live_at(exit));
                     self.use_flags(self.resolve(f), at, cond_bits(cond));
                 }
                 Inst::Call { helper, args } => {

@@ -137,12 +137,7 @@ impl Harness {
                 machine.env.pc = block.exits[exit as usize].pc;
                 End::Exit(crate::ir::ExitId(exit))
             }
-            Outcome::Lookup => match block.insts.last() {
-                Some(crate::ir::Inst::GotoIndirect) if !exits_unchained_to(block, machine.env.pc) => {
-                    End::Indirect
-                }
-                _ => unchained(block, machine.env.pc),
-            },
+            Outcome::Lookup => unchained(block, machine.env.pc).unwrap_or(End::Indirect),
             Outcome::Leave(code) => End::Leave(code),
             Outcome::Exception => End::Fault(context.exception.expect("an exception was raised")),
             Outcome::Poll { .. } => panic!("nobody asked for a poll"),
@@ -151,14 +146,10 @@ impl Harness {
     }
 }
 
-fn exits_unchained_to(block: &Block, pc: u64) -> bool {
-    block.exits.iter().any(|e| !e.chain && e.pc == pc)
-}
-
-/// An exit without chaining goes through the jump cache and ends in a lookup.
-fn unchained(block: &Block, pc: u64) -> End {
-    let exit = block.exits.iter().position(|e| !e.chain && e.pc == pc).expect("some exit was taken");
-    End::Exit(crate::ir::ExitId(exit as u16))
+/// An exit without chaining goes through the jump cache and ends in a lookup, as an indirect jump does.
+fn unchained(block: &Block, pc: u64) -> Option<End> {
+    let exit = block.exits.iter().position(|e| !e.chain && !e.indirect && e.pc == pc)?;
+    Some(End::Exit(crate::ir::ExitId(exit as u16)))
 }
 
 fn context<'a>() -> &'a mut Context {

@@ -137,9 +137,10 @@ impl Parser<'_> {
         }
         let mut o = Operands { tokens: tokens(rest), at: 0 };
         let pc = o.number()?;
-        let mut exit = Exit { pc, poll: false, chain: false, dead: GlobalSet::NONE };
+        let mut exit = Exit { pc, indirect: false, poll: false, chain: false, dead: GlobalSet::NONE };
         while o.at < o.tokens.len() {
             match o.next()? {
+                "indirect" => exit.indirect = true,
                 "poll" => exit.poll = true,
                 "chain" => exit.chain = true,
                 "dead" => {

@@ -73,7 +73,7 @@ impl Guest for User {
     fn translate(
         env: &X86Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {
