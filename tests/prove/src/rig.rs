@@ -26,9 +26,10 @@ pub fn configs(seed: u64) -> Vec<Config> {
         Config { opt: OptFlags::empty(), interpret: true, ..usual },
         Config { max_insns: 1, ..usual },
         Config { max_insns: 3, chain: false, ..usual },
+        Config { hot: 0, ..usual },
     ];
     for n in 0..3 {
-        let opt = OptFlags::from_bits_truncate(r.word() as u16);
+        let opt = OptFlags::from_bits_truncate(r.word() as u32);
         all.push(Config { opt, count: n == 0, ..usual });
     }
     all
@@ -41,7 +42,7 @@ pub fn config_of(seed: u64, batch: u64) -> usize {
         0..=44 => 0,
         45..=64 => 1,
         65 | 66 => 3,
-        _ => r.pick(&[2, 4, 5, 6, 7, 8]),
+        _ => r.pick(&[2, 4, 5, 6, 6, 7, 8, 9]),
     }
 }
 
