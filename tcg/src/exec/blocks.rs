@@ -610,12 +610,12 @@ impl Blocks {
                 // Both of its pages are this one, and it went a moment ago.
                 continue;
             }
-            if t.made_from(phys, len) {
+            let (_, from, to) = t.span(which);
+            if at < to && at + len > from {
                 self.kill(id, jumps);
                 self.retire(id);
                 gone += 1;
             } else {
-                let (_, from, to) = t.span(which);
                 kept |= lines(from, to);
             }
         }

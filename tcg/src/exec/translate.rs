@@ -232,7 +232,7 @@ impl Translator {
         }
         log.op(&self.block, &self.guest);
         if let Some(optimizer) = &mut self.optimizer {
-            optimizer.run(&mut self.block);
+            optimizer.run(&mut self.block, false);
             log.op_opt(&self.block, &self.guest);
         }
         let made = if limits.single_step {
@@ -300,7 +300,7 @@ impl Translator {
         log.path::<G>(head, &path[..insns], &self.pages);
         log.op(&self.block, &self.guest);
         if let Some(optimizer) = &mut self.optimizer {
-            optimizer.run(&mut self.block);
+            optimizer.run(&mut self.block, true);
             log.op_opt(&self.block, &self.guest);
         }
         let room = self.compile_to_cache(rt, backend);
@@ -382,7 +382,7 @@ impl Translator {
         let guest = self.guest_bytes(key.pc, front?.translated.bytes);
         let ir = text::print(&self.block, &self.guest).to_string();
         if let Some(optimizer) = &mut self.optimizer {
-            optimizer.run(&mut self.block);
+            optimizer.run(&mut self.block, false);
         }
         let optimized = text::print(&self.block, &self.guest).to_string();
         let room = rt.blocks.cache.room(rt.blocks.cache.free());

@@ -90,6 +90,7 @@ fn translator_with_fewer_optimisations() {
         "number",
         "dead-code",
         "dead-sets",
+        "tiers",
         "link",
         "jump-cache",
         "side-exits",

@@ -88,7 +88,7 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
         let Ok(done) = X86::translate(env, BlockKey { pc, mode }, limits, &mut bytes, &mut b) else { break };
         let mut block = b.finish();
         let _ = writeln!(out, "IR of the block at {pc:#x}:\n{}", text::print(&block, &info));
-        Optimizer::new(config.opt, info).run(&mut block);
+        Optimizer::new(config.opt, info).run(&mut block, false);
         let _ = writeln!(out, "optimised ({:?}):\n{}", config.opt, text::print(&block, &info));
         if let Ok(mut backend) = X86_64::new(info) {
             backend.tune(config.opt, config.count);

@@ -158,9 +158,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// As the program runs guests.
+    /// As the program runs what is hot of a guest. Nothing here is, so other blocks are made as if it were.
     pub const USUAL: Config = Config {
-        opt: OptFlags::all(),
+        opt: OptFlags::all().difference(OptFlags::TIERS),
         max_insns: tessera_tcg::exec::MAX_INSNS,
         chain: true,
         hot: tessera_tcg::exec::DEFAULT_HOT,
