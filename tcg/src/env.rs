@@ -17,7 +17,7 @@ use crate::exec::Blocks;
 use crate::guest::Exception;
 use crate::ir::GlobalId;
 use crate::jump_cache::{FIRST_MASK, JumpCache};
-use crate::softmmu::{MMU_MODES, MmuState, TlbEntry};
+use crate::softmmu::{MMU_MODES, MmuState, TlbEntry, Windows};
 
 /// Host integer registers that a save area has room for.
 pub const SAVED_INT_REGS: usize = 32;
@@ -149,6 +149,8 @@ pub struct Runtime {
     pub slow_time: Duration,
     /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
     pub second_way_left: u32,
+    /// Where generated code may store in pages with code.
+    pub windows: Windows,
     /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
     pub lookups: u64,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.

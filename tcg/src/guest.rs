@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::env::Header;
-use crate::ir::{Builder, GlobalDesc, GlobalId, GlobalSet};
+use crate::ir::{Builder, GlobalDesc, GlobalId, GlobalSet, Width};
 use crate::memory::PhysMemory;
 
 /// An exception raised by a guest instruction or by a memory access, in the guest's own numbering.
@@ -100,7 +100,7 @@ pub struct HelperDesc {
 }
 
 /// How a backend may do without a helper's call, or without most calls. The helper says what is to be done; the shortcut does
-/// the same sooner. Only helpers that touch no globals and cannot fault have one.
+/// the same sooner. Only helpers that touch no globals have one, and of those that may fault only divisions.
 #[derive(Clone, Copy, Debug)]
 pub enum Shortcut {
     /// The helper does nothing; but this function is to be called unless the byte at this offset of the environment has this
@@ -112,6 +112,15 @@ pub enum Shortcut {
         value: u8,
         /// Address of the function, of the type of a helper without arguments.
         func: fn() -> *const (),
+    },
+    /// The helper divides: its arguments are the dividend's high and low half and the divisor, in their low `w` bits (32 or 64),
+    /// of numbers with or without a sign. It returns the quotient in the low `w` bits, rounded towards zero, and faults if
+    /// that does not fit or the divisor is zero. A backend calls it for whatever it does not do itself.
+    Divide {
+        /// Whether they have signs.
+        signed: bool,
+        /// Width of divisor and quotient.
+        w: Width,
     },
     /// Host code for x86-64, for guests whose instructions such a host has itself.
     X86_64(fn(&ShortcutArgs, &mut Vec<u8>)),
@@ -143,7 +152,7 @@ pub trait CodeFetch {
 
 /// Limits of one translation.
 #[derive(Clone, Copy, Debug)]
-pub struct TranslateLimits {
+pub struct TranslateLimits<'a> {
     /// Guest instructions at most.
     pub max_insns: u32,
     /// The block is run once and not chained, because it may overwrite its own code: one instruction, then leave.
@@ -152,12 +161,18 @@ pub struct TranslateLimits {
     pub side_exits: bool,
     /// Whether a block that jumps to its own start may have several rounds, one after the other.
     pub unroll: bool,
+    /// Addresses of the instructions that the block shall have, in this order, the first being its start: a *trace*. It goes on
+    /// behind each jump that goes this way, leaving by a side exit where the jump goes another. What leads back to its start
+    /// is an exit that is chained and polls. If an instruction cannot be followed by the next one, the block ends there. If the
+    /// list is empty, the block has the instructions that follow each other in memory.
+    pub path: &'a [u64],
 }
 
 /// What a translation produced beside the IR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translated {
-    /// Bytes of guest code from the start of the block; instructions are contiguous, but may be translated more than once.
+    /// Bytes of guest code from the start of the block, if it is no trace; instructions are contiguous, but may be translated
+    /// more than once.
     pub bytes: u32,
     /// Guest instructions, each as often as it was translated.
     pub insns: u32,
@@ -201,7 +216,7 @@ pub trait Guest: Sized + Send + 'static {
     fn translate(
         env: &Self::Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception>;
@@ -220,6 +235,8 @@ pub trait Guest: Sized + Send + 'static {
         access: Access,
         mmu: u8,
     ) -> Result<Mapping, Exception>;
+    /// The exception of an access that must be aligned ([`MemFlags::align`](crate::ir::MemFlags::align)) and is not.
+    fn misaligned(va: u64) -> Exception;
     /// MMU mode of most data accesses of blocks in this mode. A block that accesses memory under it after a helper that
     /// may change the mode sees what belongs to the mode that the helper set.
     fn main_mmu(mode: u64) -> u8;

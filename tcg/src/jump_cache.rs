@@ -88,6 +88,8 @@ pub(crate) struct JumpOrigin {
     pub phys: u64,
     /// Guest-physical address of the second page, or all ones.
     pub page2: u64,
+    /// Guest-virtual address of the second page, if there is one.
+    pub page2_pc: u64,
 }
 
 /// An entry's place.
@@ -127,18 +129,20 @@ impl JumpCache {
         ways.into_iter().find(|e| e.tag == tag).map(|e| e.code)
     }
 
-    /// An entry under whatever tag, by the address, mode and physical address of its block; its page `page2` is still to be
-    /// checked.
+    /// An entry under whatever tag, by the address, mode and physical address of its block; its second page (physical and
+    /// virtual address) is still to be checked.
     #[inline]
-    pub(crate) fn find(&self, pc: u64, mode: u64, phys: u64) -> Option<(JumpPlace, u64)> {
+    pub(crate) fn find(&self, pc: u64, mode: u64, phys: u64) -> Option<(JumpPlace, u64, u64)> {
         let is = |o: &JumpOrigin| o.pc == pc && o.phys == phys && o.mode == mode;
         let i = JumpEntry::first_index(pc);
         if is(&self.first_origins[i]) && self.first[i].code != 0 {
-            return Some((JumpPlace::First(i), self.first_origins[i].page2));
+            let origin = &self.first_origins[i];
+            return Some((JumpPlace::First(i), origin.page2, origin.page2_pc));
         }
         let i = JumpEntry::second_index(pc);
         if is(&self.second_origins[i]) && self.second[i].code != 0 {
-            return Some((JumpPlace::Second(i), self.second_origins[i].page2));
+            let origin = &self.second_origins[i];
+            return Some((JumpPlace::Second(i), origin.page2, origin.page2_pc));
         }
         None
     }
@@ -243,7 +247,7 @@ pub(crate) mod tests {
     }
 
     fn origin(pc: u64) -> JumpOrigin {
-        JumpOrigin { pc, mode: 3, phys: pc & 0xfff | 0x8000, page2: u64::MAX }
+        JumpOrigin { pc, mode: 3, phys: pc & 0xfff | 0x8000, page2: u64::MAX, page2_pc: 0 }
     }
 
     /// Two addresses that agree in the first index only.
@@ -293,7 +297,7 @@ pub(crate) mod tests {
             let phys = origin(pc).phys;
             assert_eq!(t.find(pc, 4, phys), None, "another mode");
             assert_eq!(t.find(pc, 3, phys + 0x1000), None, "another page");
-            let (place, page2) = t.find(pc, 3, phys).expect("it is there");
+            let (place, page2, _) = t.find(pc, 3, phys).expect("it is there");
             assert_eq!(page2, u64::MAX);
             assert_eq!(t.renew(place, pc, 9 << 48), Some(code));
             assert_eq!(t.get(pc, 9 << 48), Some(code));
@@ -304,7 +308,7 @@ pub(crate) mod tests {
     fn two_spaces_that_take_turns_keep_their_entries() {
         let mut t = table();
         t.insert(origin(A), 7 << 48, 0x100);
-        let (place, _) = t.find(A, 3, origin(A).phys).expect("it is there");
+        let (place, ..) = t.find(A, 3, origin(A).phys).expect("it is there");
         assert_eq!(t.renew(place, A, 8 << 48), Some(0x100));
         assert_eq!((t.get(A, 7 << 48), t.get(A, 8 << 48)), (Some(0x100), Some(0x100)));
         // Another program at the same address.
@@ -320,7 +324,7 @@ pub(crate) mod tests {
         assert_eq!((t.first[0], t.get(pc, 7 << 48)), (JumpEntry::EMPTY, Some(0x100)));
         assert_eq!(t.promote(pc, 7 << 48), Some(0x100));
         assert_eq!((t.first[0], t.get(pc, 7 << 48)), (JumpEntry::EMPTY, Some(0x100)));
-        let (place, _) = t.find(pc, 3, origin(pc).phys).expect("it is there");
+        let (place, ..) = t.find(pc, 3, origin(pc).phys).expect("it is there");
         assert_eq!(t.renew(place, pc, 8 << 48), Some(0x100));
         assert_eq!((t.first[0], t.get(pc, 8 << 48)), (JumpEntry::EMPTY, Some(0x100)));
     }
@@ -347,7 +351,7 @@ pub(crate) mod tests {
         assert_eq!(t.get(B, 7 << 48), Some(0x200));
         t.forget(B, 0x300);
         assert_eq!(t.get(B, 7 << 48), Some(0x200), "other code");
-        let (place, _) = t.find(B, 3, origin(B).phys).expect("it is there");
+        let (place, ..) = t.find(B, 3, origin(B).phys).expect("it is there");
         t.forget(B, 0x200);
         assert_eq!((t.get(B, 7 << 48), t.find(B, 3, origin(B).phys)), (None, None));
         assert_eq!(t.renew(place, B, 9 << 48), None);

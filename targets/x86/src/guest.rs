@@ -17,15 +17,15 @@ use tessera_tcg::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
 
 use crate::helpers::{self, exception};
 use crate::state::{self, X86Env, mmu_mode, mode};
-use crate::translate::{Translator, dispatch, vector, x87};
+use crate::translate::{Translator, dispatch, trace, vector, x87};
 
 /// The x86-64 guest.
 pub struct X86;
 
 /// Longest instruction (SDM volume 2, section 2.3.11).
-const MAX_INSN: usize = 15;
+pub(crate) const MAX_INSN: usize = 15;
 
-fn bitness(mode: u64) -> u32 {
+pub(crate) fn bitness(mode: u64) -> u32 {
     if mode & mode::CODE64 != 0 {
         64
     } else if mode & mode::CODE32 != 0 {
@@ -35,18 +35,18 @@ fn bitness(mode: u64) -> u32 {
     }
 }
 
-fn code_base(mode: u64) -> u64 {
+pub(crate) fn code_base(mode: u64) -> u64 {
     if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT }
 }
 
 /// Whether the instruction's last byte is beyond the limit of CS, if that is the usual one; other limits are checked when the
 /// instruction runs, as blocks do not depend on them.
-fn beyond_limit(mode: u64, ip: u64, len: usize) -> bool {
+pub(crate) fn beyond_limit(mode: u64, ip: u64, len: usize) -> bool {
     mode & (mode::CODE_LIMIT | mode::DEBUG) == mode::CODE_LIMIT && ip + len as u64 - 1 > 0xffff
 }
 
 /// What a decoder says of the bytes that are no instruction.
-fn invalid_length(i: &Instruction) -> bool {
+pub(crate) fn invalid_length(i: &Instruction) -> bool {
     i.is_invalid() && i.len() >= MAX_INSN
 }
 
@@ -84,10 +84,13 @@ impl Guest for X86 {
     fn translate(
         env: &X86Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {
+        if !limits.path.is_empty() {
+            return trace::translate(env, key, limits, code, ir);
+        }
         let table = dispatch();
         let base = code_base(key.mode);
         let linear_mask = if key.mode & mode::CODE64 != 0 { u64::MAX } else { 0xffff_ffff };
@@ -198,6 +201,10 @@ impl Guest for X86 {
         mmu: u8,
     ) -> Result<Mapping, Exception> {
         crate::mmu::walk(env, memory, va, access, mmu)
+    }
+
+    fn misaligned(_: u64) -> Exception {
+        exception(vector::GP, Some(0))
     }
 
     fn main_mmu(mode: u64) -> u8 {

@@ -102,6 +102,21 @@ pub enum AccessKind {
     AtomicCas { width: Width, expect: Loc, new: Loc, dst: u8 },
 }
 
+impl AccessKind {
+    /// Bytes that it touches; of a masked access, those of one lane.
+    pub fn bytes(&self) -> u32 {
+        match self {
+            AccessKind::Load { width, .. }
+            | AccessKind::Store { width, .. }
+            | AccessKind::LoadMasked { width, .. }
+            | AccessKind::StoreMasked { width, .. }
+            | AccessKind::AtomicRmw { width, .. }
+            | AccessKind::AtomicCas { width, .. } => width.bytes(),
+            AccessKind::LoadVec { size, .. } | AccessKind::StoreVec { size, .. } => size.bytes(),
+        }
+    }
+}
+
 /// A slow path's access.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct SlowAccess {
@@ -111,6 +126,8 @@ pub struct SlowAccess {
     pub addr: Loc,
     /// MMU mode.
     pub mmu: u8,
+    /// The address must be a multiple of this, which is a power of two up to 32.
+    pub align: u8,
 }
 
 /// The guest's state at a point: pinned globals are in their registers (of the save area) and others in the
@@ -166,6 +183,9 @@ pub struct Compiled {
     pub cold: Vec<u8>,
     /// Distance of the cold code from the start of the room; 16-aligned. Meaningless unless the code [fits](Compiled::fits).
     pub cold_at: u32,
+    /// The block has more values at a time than the backend has room for: the code is useless. No block of up to
+    /// [`MAX_INSNS`](crate::exec::MAX_INSNS) guest instructions has, but traces may.
+    pub overflow: bool,
     /// Host instructions that it counts, if it counts what it executes: slow paths, padding and the counting apart.
     pub host_insns: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
@@ -201,6 +221,7 @@ impl Compiled {
         self.hot.clear();
         self.cold.clear();
         self.cold_at = 0;
+        self.overflow = false;
         self.host_insns = 0;
         self.body = 0;
         self.jumps.clear();

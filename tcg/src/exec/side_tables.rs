@@ -109,7 +109,7 @@ fn put_access(out: &mut Vec<u8>, access: &SlowAccess) {
             put_loc(out, new);
         }
     }
-    out.push(access.mmu);
+    out.push(access.mmu | (access.align.trailing_zeros() as u8) << 4);
     put_loc(out, access.addr);
 }
 
@@ -153,12 +153,10 @@ pub(super) struct Tables<'a> {
     points: usize,
 }
 
-/// A point as far as its access; `moved` is the rest.
-pub(super) struct Point<'a> {
+/// The guest's state at a point.
+pub(super) struct State<'a> {
     /// Guest program counter.
     pub pc: u64,
-    /// Its access, unless it is a helper call.
-    pub access: Option<SlowAccess>,
     /// Globals away from home.
     pub moved: Moved<'a>,
 }
@@ -175,19 +173,30 @@ impl<'a> Tables<'a> {
         Tables { bytes, pc, points }
     }
 
+    #[inline]
     fn entry(&self, n: usize) -> Reader<'a> {
         let at = u32::from_le_bytes(std::array::from_fn(|i| self.bytes[4 * n + i]));
         Reader { bytes: &self.bytes[at as usize..] }
     }
 
-    /// A point.
-    pub fn point(&self, n: usize) -> Point<'a> {
+    /// The access of a point, unless that is a helper call.
+    #[inline(always)]
+    pub fn access(&self, n: usize) -> Option<SlowAccess> {
+        let mut r = self.entry(n);
+        r.int();
+        r.access()
+    }
+
+    /// The state at a point.
+    #[inline(always)]
+    pub fn state(&self, n: usize) -> State<'a> {
         let mut r = self.entry(n);
         let distance = r.int();
         let pc = self.pc.wrapping_add(distance >> 1 ^ (distance & 1).wrapping_neg());
-        let access = r.access();
+        // What is not used is not built.
+        r.access();
         let left = r.int();
-        Point { pc, access, moved: Moved { left, reader: r } }
+        State { pc, moved: Moved { left, reader: r } }
     }
 
     /// A recipe.
@@ -204,6 +213,7 @@ impl<'a> Tables<'a> {
 impl Iterator for Moved<'_> {
     type Item = (GlobalId, Loc);
 
+    #[inline]
     fn next(&mut self) -> Option<(GlobalId, Loc)> {
         self.left = self.left.checked_sub(1)?;
         let global = GlobalId(self.reader.byte());
@@ -216,12 +226,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    #[inline]
     fn byte(&mut self) -> u8 {
         let (first, rest) = self.bytes.split_first().expect("side tables are complete");
         self.bytes = rest;
         *first
     }
 
+    #[inline]
     fn int(&mut self) -> u64 {
         let mut v = 0;
         let mut shift = 0;
@@ -235,6 +247,7 @@ impl Reader<'_> {
         }
     }
 
+    #[inline]
     fn loc(&mut self) -> Loc {
         let b = self.byte();
         match b >> 5 {
@@ -248,6 +261,8 @@ impl Reader<'_> {
         }
     }
 
+    // Results this large are copied if they are returned through memory, which costs more than to decode them.
+    #[inline(always)]
     fn access(&mut self) -> Option<SlowAccess> {
         let tag = self.byte();
         if tag == 0 {
@@ -281,8 +296,8 @@ impl Reader<'_> {
                 AccessKind::AtomicCas { width, expect: self.loc(), new: self.loc(), dst }
             }
         };
-        let mmu = self.byte();
-        Some(SlowAccess { kind, addr: self.loc(), mmu })
+        let bits = self.byte();
+        Some(SlowAccess { kind, addr: self.loc(), mmu: bits & 15, align: 1 << (bits >> 4) })
     }
 }
 
@@ -324,7 +339,8 @@ mod tests {
             let start = c.moved.len() as u32;
             let n = i % locs.len();
             c.moved.extend(locs[..n].iter().enumerate().map(|(g, l)| (GlobalId(g as u8 + 50), *l)));
-            let access = (i != 3).then_some(SlowAccess { kind: *kind, addr: locs[n], mmu: 2 });
+            let access =
+                (i != 3).then_some(SlowAccess { kind: *kind, addr: locs[n], mmu: 2, align: 1 << (i % 6) });
             let pc = base.wrapping_add(i as u64 * 100).wrapping_sub(50);
             c.points.push(StatePoint { pc, access, moved_start: start, moved_len: n as u16 });
         }
@@ -337,8 +353,8 @@ mod tests {
         encode(&c, base, &mut bytes);
         let t = Tables::new(&bytes[3..], base, c.points.len());
         for (n, p) in c.points.iter().enumerate() {
-            let got = t.point(n);
-            assert_eq!((got.pc, got.access), (p.pc, p.access));
+            let got = t.state(n);
+            assert_eq!((got.pc, t.access(n)), (p.pc, p.access));
             let start = p.moved_start as usize;
             assert!(got.moved.eq(c.moved[start..start + p.moved_len as usize].iter().copied()));
         }

@@ -324,7 +324,7 @@ impl Guest for Toy {
     fn translate(
         _: &ToyEnv,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {
@@ -386,6 +386,10 @@ impl Guest for Toy {
         if allowed { Ok(Mapping { phys: m.mapping.phys + within, ..m.mapping }) } else { Err(fault) }
     }
 
+    fn misaligned(va: u64) -> Exception {
+        Exception { vector: 17, error: None, address: va }
+    }
+
     fn main_mmu(_: u64) -> u8 {
         0
     }
@@ -426,12 +430,12 @@ struct Front<'a> {
     page: u64,
 }
 
-const MEM: MemFlags = MemFlags { mmu: 0, for_write: false };
+const MEM: MemFlags = MemFlags { mmu: 0, for_write: false, align: false };
 
 impl Front<'_> {
     fn exit(&mut self, from: u64, pc: u64) -> crate::ir::ExitId {
         let chain = pc & !PAGE_MASK == self.page;
-        self.ir.exit(Exit { pc, poll: pc <= from, chain, dead: GlobalSet::NONE })
+        self.ir.exit(Exit { pc, indirect: false, poll: pc <= from, chain, dead: GlobalSet::NONE })
     }
 
     fn goto(&mut self, pc: u64) {

@@ -6,6 +6,13 @@ use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 
 impl<M: Machine> Run<'_, M> {
+    /// The address of an access, which is checked to be aligned if it must be.
+    fn address(&mut self, addr: Value, bytes: u32, mem: MemFlags) -> Result<u64, Exception> {
+        let va = self.int(addr);
+        let ok = !mem.align || va.is_multiple_of(bytes.into());
+        if ok { Ok(va) } else { Err(self.machine.misaligned(va)) }
+    }
+
     /// Loads `width` bits, zero-extended.
     fn load_raw(&mut self, width: Width, va: u64, mmu: u8, for_write: bool) -> Result<u64, Exception> {
         let mut b = [0; 8];
@@ -24,7 +31,8 @@ impl<M: Machine> Run<'_, M> {
         addr: Value,
         mem: MemFlags,
     ) -> Result<u64, Exception> {
-        let v = self.load_raw(width, self.int(addr), mem.mmu, mem.for_write)?;
+        let va = self.address(addr, width.bytes(), mem)?;
+        let v = self.load_raw(width, va, mem.mmu, mem.for_write)?;
         Ok(int::extend(width, ext, v))
     }
 
@@ -35,12 +43,13 @@ impl<M: Machine> Run<'_, M> {
         v: Value,
         mem: MemFlags,
     ) -> Result<(), Exception> {
-        self.store_raw(width, self.int(addr), self.int(v), mem.mmu)
+        let va = self.address(addr, width.bytes(), mem)?;
+        self.store_raw(width, va, self.int(v), mem.mmu)
     }
 
     pub(super) fn load_vec(&mut self, size: VecSize, addr: Value, mem: MemFlags) -> Result<Word4, Exception> {
         let mut b = [0; 32];
-        let va = self.int(addr);
+        let va = self.address(addr, size.bytes(), mem)?;
         self.machine.load(va, &mut b[..size.bytes() as usize], mem.mmu, mem.for_write)?;
         Ok(words(b))
     }
@@ -52,7 +61,7 @@ impl<M: Machine> Run<'_, M> {
         v: Value,
         mem: MemFlags,
     ) -> Result<(), Exception> {
-        let (va, b) = (self.int(addr), bytes(self.vec(v)));
+        let (va, b) = (self.address(addr, size.bytes(), mem)?, bytes(self.vec(v)));
         self.machine.store(va, &b[..size.bytes() as usize], mem.mmu)
     }
 

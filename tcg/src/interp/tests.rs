@@ -4,7 +4,7 @@ use super::*;
 use crate::ir::{Builder, Cond, Exit, ExitId, Ext, FlagOp, GlobalSet, MemFlags, VecSize, Width};
 use crate::testing::{TestMachine, TestMemory, global, guest, helper};
 
-const MEM: MemFlags = MemFlags { mmu: 0, for_write: false };
+const MEM: MemFlags = MemFlags { mmu: 0, for_write: false, align: false };
 
 fn ir() -> Builder {
     let mut ir = Builder::new(Block::default());
@@ -13,7 +13,7 @@ fn ir() -> Builder {
 }
 
 fn exit(ir: &mut Builder, pc: u64) -> ExitId {
-    ir.exit(Exit { pc, poll: false, chain: true, dead: GlobalSet::NONE })
+    ir.exit(Exit { pc, indirect: false, poll: false, chain: true, dead: GlobalSet::NONE })
 }
 
 #[test]

@@ -99,6 +99,9 @@ pub struct MemFlags {
     pub mmu: u8,
     /// On a load: a store to the same bytes follows, so write permission is required, too.
     pub for_write: bool,
+    /// The address must be a multiple of the access's size; else the access raises the exception that
+    /// [`Guest::misaligned`](crate::guest::Guest::misaligned) says, before any other. Not on masked and atomic accesses.
+    pub align: bool,
 }
 
 /// Index of a helper in the guest's helper table.
@@ -195,8 +198,8 @@ pub enum Inst {
     Pack(Value),
     /// 1 if the condition holds, else 0.
     SetCond { cond: Cond, f: Value },
-    /// `a` if the condition holds, else `b`. Integers.
-    Select { cond: Cond, f: Value, a: Value, b: Value },
+    /// `a` if the condition holds, else `b`, zero-extended from `w` (32 or 64). Integers.
+    Select { w: Width, cond: Cond, f: Value, a: Value, b: Value },
     /// Loads `width` bits from guest memory. May fault.
     Load { width: Width, ext: Ext, addr: Value, mem: MemFlags },
     /// Stores the low `width` bits of `v` to guest memory. May fault.

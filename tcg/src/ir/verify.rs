@@ -81,7 +81,12 @@ impl Check<'_> {
     }
 
     fn exit(&self, exit: ExitId) -> Checked {
-        require((exit.0 as usize) < self.block.exits.len(), "there is no such exit")
+        let exit = self.block.exits.get(exit.0 as usize).ok_or("there is no such exit")?;
+        require(!(exit.indirect && exit.chain), "an indirect exit is chained")?;
+        require(
+            !(exit.indirect && exit.dead.contains(self.guest.pc)),
+            "an indirect exit needs the program counter",
+        )
     }
 
     /// What may fault comes before the first `Set` of a guest instruction.
@@ -98,6 +103,12 @@ impl Check<'_> {
         self.may_fault()?;
         require((mem.mmu as usize) < MMU_MODES, "there is no such MMU mode")?;
         self.ints(&[addr])
+    }
+
+    /// A masked or an atomic access.
+    fn unaligned_memory(&self, addr: Value, mem: MemFlags) -> Checked {
+        require(!mem.align, "only whole loads and stores can ask for alignment")?;
+        self.memory(addr, mem)
     }
 
     fn inst(&mut self, at: usize, inst: &Inst) -> Checked {
@@ -171,23 +182,28 @@ impl Check<'_> {
                 self.ints(&[a, b])
             }
             Inst::Pack(f) | Inst::SetCond { f, .. } => self.flags(f),
-            Inst::Select { f, a, b, .. } => {
+            Inst::Select { w, f, a, b, .. } => {
+                require(w >= Width::W32, "width out of range")?;
                 self.flags(f)?;
                 self.ints(&[a, b])
             }
             Inst::Load { addr, mem, .. } | Inst::LoadVec { addr, mem, .. } => self.memory(addr, mem),
             Inst::LoadMasked { width, addr, mask, mem, .. } => {
                 require(width >= Width::W32, "width out of range")?;
-                self.memory(addr, mem)?;
+                self.unaligned_memory(addr, mem)?;
                 self.vecs(&[mask])
             }
             Inst::StoreMasked { width, addr, v, mask, mem, .. } => {
                 require(width >= Width::W32, "width out of range")?;
-                self.memory(addr, mem)?;
+                self.unaligned_memory(addr, mem)?;
                 self.vecs(&[v, mask])
             }
-            Inst::Store { addr, v, mem, .. } | Inst::AtomicRmw { addr, v, mem, .. } => {
+            Inst::Store { addr, v, mem, .. } => {
                 self.memory(addr, mem)?;
+                self.ints(&[v])
+            }
+            Inst::AtomicRmw { addr, v, mem, .. } => {
+                self.unaligned_memory(addr, mem)?;
                 self.ints(&[v])
             }
             Inst::StoreVec { addr, v, mem, .. } => {
@@ -195,7 +211,7 @@ impl Check<'_> {
                 self.vecs(&[v])
             }
             Inst::AtomicCas { addr, expect, new, mem, .. } => {
-                self.memory(addr, mem)?;
+                self.unaligned_memory(addr, mem)?;
                 self.ints(&[expect, new])
             }
             Inst::Vec { op, len, a, b, .. } => {
@@ -280,7 +296,7 @@ mod tests {
     use super::*;
     use crate::testing::{generate, global, guest, helper};
 
-    const MEM: MemFlags = MemFlags { mmu: 0, for_write: false };
+    const MEM: MemFlags = MemFlags { mmu: 0, for_write: false, align: false };
 
     /// What verification says of a block that `build` makes.
     fn complaint(build: impl FnOnce(&mut Builder)) -> String {
@@ -343,7 +359,7 @@ mod tests {
     #[test]
     fn terminals_exits_and_helpers() {
         let mut ir = Builder::new(Block::default());
-        let exit = ir.exit(Exit { pc: 0, poll: false, chain: false, dead: GlobalSet::NONE });
+        let exit = ir.exit(Exit { pc: 0, indirect: false, poll: false, chain: false, dead: GlobalSet::NONE });
         ir.push(Inst::Goto(exit));
         let mut block = ir.finish();
         block.insts.push(Inst::Nop);

@@ -56,9 +56,10 @@ impl Backward {
         all
     }
 
-    /// What is looked at after leaving by an exit; leaving sets the program counter.
+    /// What is looked at after leaving by an exit; leaving by one that is not indirect sets the program counter.
     fn live_at_exit(&self, exit: &Exit) -> GlobalSet {
-        GlobalSet(!self.storage_of(exit.dead).0 & !GlobalSet::of(self.guest.pc).0)
+        let pc = if exit.indirect { GlobalSet::NONE } else { GlobalSet::of(self.guest.pc) };
+        GlobalSet(!self.storage_of(exit.dead).0 & !pc.0)
     }
 
     /// Drops what is dead and closes the gaps.
@@ -184,9 +185,12 @@ impl Backward {
         let renew = |map: &[Value], v: Value| v.index().checked_sub(first).map_or(v, |n| map[n]);
         for from in first..block.insts.len() {
             map.push(Value(to as u32));
-            let mut inst = block.insts[from];
-            match &mut inst {
-                Inst::Nop => continue,
+            if matches!(block.insts[from], Inst::Nop) {
+                continue;
+            }
+            // Changed where it comes to be: a copy that is changed and copied again would wait for its parts to be stored.
+            block.insts[to] = block.insts[from];
+            match &mut block.insts[to] {
                 Inst::Const(_) | Inst::Get(_) | Inst::InsnStart { .. } => {}
                 Inst::Set(_, v) => *v = renew(map, *v),
                 Inst::Bin { a, b, .. } => {
@@ -196,7 +200,6 @@ impl Backward {
                 Inst::Load { addr, .. } => *addr = renew(map, *addr),
                 inst => inst.map_uses(|v| renew(map, v)),
             }
-            block.insts[to] = inst;
             to += 1;
         }
         block.insts.truncate(to);

@@ -3,7 +3,8 @@
 //! Problem: what a front end emits one guest instruction at a time reads and writes guest state far more often than
 //! the guest program means to, and computes flags, extensions and addresses that nobody needs. Translation speed
 //! matters as much as the result: most code is translated once and run a few times. Strategy: two linear walks with
-//! reused scratch vectors and no search.
+//! reused scratch vectors and no search; and of code that is not known to be hot, only the second, which is much quicker and
+//! brings most of the gain.
 //!
 //! - [`forward`] rebuilds the block from the first instruction to the last: reads of globals become the values that were
 //!   set or read before, operations fold, equal pure operations are merged, exits that are never or always taken go.
@@ -29,7 +30,7 @@ bitflags::bitflags! {
     /// What to do; everything by default. The passes over the IR come first, then what other parts of the translator
     /// do. Each can be left out by itself, so that a fault can be pinned to it; the guest never notices.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct OptFlags: u16 {
+    pub struct OptFlags: u32 {
         /// Reads of globals become the values known to be there; sets to the value already there go.
         const FORWARD = 1 << 0;
         /// Constant folding and algebraic identities.
@@ -40,6 +41,8 @@ bitflags::bitflags! {
         const DEAD_CODE = 1 << 3;
         /// Sets that are overwritten before anything observes them go.
         const DEAD_SETS = 1 << 4;
+        /// The passes that are for traces alone, where there are traces, are left out for other blocks.
+        const TIERS = 1 << 5;
         /// Jumps between blocks are patched to go there directly.
         const LINK = 1 << 8;
         /// Generated code finds the targets of other jumps in a table.
@@ -50,12 +53,14 @@ bitflags::bitflags! {
         const GROUPS = 1 << 11;
         /// Generated code looks into the second way of a TLB.
         const SECOND_WAY = 1 << 12;
-        /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): x87 in the host's unit.
+        /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): division, x87 in the host's unit.
         const SHORTCUTS = 1 << 13;
         /// What goes round in a block that jumps to its own start stays in registers.
         const LOOPS = 1 << 14;
         /// A block that jumps to its own start has several rounds.
         const UNROLL = 1 << 15;
+        /// What hot loops execute becomes one block.
+        const TRACES = 1 << 16;
     }
 }
 
@@ -100,9 +105,10 @@ impl Optimizer {
         }
     }
 
-    /// Optimises a block in place.
-    pub fn run(&mut self, block: &mut Block) {
-        if self.flags.intersects(OptFlags::FORWARD | OptFlags::FOLD | OptFlags::NUMBER) {
+    /// Optimises a block in place; if it is not `hot`, only by what pays then.
+    pub fn run(&mut self, block: &mut Block, hot: bool) {
+        let quick = !hot && self.flags.contains(OptFlags::TIERS | OptFlags::TRACES);
+        if !quick && self.flags.intersects(OptFlags::FORWARD | OptFlags::FOLD | OptFlags::NUMBER) {
             self.forward.run(block);
         }
         if self.flags.intersects(OptFlags::DEAD_CODE | OptFlags::DEAD_SETS) {

@@ -20,6 +20,9 @@ impl TestMemory {
     /// Vector of the exception for an access that is not allowed; its error code is 1 for a write.
     pub const FAULT: u16 = 14;
 
+    /// Vector of the exception for an access that must be aligned and is not.
+    pub const MISALIGNED: u16 = 17;
+
     /// Random content.
     pub fn new(rng: &mut SplitMix) -> TestMemory {
         let len = (Self::PAGES * PAGE_SIZE) as usize;
@@ -53,6 +56,11 @@ impl TestMemory {
             }
         }
         Ok((va - Self::BASE) as usize)
+    }
+
+    /// The exception of an access that is not aligned.
+    pub fn misaligned(va: u64) -> Exception {
+        Exception { vector: Self::MISALIGNED, error: None, address: va }
     }
 
     /// Loads `buf.len()` bytes.

@@ -107,6 +107,10 @@ impl Machine for TestMachine {
         self.memory.store(va, bytes, mmu)
     }
 
+    fn misaligned(&mut self, va: u64) -> Exception {
+        TestMemory::misaligned(va)
+    }
+
     fn call(&mut self, helper: HelperId, args: [u64; 5]) -> Result<u64, Exception> {
         let r = helper::call(&mut self.env, helper, args);
         match std::mem::take(&mut self.env.header.helper_fault) {

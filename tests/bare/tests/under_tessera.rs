@@ -90,6 +90,7 @@ fn translator_with_fewer_optimisations() {
         "number",
         "dead-code",
         "dead-sets",
+        "tiers",
         "link",
         "jump-cache",
         "side-exits",
@@ -98,9 +99,16 @@ fn translator_with_fewer_optimisations() {
         "shortcuts",
         "loops",
         "unroll",
+        "traces",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }
+}
+
+/// Whatever is executed twice becomes a trace.
+#[test]
+fn translator_with_traces_of_everything() {
+    all_pass(&Setup::accelerator(&emulator(), "tcg,hot=0"));
 }
 
 /// Blocks are not linked, and every one is looked up.

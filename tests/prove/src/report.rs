@@ -77,12 +77,18 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
     while at + 5 < code.bytes.len() {
         let pc = start + at as u64;
         let mut b = Builder::default();
-        let limits = TranslateLimits { max_insns: config.max_insns, single_step: false, side_exits, unroll };
+        let limits = TranslateLimits {
+            max_insns: config.max_insns,
+            single_step: false,
+            side_exits,
+            unroll,
+            path: &[],
+        };
         let mut bytes = Bytes { at: start, bytes: &code.bytes };
         let Ok(done) = X86::translate(env, BlockKey { pc, mode }, limits, &mut bytes, &mut b) else { break };
         let mut block = b.finish();
         let _ = writeln!(out, "IR of the block at {pc:#x}:\n{}", text::print(&block, &info));
-        Optimizer::new(config.opt, info).run(&mut block);
+        Optimizer::new(config.opt, info).run(&mut block, false);
         let _ = writeln!(out, "optimised ({:?}):\n{}", config.opt, text::print(&block, &info));
         if let Ok(mut backend) = X86_64::new(info) {
             backend.tune(config.opt, config.count);

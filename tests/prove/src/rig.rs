@@ -15,31 +15,34 @@ use crate::native::{BATCH, Native};
 use crate::rng::Rng;
 use crate::sequence::Code64;
 
-/// How the vCPUs of a rig translate. The first is as the program runs guests.
+/// How the vCPUs of a rig translate. The first two are as the program runs guests.
 pub fn configs(seed: u64) -> Vec<Config> {
     let mut r = Rng::new(seed, 0xc0f1);
     let usual = Config::USUAL;
     let mut all = vec![
         usual,
+        Config { opt: OptFlags::all(), ..usual },
         Config { opt: OptFlags::empty(), ..usual },
         Config { opt: OptFlags::empty(), interpret: true, ..usual },
         Config { max_insns: 1, ..usual },
         Config { max_insns: 3, chain: false, ..usual },
+        Config { hot: 0, ..usual },
     ];
     for n in 0..3 {
-        let opt = OptFlags::from_bits_truncate(r.word() as u16);
+        let opt = OptFlags::from_bits_truncate(r.word() as u32);
         all.push(Config { opt, count: n == 0, ..usual });
     }
     all
 }
 
-/// Which of the configurations a batch runs under: mostly the first.
+/// Which of the configurations a batch runs under: mostly the first two.
 pub fn config_of(seed: u64, batch: u64) -> usize {
     let mut r = Rng::new(seed ^ 0xc0f2, batch);
     match r.below(100) {
-        0..=64 => 0,
-        65 | 66 => 2,
-        _ => r.pick(&[1, 3, 4, 5, 6, 7]),
+        0..=44 => 0,
+        45..=64 => 1,
+        65 | 66 => 3,
+        _ => r.pick(&[2, 4, 5, 6, 6, 7, 8, 9]),
     }
 }
 

@@ -263,7 +263,6 @@ fn movdir64b(t: &mut Translator<'_>, i: &Instruction) {
     let from = t.address(i, 64, false);
     let offset = t.reg_zx(i.op0_register());
     let to = t.linear(seg::ES, offset, 64, true);
-    let to = t.aligned(to, 64);
     let upper = |t: &mut Translator<'_>, addr: Value| {
         t.b.add_imm(if t.code64() { Width::W64 } else { Width::W32 }, addr, 32)
     };
@@ -271,6 +270,8 @@ fn movdir64b(t: &mut Translator<'_>, i: &Instruction) {
     let low = t.b.load_vec(VecSize::B32, from, mem);
     let from = upper(t, from);
     let high = t.b.load_vec(VecSize::B32, from, mem);
+    let size = t.b.iconst(64);
+    t.call(helpers::sse::CHECK_ALIGNED, &[to, size]);
     // Both stores are in one page: if the first does not fault, neither does the second.
     t.b.store_vec(VecSize::B32, to, low, mem);
     let to = upper(t, to);

@@ -27,6 +27,7 @@ use crate::state::{X86Env, leave, mode};
 
 pub mod exits;
 pub mod operand;
+pub(crate) mod trace;
 
 mod avx;
 mod avx_fma;
@@ -175,6 +176,8 @@ pub struct Translator<'a> {
     x87_loaded: bool,
     /// Forward branches that the block, or its current round, may still go on behind.
     pub side_exits: u8,
+    /// The path to follow, if the block is a trace.
+    pub trail: Option<trace::Trail>,
     /// Those that a round may.
     all_side_exits: u8,
     /// Linear address of the block's first instruction.
@@ -197,7 +200,7 @@ impl<'a> Translator<'a> {
         b: &'a mut Builder,
         env: &'a X86Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
     ) -> Translator<'a> {
         let BlockKey { pc: start, mode } = key;
         let side_exits = if limits.side_exits { exits::MAX_SIDE_EXITS } else { 0 };
@@ -214,10 +217,11 @@ impl<'a> Translator<'a> {
             shadowed: false,
             opens_shadow: false,
             x87_loaded: false,
+            trail: None,
             side_exits,
             all_side_exits: side_exits,
             start,
-            unroll: limits.unroll,
+            unroll: limits.unroll && limits.path.is_empty(),
             rounds: 0,
             insns: 0,
             restarted: false,
@@ -284,13 +288,13 @@ impl<'a> Translator<'a> {
     /// Memory flags of an ordinary data access.
     #[inline]
     pub fn mem(&self) -> MemFlags {
-        MemFlags { mmu: self.mmu, for_write: false }
+        MemFlags { mmu: self.mmu, for_write: false, align: false }
     }
 
     /// Memory flags of a load whose bytes are stored to next.
     #[inline]
     pub fn mem_for_write(&self) -> MemFlags {
-        MemFlags { mmu: self.mmu, for_write: true }
+        MemFlags { mmu: self.mmu, for_write: true, align: false }
     }
 
     /// A linear address: 32 bits unless in 64-bit code.

@@ -171,6 +171,10 @@ impl Machine for Model<'_> {
         Ok(())
     }
 
+    fn misaligned(&mut self, va: u64) -> Exception {
+        X86::misaligned(va)
+    }
+
     fn call(&mut self, helper: HelperId, a: [u64; 5]) -> Result<u64, Exception> {
         type Helper = extern "C" fn(&mut X86Env, u64, u64, u64, u64, u64) -> u64;
         let func = (HELPERS[helper.0 as usize].func)();
@@ -215,7 +219,8 @@ pub(super) fn guest_info() -> GuestInfo {
 pub(super) fn translate(env: &X86Env, bytes: &[u8]) -> Block {
     let mut b = Builder::default();
     let key = tessera_tcg::guest::BlockKey { pc: CODE_AT, mode: env.mode };
-    let limits = TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false };
+    let limits =
+        TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false, path: &[] };
     X86::translate(env, key, limits, &mut Bytes(bytes), &mut b).expect("bytes are there");
     b.finish()
 }

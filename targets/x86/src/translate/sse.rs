@@ -12,8 +12,8 @@
 //! half and zero the high half of their result), so that within VEX code every register is forwarded.
 //!
 //! Legacy SSE wants its 16-byte memory operands aligned (SDM volume 1, section 10.4.1.1) unless the instruction is one of
-//! the unaligned moves; VEX does not, but for the aligned moves. The check costs no branch: [`Translator::aligned`]
-//! replaces a misaligned address by a non-canonical one, at which the access raises the same #GP(0).
+//! the unaligned moves; VEX does not, but for the aligned moves. The check is part of the access
+//! ([`MemFlags::align`]), which raises #GP(0) before anything else.
 //!
 //! Floating point runs on the host's vector unit under the guest's MXCSR with all exceptions masked, so sticky flags
 //! gather there. While the guest has an exception unmasked ([`mode::SSE_UNMASKED`], which is rare), each operation is put
@@ -23,7 +23,7 @@
 //! conversions), `crypto` (AES, SHA and what else hosts may lack), `mmx` (the 64-bit forms on x87 registers).
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
-use tessera_tcg::ir::{Ext, FlagOp, Inst, Value, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
+use tessera_tcg::ir::{Ext, Inst, MemFlags, Value, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
 
 use super::operand::width_of;
 use super::{Row, Translator, vector};
@@ -42,9 +42,6 @@ pub(super) const ROWS: &[Row] = &[
     Row::All(Mnemonic::Lfence, fence),
     Row::All(Mnemonic::Mfence, fence),
 ];
-
-/// A non-canonical address in all paging modes that know canonical addresses.
-const MISALIGNED: u64 = 1 << 63;
 
 /// Makes rows whose functions differ in the vector operation alone, for the legacy and the VEX encoding each:
 /// `function: Mnemonic VexMnemonic Operation, …; …`.
@@ -245,41 +242,22 @@ impl Translator<'_> {
         r
     }
 
-    /// The address, if it is a multiple of `bytes`; else one at which the access raises #GP(0).
-    pub(super) fn aligned(&mut self, addr: Value, bytes: u32) -> Value {
-        if !self.is(mode::LONG) {
-            let size = self.b.iconst(bytes as u64);
-            self.call(helpers::sse::CHECK_ALIGNED, &[addr, size]);
-            return addr;
-        }
-        let low = self.b.iconst(bytes as u64 - 1);
-        let f = self.b.flags(FlagOp::And, Width::W8, addr, low);
-        let bad = self.b.iconst(MISALIGNED);
-        self.b.select(tessera_tcg::ir::Cond::E, f, addr, bad)
-    }
-
     /// Linear address of the memory operand of `size`, without an alignment check.
     pub(super) fn vec_address(&mut self, i: &Instruction, size: VecSize, write: bool) -> Value {
         self.address(i, size.bytes(), write)
     }
 
     /// Loads the memory operand.
-    pub(super) fn load_vec(&mut self, i: &Instruction, size: VecSize, aligned: bool) -> Value {
-        let mut addr = self.vec_address(i, size, false);
-        if aligned {
-            addr = self.aligned(addr, size.bytes());
-        }
-        let mem = self.mem();
+    pub(super) fn load_vec(&mut self, i: &Instruction, size: VecSize, align: bool) -> Value {
+        let addr = self.vec_address(i, size, false);
+        let mem = MemFlags { align, ..self.mem() };
         self.b.load_vec(size, addr, mem)
     }
 
     /// Stores to the memory operand.
-    pub(super) fn store_vec(&mut self, i: &Instruction, size: VecSize, v: Value, aligned: bool) {
-        let mut addr = self.vec_address(i, size, true);
-        if aligned {
-            addr = self.aligned(addr, size.bytes());
-        }
-        let mem = self.mem();
+    pub(super) fn store_vec(&mut self, i: &Instruction, size: VecSize, v: Value, align: bool) {
+        let addr = self.vec_address(i, size, true);
+        let mem = MemFlags { align, ..self.mem() };
         self.b.store_vec(size, addr, v, mem);
     }
 

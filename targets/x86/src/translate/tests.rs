@@ -40,6 +40,10 @@ impl Machine for Cpu {
         Ok(())
     }
 
+    fn misaligned(&mut self, va: u64) -> Exception {
+        X86::misaligned(va)
+    }
+
     fn call(&mut self, helper: HelperId, args: [u64; 5]) -> Result<u64, Exception> {
         use crate::helpers::int;
         match helper {
@@ -131,7 +135,7 @@ fn translate(
     single_step: bool,
 ) -> Result<(Block, Translated), Exception> {
     let mut b = Builder::default();
-    let limits = TranslateLimits { max_insns: 64, single_step, side_exits: true, unroll: true };
+    let limits = TranslateLimits { max_insns: 64, single_step, side_exits: true, unroll: false, path: &[] };
     let key = BlockKey { pc: at, mode: env.mode };
     let done = X86::translate(env, key, limits, &mut Code { at, bytes }, &mut b)?;
     Ok((b.finish(), done))

@@ -66,6 +66,24 @@ fn misaligned_operands() {
     assert_eq!(run(&mut g, |a| a.movaps(xmm0, xmmword_ptr(rsi + 8))), Some((13, 0)));
     assert_eq!(run(&mut g, |a| a.movaps(xmmword_ptr(rsi + 1), xmm0)), Some((13, 0)));
     assert_eq!(run(&mut g, |a| a.paddd(xmm0, xmmword_ptr(rsi + 4))), Some((13, 0)));
+    // In a group whose first access is right, also where that needs no alignment.
+    let pair = |a: &mut CodeAssembler, second: i32| {
+        a.movups(xmm0, xmmword_ptr(rsi))?;
+        a.movaps(xmm0, xmmword_ptr(rsi + second))
+    };
+    assert_eq!(run(&mut g, |a| pair(a, 16)), None);
+    assert_eq!(run(&mut g, |a| pair(a, 24)), Some((13, 3)));
+    assert_eq!(run(&mut g, |a| a.movaps(xmmword_ptr(rsi), xmm0).and_then(|()| pair(a, 8))), Some((13, 6)));
+    // Before what the page has to say, wherever the address is.
+    for register in [rsi, rsp, rbp] {
+        let at = |a: &mut CodeAssembler, address: u64| {
+            a.mov(register, address)?;
+            a.movaps(xmm0, xmmword_ptr(register))
+        };
+        assert_eq!(run(&mut g, |a| at(a, 0x7f00_0000_0000)), Some((14, 10)));
+        assert_eq!(run(&mut g, |a| at(a, 0x7f00_0000_0008)), Some((13, 10)));
+        assert_eq!(run(&mut g, |a| at(a, 0x8f00_0000_0000_0008)), Some((13, 10)));
+    }
     assert_eq!(run(&mut g, |a| a.movups(xmm0, xmmword_ptr(rsi + 1))), None);
     assert_eq!(run(&mut g, |a| a.addss(xmm0, dword_ptr(rsi + 1))), None);
     assert_eq!(run(&mut g, |a| a.pcmpistri(xmm0, xmmword_ptr(rsi + 1), 0)), None);

@@ -11,7 +11,7 @@ use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
 use crate::env::{Header, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
-use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
+use crate::ir::{CallArgs, Cond, Exit, ExitId, GlobalSet, HelperId, Ty, Value, Width};
 use crate::jump_cache::{self, FIRST_FACTOR, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
 use crate::opt::OptFlags;
 
@@ -145,6 +145,15 @@ impl Emitter<'_> {
         away
     }
 
+    /// An exit, with the program counter among what is dead there if the exit says where it goes.
+    pub fn exit(&self, exit: ExitId) -> Exit {
+        let mut exit = self.block.exits[exit.0 as usize];
+        if !exit.indirect {
+            exit.dead.insert(self.guest.pc);
+        }
+        exit
+    }
+
     /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that returns to the
     /// execution loop.
     fn linkable(&mut self, jump: usize, exit: ExitId) {
@@ -179,9 +188,15 @@ impl Emitter<'_> {
     fn jump_exit(&mut self, exit: ExitId) {
         let e = self.block.exits[exit.0 as usize];
         if !e.chain {
-            // Inline, as a jump that many exits shared would be predicted badly.
-            self.asm().mov_ri(r::RCX, e.pc);
-            return self.lookup_jump(Some(e.pc));
+            if e.indirect {
+                let pc = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
+                self.asm().load(Width::W64, r::RCX, pc);
+            } else {
+                self.asm().mov_ri(r::RCX, e.pc);
+            }
+            let lookup = self.thunks.lookup;
+            self.jump_to(Target::Abs(lookup));
+            return;
         }
         self.asm().align4(1);
         let at = self.asm().jmp();
@@ -196,7 +211,7 @@ impl Emitter<'_> {
         if self.loop_goto(exit) {
             return;
         }
-        self.flush(self.block.exits[exit.0 as usize].dead);
+        self.flush(self.exit(exit).dead);
         self.jump_exit(exit);
     }
 
@@ -213,7 +228,7 @@ impl Emitter<'_> {
         let host_flags = self.host_flags;
         let was = self.branch_to(Part::Side, at);
         self.count_side_exit(!self.block.exits[exit.0 as usize].chain);
-        self.flush(self.block.exits[exit.0 as usize].dead);
+        self.flush(self.exit(exit).dead);
         self.end_side_exit();
         self.jump_exit(exit);
         self.part = was;
@@ -225,11 +240,17 @@ impl Emitter<'_> {
         let f = self.b.live.resolve(f);
         let host = self.condition(cond, f);
         self.count_exit();
-        let e = self.block.exits[exit.0 as usize];
+        let e = self.exit(exit);
         if e.chain && self.away() & !e.dead.0 == 0 && !self.upper {
             self.jcc_exit(host, exit);
         } else {
             self.jcc_side(host, exit);
+        }
+        if e.indirect {
+            // The program counter was for this exit alone.
+            let pc = self.guest.pc.0 as usize;
+            self.current[pc] = NO_VALUE;
+            self.dirty &= !(1 << pc);
         }
     }
 
@@ -239,7 +260,7 @@ impl Emitter<'_> {
             return;
         }
         let f = self.b.live.resolve(f);
-        let (t, n) = (self.block.exits[taken.0 as usize], self.block.exits[fall.0 as usize]);
+        let (t, n) = (self.exit(taken), self.exit(fall));
         let away = self.away();
         if t.chain && away & t.dead.0 == away & n.dead.0 && self.survives_flush(f, n.dead) {
             // One flush serves both ways, and the moves leave the condition alone.
@@ -344,6 +365,7 @@ impl Emitter<'_> {
         match desc.shortcut.filter(|_| self.opt.contains(OptFlags::SHORTCUTS)) {
             Some(Shortcut::X86_64(code)) => return self.call_shortcut(code, args),
             Some(Shortcut::Unless { offset, value, func }) => return self.call_unless(func, offset, value),
+            Some(Shortcut::Divide { signed, w }) => return self.divide(signed, w, desc.func, args),
             None => {}
         }
         self.count_helper();
@@ -436,11 +458,7 @@ impl Emitter<'_> {
             self.test_env_zero(std::mem::offset_of!(Header, helper_fault) as u32);
             let jcc = self.asm().jcc(Cond::NE);
             let was = self.branch_to(Part::Cold, jcc);
-            self.asm().mov_ri(r::RAX, point as u64);
-            let tb = self.tb;
-            self.asm().mov_ri(r::RCX, tb as u64);
-            let thunk = self.thunks.helper_fault;
-            self.jump_to(Target::Abs(thunk));
+            self.leave_faulted(point);
             self.part = was;
         }
         self.env_unsafe = 0;
@@ -449,6 +467,15 @@ impl Emitter<'_> {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
+    }
+
+    /// Leaves the block because a helper has faulted, with the guest's state of this point.
+    pub fn leave_faulted(&mut self, point: u32) {
+        self.asm().mov_ri(r::RAX, point as u64);
+        let tb = self.tb;
+        self.asm().mov_ri(r::RCX, tb as u64);
+        let thunk = self.thunks.helper_fault;
+        self.jump_to(Target::Abs(thunk));
     }
 
     /// A call whose work is done by other code.

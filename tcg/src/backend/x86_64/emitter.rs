@@ -391,8 +391,9 @@ impl<'a> Emitter<'a> {
             }
             slot += count;
         }
-        // Blocks are limited to far fewer simultaneously live values than there are slots.
-        panic!("translation block needs more than {SPILL_SLOTS} spill slots");
+        // Blocks have far fewer live values at a time, but a trace may have more.
+        self.out.overflow = true;
+        0
     }
 
     /// Writes a value that is in a register to memory, if it is in none yet.
@@ -427,7 +428,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Whether nothing alive depends on the environment's copy of global `g`.
-    fn env_claimable(&self, g: usize) -> bool {
+    pub fn env_claimable(&self, g: usize) -> bool {
         let o = self.env_owner[g];
         o == NO_VALUE
             || self.b.mem[o as usize] != MemLoc::Env(g as u8)
@@ -643,6 +644,19 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// The place in the environment of an integer that is in no register.
+    pub fn only_home(&self, v: usize) -> Option<Mem> {
+        match self.b.mem[v] {
+            MemLoc::Env(g) if self.b.reg[v] == NONE => Some(env_mem(self.global_offset(g as usize))),
+            _ => None,
+        }
+    }
+
+    /// The place in the environment of an integer that is in no register, if the current instruction is the last that wants it.
+    pub fn last_home(&self, v: usize) -> Option<Mem> {
+        self.only_home(v).filter(|_| self.last_use(v as u32) <= self.at as u32)
+    }
+
     /// A register that holds the value: its own, or `scratch` after a copy.
     pub fn value_in(&mut self, v: usize, scratch: u8) -> u8 {
         let reg = self.b.reg[v];
@@ -690,11 +704,32 @@ impl<'a> Emitter<'a> {
         let at = self.at as u32 + 1;
         let usable =
             |e: &Self, reg: u8| reg != NONE && avoid >> reg & 1 == 0 && e.is_free(e.owner[reg as usize], at);
-        let choice = if usable(self, hint) { hint } else { prefer };
+        let choice = if usable(self, hint) || self.make_room(hint, avoid) { hint } else { prefer };
         let reg = self.pick_int(choice, avoid, true);
         self.owner[reg as usize] = v as u32;
         self.b.reg[v] = reg;
         reg
+    }
+
+    /// Frees a register that is wanted, by bringing the value in it to its own home: that has to be done anyway, and later it
+    /// would take two moves. Operands of the current instruction stay readable where they were.
+    fn make_room(&mut self, reg: u8, avoid: u32) -> bool {
+        if reg == NONE || avoid >> reg & 1 != 0 {
+            return false;
+        }
+        let v = self.owner[reg as usize];
+        let homes = self.kinds.pinned.iter().filter(|g| self.current[g.0 as usize] == v);
+        let mut homes = homes.map(|g| self.pin_reg[g.0 as usize]);
+        let free = |home: &u8| {
+            *home != reg && avoid >> home & 1 == 0 && self.is_free(self.owner[*home as usize], self.at as u32)
+        };
+        let Some(home) = homes.find(free) else { return false };
+        self.vacate(home);
+        self.asm().mov_rr(home, reg);
+        self.owner[home as usize] = v;
+        self.b.reg[v as usize] = home;
+        self.owner[reg as usize] = NO_VALUE;
+        true
     }
 
     /// Register for the vector that the current instruction defines, as [`Emitter::define`].

@@ -5,13 +5,15 @@
 //!
 //! Strategy: before emission, accesses whose addresses differ by a constant, in the same MMU mode, are grouped. The first,
 //! the *leader*, tests its TLB entry for the whole range that the group touches, and leaves the page's addend in a word
-//! of the stack frame (or zero if the test failed). The *followers* take the addend from there, and look into the TLB's
-//! second way and then the slow path, as ever, if it is zero.
+//! of the stack frame, or if the test failed, that of the second way; or zero, if that has no page for the group, either.
+//! The *followers* take the addend from there, and look into the TLB's second way and then the slow path, as ever, if it is zero.
 //!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
 //! - A group with a store has a leader that tested for the write tag. It may be a load if no side exit lies between it and
 //!   the store: else a loop that only reads a page that is not writable would miss each time.
+//! - A group with a member that must be aligned has a leader that tested for that, so that followers need not. No side exit
+//!   lies between it and the first such member: else a loop that never gets there would miss each time.
 //! - Between leader and follower no helper is called: only helpers (and the execution loop) flush translations, take
 //!   away write permission, or enter code that a page with write tags would have to be protected for. Slow paths of
 //!   accesses do not: they may run at most the guest's page walk and MMIO, whose effects on the memory layout wait for
@@ -19,7 +21,7 @@
 
 use super::liveness::Liveness;
 use crate::guest::HelperDesc;
-use crate::ir::{BinOp, Block, Inst, Width};
+use crate::ir::{BinOp, Block, Inst, MemFlags, Width};
 
 /// Words for addends in the stack frame, so groups that may be open at a time.
 pub const SLOTS: usize = 4;
@@ -33,11 +35,52 @@ const MAX_CHAIN: u32 = 32;
 pub enum Member {
     /// It is in none.
     Alone,
-    /// It tests for all bytes from `low` (not positive) to `high` (exclusive), relative to its own address, to be readable, or
-    /// writable.
-    Leader { slot: u8, low: i16, high: i16, write: bool },
+    /// It tests for the group.
+    Leader(Leader),
     /// It finds the addend in this slot.
     Follower { slot: u8 },
+}
+
+/// What a leader tests for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leader {
+    /// Where it leaves the addend.
+    pub slot: u8,
+    /// Distance from its own address of the first byte; not positive.
+    pub low: i16,
+    /// Distance of what follows the last byte.
+    pub high: i16,
+    /// All bytes are writable, not only readable.
+    pub write: bool,
+    /// Alignment.
+    pub align: Alignment,
+}
+
+/// The address at a distance is a multiple of a power of two, up to 32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Alignment {
+    /// The power of two.
+    pub bytes: u32,
+    /// The distance; not negative, and less.
+    pub distance: u8,
+}
+
+impl Alignment {
+    /// What is at a distance is to be a multiple of `bytes`.
+    pub fn of(bytes: u32, distance: i64) -> Alignment {
+        Alignment { bytes, distance: distance.rem_euclid(bytes.into()) as u8 }
+    }
+
+    /// Both, if they can be true at a time.
+    fn and(self, other: Alignment) -> Option<Alignment> {
+        let (weak, strong) = if self.bytes < other.bytes { (self, other) } else { (other, self) };
+        (u32::from(strong.distance) % weak.bytes == u32::from(weak.distance)).then_some(strong)
+    }
+
+    /// How far something at a distance is beyond the last multiple, if the alignment is right.
+    pub fn beyond(self, distance: i32) -> i32 {
+        (distance - i32::from(self.distance)).rem_euclid(self.bytes as i32)
+    }
 }
 
 /// An address: something that is not known, and a distance.
@@ -81,6 +124,8 @@ struct Open {
     root: u64,
     mmu: u8,
     write: bool,
+    /// Relative to the leader.
+    align: Alignment,
     /// No side exit lies between the leader and here.
     certain: bool,
     leader: u32,
@@ -135,13 +180,15 @@ impl Groups {
                 _ => continue,
             };
             let address = Address::of(block, live, live.resolve(addr));
-            self.access(i, address, bytes, mem.mmu, write);
+            self.access(i, address, (bytes, mem), write);
         }
         (0..SLOTS).for_each(|slot| self.close(slot));
     }
 
-    fn access(&mut self, at: usize, address: Address, bytes: u32, mmu: u8, write: bool) {
+    fn access(&mut self, at: usize, address: Address, (bytes, mem): (u32, MemFlags), write: bool) {
         let Address { root, offset } = address;
+        let mmu = mem.mmu;
+        let wanted = if mem.align { bytes } else { 1 };
         // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
         let Some(end) = offset.checked_add(i64::from(bytes)) else { return };
         let same = |o: &Open| o.root == root && o.mmu == mmu;
@@ -149,11 +196,15 @@ impl Groups {
         if let Some(slot) = found
             && let Some(open) = &mut self.open[slot]
             && (open.write || !write || open.certain)
+            && let Some(align) =
+                open.align.and(Alignment::of(wanted, offset.wrapping_sub(open.leader_offset)))
+            && (open.align == align || open.certain)
         {
             let (low, high) = (open.low.min(offset), open.high.max(end));
             if high.saturating_sub(low) <= MAX_RANGE {
                 (open.low, open.high, open.followed) = (low, high, true);
                 open.write |= write;
+                open.align = align;
                 self.members[at] = Member::Follower { slot: slot as u8 };
                 return;
             }
@@ -167,6 +218,7 @@ impl Groups {
             root,
             mmu,
             write,
+            align: Alignment::of(wanted, 0),
             certain: true,
             leader: at as u32,
             leader_offset: offset,
@@ -181,8 +233,10 @@ impl Groups {
         let Some(open) = self.open[slot].take() else { return };
         if open.followed {
             let (low, high) = (open.low - open.leader_offset, open.high - open.leader_offset);
-            self.members[open.leader as usize] =
-                Member::Leader { slot: slot as u8, low: low as i16, high: high as i16, write: open.write };
+            let Open { write, align, .. } = open;
+            let (low, high) = (low as i16, high as i16);
+            let leader = Leader { slot: slot as u8, low, high, write, align };
+            self.members[open.leader as usize] = Member::Leader(leader);
         }
     }
 }
@@ -195,6 +249,11 @@ mod tests {
     use crate::ir::text::parse;
     use crate::testing::guest;
 
+    /// A leader that does not test for alignment.
+    fn leader(low: i16, high: i16, write: bool) -> Member {
+        Member::Leader(Leader { slot: 0, low, high, write, align: Alignment::of(1, 0) })
+    }
+
     /// What the accesses of a block are, in order.
     fn members(text: &str) -> Vec<Member> {
         let block = parse(text, &guest()).expect("valid text");
@@ -203,7 +262,9 @@ mod tests {
         live.run(&block, &guest(), (&backend.pin_reg, backend.kinds.pinned));
         let mut groups = Groups::default();
         groups.run(&block, &live, guest().helpers);
-        let access = |i: &usize| matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. });
+        let access = |i: &usize| {
+            matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. } | Inst::LoadVec { .. })
+        };
         (0..block.insts.len()).filter(access).map(|i| groups.member(i)).collect()
     }
 
@@ -211,16 +272,10 @@ mod tests {
     fn pushes_and_pops_are_groups() {
         let pushes = "insn 0x1000\nv0 = get r0\nv1 = const 0xfffffffffffffff8\nv2 = add.64 v0, v1\n\
                       store.64 [v2] mmu0, v0\nv3 = add.64 v2, v1\nstore.32 [v3] mmu0, v0\nset r0, v3\nleave 0\n";
-        assert_eq!(
-            members(pushes),
-            [Member::Leader { slot: 0, low: -8, high: 8, write: true }, Member::Follower { slot: 0 }]
-        );
+        assert_eq!(members(pushes), [leader(-8, 8, true), Member::Follower { slot: 0 }]);
         let pops = "insn 0x1000\nv0 = get r0\nv1 = const 8\nv2 = load.64 [v0] mmu0\nv3 = add.64 v0, v1\n\
                     v4 = load.16 [v3] mmu0\nset r1, v2\nset r2, v4\nleave 0\n";
-        assert_eq!(
-            members(pops),
-            [Member::Leader { slot: 0, low: 0, high: 10, write: false }, Member::Follower { slot: 0 }]
-        );
+        assert_eq!(members(pops), [leader(0, 10, false), Member::Follower { slot: 0 }]);
     }
 
     #[test]
@@ -234,7 +289,7 @@ mod tests {
         let alone = [Member::Alone, Member::Alone];
         assert_eq!(
             members(&text(8, "store.64 [v3] mmu0, v1")),
-            [Member::Leader { slot: 0, low: 0, high: 16, write: true }, Member::Follower { slot: 0 }]
+            [leader(0, 16, true), Member::Follower { slot: 0 }]
         );
         let exit = "f4 = flags.sub.64 v1, v0\nexitif.e f4 -> exit0\nstore.64 [v3] mmu0, v1";
         assert_eq!(members(&(text(8, exit) + "exit0: 0x2000\n")), alone);
@@ -249,10 +304,7 @@ mod tests {
                     v3 = load.64 [v2] mmu0\nv4 = load.64 [v2] mmu0\nset r1, v3\nset r2, v4\nleave 0\n";
         assert_eq!(members(text), [Member::Alone, Member::Alone]);
         let fits = text.replace("fffc", "fff7");
-        assert_eq!(
-            members(&fits),
-            [Member::Leader { slot: 0, low: 0, high: 8, write: false }, Member::Follower { slot: 0 }]
-        );
+        assert_eq!(members(&fits), [leader(0, 8, false), Member::Follower { slot: 0 }]);
     }
 
     #[test]
@@ -260,5 +312,40 @@ mod tests {
         let text = "insn 0x1000\nv0 = get r0\nv1 = load.64 [v0] mmu0\nv2 = call may_fault(v1)\n\
                     v3 = load.64 [v0] mmu0\nset r1, v3\nleave 0\n";
         assert_eq!(members(text), [Member::Alone, Member::Alone]);
+    }
+
+    #[test]
+    fn a_leader_tests_for_the_alignment_that_a_follower_needs() {
+        let text = |distance: u32, between: &str| {
+            format!(
+                "insn 0x1000\nv0 = get r0\nv1 = load.64 [v0] mmu0\nv2 = const {distance}\nv3 = add.64 v0, v2\n\
+                 f4 = flags.sub.64 v1, v0\n{between}\nx5 = loadv.128 [v3] mmu0 align\n\
+                 x6 = loadv.128 [v0] mmu0 align\nset y1, x5\nset y2, x6\nleave 0\nexit0: 0x2000\n"
+            )
+        };
+        let aligned = |high: i16, distance: u8| {
+            let align = Alignment { bytes: 16, distance };
+            Member::Leader(Leader { slot: 0, low: 0, high, write: false, align })
+        };
+        let follower = Member::Follower { slot: 0 };
+        assert_eq!(members(&text(32, "nop")), [aligned(48, 0), follower, follower]);
+        // They cannot both be aligned.
+        assert_eq!(members(&text(40, "nop")), [aligned(56, 8), follower, Member::Alone]);
+        // Whether the second is ever reached is not known.
+        let exit = members(&text(32, "exitif.e f4 -> exit0"));
+        assert_eq!(exit[0], Member::Alone);
+        assert_eq!(exit[2], follower);
+    }
+
+    #[test]
+    fn what_is_tested_is_in_the_last_bytes_page_and_tells_the_alignment() {
+        for (bytes, distance) in [(1, 0), (16, 0), (16, 8), (16, -8), (32, 5), (2, 257)] {
+            let align = Alignment::of(bytes, distance);
+            for last in 0..300 {
+                let tested = last - align.beyond(last);
+                assert!((last - bytes as i32 + 1..=last).contains(&tested));
+                assert_eq!((i64::from(tested) - distance) % i64::from(bytes), 0);
+            }
+        }
     }
 }

@@ -11,7 +11,11 @@
 //! …    [addr + rax]
 //! ```
 //!
-//! R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
+//! Of an address that is constant, entry and tag are constants, too. R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
+//!
+//! An access that must be aligned crosses no page if it is, so the tag is compared with `addr & (-4096 | n - 1)`: then a
+//! misaligned one never matches, either. Out of line, it is told apart before the second way is asked, and left to the slow
+//! path, which raises the guest's exception.
 //!
 //! Out of line, a thunk first looks at the table's second way (see [`crate::softmmu`]), from whose entry the hit path can
 //! go on:
@@ -19,7 +23,7 @@
 //! ```text
 //! slow: mov  rax, addr
 //!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend
-//!       je   hit
+//!       jb   hit
 //!       mov  eax, point
 //!       mov  ecx, block
 //!       call slow_access
@@ -30,13 +34,14 @@
 
 use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
-use super::groups::Member;
+use super::groups::{Alignment, Leader, Member};
 use super::thunks::group_addend;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use super::{TLB, second_way};
 use crate::backend::{AccessKind, DISCARD, Loc, SlowAccess};
 use crate::env::Header;
-use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
+use crate::ir::{Cond, Ext, Inst, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::OptFlags;
 use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 
@@ -46,10 +51,27 @@ struct Miss {
     jcc: usize,
     /// Where it is to be continued with the entry's addend in RAX.
     hit: Target,
-    /// The slot that says to followers that they have to look for themselves.
-    leads: Option<u8>,
+    /// The group that it leads.
+    leads: Option<Leads>,
     addr: u8,
     second_way: u64,
+    /// What the access itself must be aligned to.
+    align: u32,
+}
+
+/// What the leader of a group does out of line: it asks the second way for the group, and if that is of no use, says to its
+/// followers that they have to look for themselves, and asks for itself.
+struct Leads {
+    /// The slot of the group.
+    slot: u8,
+    /// Distance of the group's first byte.
+    low: i32,
+    /// The alignment that the group has been tested for.
+    align: Alignment,
+    /// The routine for the group.
+    second_way: u64,
+    /// Where it is to be continued with the group's addend in RAX.
+    hit: Target,
 }
 
 /// Bytes of a vector.
@@ -67,6 +89,7 @@ impl Emitter<'_> {
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         self.count_access();
         let second_way = second_way::routine(self.thunks.second_way, mem.mmu, write, bytes);
+        let align = if mem.align { bytes } else { 1 };
         let member = self.b.groups.member(self.at);
         let (jcc, leads) = match member {
             Member::Follower { slot } => {
@@ -75,26 +98,53 @@ impl Emitter<'_> {
                 asm.test_rr(Width::W64, r::RAX, r::RAX);
                 (asm.jcc(Cond::E), None)
             }
-            Member::Leader { slot, low, high, write } => {
-                let jcc = self.test_entry(addr, low.into(), high.into(), mem.mmu, write);
+            Member::Leader(leader) => {
+                let Leader { slot, low, high, write, align } = leader;
+                let jcc = self.test_entry(addr, (low.into(), high.into()), align, mem.mmu, write);
+                let hit = self.here();
                 self.asm().store(Width::W64, group_addend(slot), r::RAX);
-                (jcc, Some(slot))
+                let size = (i32::from(high) - i32::from(low)) as u32;
+                let routine =
+                    second_way::routine(self.thunks.second_way, mem.mmu, write, size.next_power_of_two());
+                (jcc, Some(Leads { slot, low: low.into(), align, second_way: routine, hit }))
             }
-            Member::Alone => (self.test_entry(addr, 0, bytes as i32, mem.mmu, write), None),
+            Member::Alone => {
+                let align = Alignment::of(align, 0);
+                (self.test_entry(addr, (0, bytes as i32), align, mem.mmu, write), None)
+            }
         };
         self.clobber_flags();
-        Miss { jcc, hit: self.here(), leads, addr, second_way }
+        Miss { jcc, hit: self.here(), leads, addr, second_way, align }
     }
 
-    /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has;
-    /// afterwards RAX is the entry's addend. Returns the jump that is taken if not.
-    fn test_entry(&mut self, addr: u8, low: i32, high: i32, mmu: u8, write: bool) -> usize {
+    /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has, and
+    /// `addr` is aligned; afterwards RAX is the entry's addend. Returns the jump that is taken if not.
+    fn test_entry(
+        &mut self,
+        addr: u8,
+        (low, high): (i32, i32),
+        align: Alignment,
+        mmu: u8,
+        write: bool,
+    ) -> usize {
         const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
         const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
         let tag =
             if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
         let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
         let main = mmu == self.block.main_mmu;
+        if main && let Some((page, entry)) = self.constant_page(low, high) {
+            // Entry and tag are known.
+            if page as i64 == page as i32 as i64 {
+                self.asm().alu_mi(Alu::Cmp, Width::W64, Mem::Base(TLB, entry + tag as i32), page as i32);
+            } else {
+                self.asm().mov_ri(r::RCX, page);
+                self.asm().alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(TLB, entry + tag as i32));
+            }
+            let miss = self.asm().jcc(Cond::NE);
+            self.asm().load(Width::W64, r::RAX, Mem::Base(TLB, entry + ADDEND));
+            return miss;
+        }
         let asm = self.asm();
         if low == 0 {
             asm.rorx32(r::RAX, addr, (12 - ENTRY_BITS) as u8);
@@ -102,16 +152,18 @@ impl Emitter<'_> {
             asm.lea(Width::W64, r::RAX, addr, None, low);
             asm.shift_ri(Shift::Shr, Width::W32, r::RAX, (12 - ENTRY_BITS) as u8);
         }
-        match high - 1 {
+        // The last byte, or one in the same page at which what must be aligned would be.
+        match high - 1 - align.beyond(high - 1) {
             0 => asm.mov_rr(r::RCX, addr),
             distance => asm.lea(Width::W64, r::RCX, addr, None, distance),
         }
         // What does not depend on registers is copied from a template: there are more accesses than anything else.
         const MASK: [u8; 4] = INDEX_MASK.to_le_bytes();
+        let low_bits = (align.bytes - 1) as u8;
         #[rustfmt::skip]
         asm.buf.extend_from_slice(&[
             0x25, MASK[0], MASK[1], MASK[2], MASK[3], // and eax, INDEX_MASK
-            0x48, 0x81, 0xe1, 0x00, 0xf0, 0xff, 0xff, // and rcx, -4096
+            0x48, 0x81, 0xe1, low_bits, 0xf0, 0xff, 0xff, // and rcx, -4096 | low_bits
         ]);
         if !main {
             asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
@@ -123,18 +175,38 @@ impl Emitter<'_> {
         miss
     }
 
+    /// The page of the bytes from `low` to `high` (exclusive) from the current access's address, if that is a constant and they
+    /// are in one page; and its entry's offset.
+    fn constant_page(&self, low: i32, high: i32) -> Option<(u64, i32)> {
+        let addr = match self.block.insts[self.at] {
+            Inst::Load { addr, .. }
+            | Inst::Store { addr, .. }
+            | Inst::LoadVec { addr, .. }
+            | Inst::StoreVec { addr, .. } => self.constant(self.b.live.resolve(addr))?,
+            _ => return None,
+        };
+        let page = addr.wrapping_add_signed(low.into()) & !PAGE_MASK;
+        let last = addr.wrapping_add_signed(i64::from(high) - 1);
+        let entry = (page / PAGE_SIZE % TLB_ENTRIES as u64) as usize * size_of::<TlbEntry>();
+        (last & !PAGE_MASK == page).then_some((page, entry as i32))
+    }
+
     /// Emits the slow path of an access whose hit path ends here.
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
         let was = self.branch_to(Part::Cold, miss.jcc);
-        if let Some(slot) = miss.leads {
-            self.asm().store_imm(Width::W64, group_addend(slot), 0);
+        let second_way = self.opt.contains(OptFlags::SECOND_WAY);
+        let own = Alignment::of(miss.align, 0);
+        let mut asked = false;
+        if let Some(group) = miss.leads {
+            if second_way {
+                self.ask_second_way(miss.addr, group.low, group.align, group.second_way, group.hit);
+                asked = (group.low, group.align, group.second_way) == (0, own, miss.second_way);
+            }
+            self.asm().store_imm(Width::W64, group_addend(group.slot), 0);
         }
-        if self.opt.contains(OptFlags::SECOND_WAY) {
-            self.asm().mov_rr(r::RAX, miss.addr);
-            self.call_thunk(miss.second_way);
-            let hit = self.asm().jcc(Cond::E);
-            self.fix(hit, miss.hit);
+        if second_way && !asked {
+            self.ask_second_way(miss.addr, 0, own, miss.second_way, miss.hit);
         }
         let uses_vec = self.b.live.has_vec;
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
@@ -154,6 +226,28 @@ impl Emitter<'_> {
         self.part = was;
     }
 
+    /// Calls a routine of the second way for `addr + distance`, and goes on at `hit` if there is an entry. Does not if `addr`
+    /// is not aligned.
+    fn ask_second_way(&mut self, addr: u8, distance: i32, align: Alignment, routine: u64, hit: Target) {
+        let misaligned = (align.bytes > 1).then(|| {
+            let asm = self.asm();
+            asm.lea(Width::W64, r::RAX, addr, None, align.distance.into());
+            asm.test_ri(Width::W8, r::RAX, (align.bytes - 1) as i32);
+            asm.jcc(Cond::NE)
+        });
+        match distance {
+            0 => self.asm().mov_rr(r::RAX, addr),
+            _ => self.asm().lea(Width::W64, r::RAX, addr, None, distance),
+        }
+        self.call_thunk(routine);
+        let jcc = self.asm().jcc(Cond::B);
+        self.fix(jcc, hit);
+        if let Some(jcc) = misaligned {
+            let here = self.here();
+            self.fix(jcc, here);
+        }
+    }
+
     /// `call rel32` of a thunk.
     pub fn call_thunk(&mut self, thunk: u64) {
         self.asm().buf.extend_from_slice(&[0xe8, 0, 0, 0, 0]);
@@ -162,7 +256,8 @@ impl Emitter<'_> {
     }
 
     fn access(&mut self, kind: AccessKind, addr: u8, mem: MemFlags) -> u32 {
-        self.point(Some(SlowAccess { kind, addr: Loc::Int(addr), mmu: mem.mmu }))
+        let align = if mem.align { kind.bytes() as u8 } else { 1 };
+        self.point(Some(SlowAccess { kind, addr: Loc::Int(addr), mmu: mem.mmu, align }))
     }
 
     /// Completes the destination of the last point's access.
@@ -187,13 +282,7 @@ impl Emitter<'_> {
         let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
-        let host = Mem::Index(ra, r::RAX);
-        match ext {
-            Ext::Zero => self.asm().load(width, dst, host),
-            Ext::Sign32 if width >= Width::W32 => self.asm().load(Width::W32, dst, host),
-            Ext::Sign32 => self.asm().load_sx(width, Width::W32, dst, host),
-            Ext::Sign64 => self.asm().load_sx(width, Width::W64, dst, host),
-        }
+        self.asm().load_ext(width, ext, dst, Mem::Index(ra, r::RAX));
         self.slow(miss, point);
     }
 

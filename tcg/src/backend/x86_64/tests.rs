@@ -4,6 +4,7 @@ use std::alloc::Layout;
 use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::X86_64;
 use crate::backend::{
@@ -41,6 +42,8 @@ struct Harness {
     /// The runtime, and room for the environment of the machine that runs.
     bound: *mut Bound<TestEnv>,
     tlb: [TablePtr; MMU_MODES],
+    /// Blocks run so far.
+    runs: u64,
 }
 
 impl Harness {
@@ -65,6 +68,7 @@ impl Harness {
             code,
             bound,
             tlb,
+            runs: 0,
         }
     }
 
@@ -78,6 +82,11 @@ impl Harness {
         for (at, part) in [(0, &compiled.hot), (compiled.cold_at as usize, &compiled.cold)] {
             self.code[self.body + at..self.body + at + part.len()].copy_from_slice(part);
         }
+        // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
+        let rt = unsafe { &mut (*self.bound).runtime };
+        rt.windows.close();
+        rt.second_way_left = 1000;
+        self.runs += 1;
         for (mmu, table) in self.tlb.iter_mut().enumerate() {
             table.clear_local();
             for page in 0..TestMemory::PAGES {
@@ -87,7 +96,21 @@ impl Harness {
                     // Some pages seem to hold code, so that only the second way can be hit, and not everywhere.
                     let code = (page % 2 == 1).then_some(&SOME_LINES);
                     let fill = Fill { read, write, host, phys: page * 4096, code };
-                    table.set(TestMemory::BASE + page * 4096, fill);
+                    let va = TestMemory::BASE + page * 4096;
+                    table.set(va, fill);
+                    if let Some(lines) = code
+                        && write
+                        && self.runs % TestMemory::PAGES == page
+                    {
+                        let addend = (host as u64).wrapping_sub(va);
+                        rt.windows.open(
+                            mmu as u8,
+                            va | self.runs * 64 % 4096,
+                            page * 4096,
+                            addend,
+                            lines.load(Relaxed),
+                        );
+                    }
                 }
             }
             machine.env.header.tlb[mmu] = table.as_ptr();
@@ -124,12 +147,7 @@ impl Harness {
                 machine.env.pc = block.exits[exit as usize].pc;
                 End::Exit(crate::ir::ExitId(exit))
             }
-            Outcome::Lookup => match block.insts.last() {
-                Some(crate::ir::Inst::GotoIndirect) if !exits_unchained_to(block, machine.env.pc) => {
-                    End::Indirect
-                }
-                _ => unchained(block, machine.env.pc),
-            },
+            Outcome::Lookup => unchained(block, machine.env.pc).unwrap_or(End::Indirect),
             Outcome::Leave(code) => End::Leave(code),
             Outcome::Exception => End::Fault(context.exception.expect("an exception was raised")),
             Outcome::Poll { .. } => panic!("nobody asked for a poll"),
@@ -138,14 +156,10 @@ impl Harness {
     }
 }
 
-fn exits_unchained_to(block: &Block, pc: u64) -> bool {
-    block.exits.iter().any(|e| !e.chain && e.pc == pc)
-}
-
-/// An exit without chaining goes through the jump cache and ends in a lookup.
-fn unchained(block: &Block, pc: u64) -> End {
-    let exit = block.exits.iter().position(|e| !e.chain && e.pc == pc).expect("some exit was taken");
-    End::Exit(crate::ir::ExitId(exit as u16))
+/// An exit without chaining goes through the jump cache and ends in a lookup, as an indirect jump does.
+fn unchained(block: &Block, pc: u64) -> Option<End> {
+    let exit = block.exits.iter().position(|e| !e.chain && !e.indirect && e.pc == pc)?;
+    Some(End::Exit(crate::ir::ExitId(exit as u16)))
 }
 
 fn context<'a>() -> &'a mut Context {
@@ -240,6 +254,9 @@ fn access(m: &mut TestMachine, c: &Compiled, point: StatePoint) -> Result<(), Ex
     // SAFETY: `Harness::run` has set the runtime.
     let rt = unsafe { &mut *m.env.header.runtime };
     let mmu = access.mmu;
+    if !va.is_multiple_of(access.align.into()) {
+        return Err(m.misaligned(va));
+    }
     let load = |m: &mut TestMachine, len: usize, for_write: bool| -> Result<[u8; 32], Exception> {
         let mut buf = [0; 32];
         m.load(va, &mut buf[..len], mmu, for_write)?;

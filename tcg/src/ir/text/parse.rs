@@ -137,9 +137,10 @@ impl Parser<'_> {
         }
         let mut o = Operands { tokens: tokens(rest), at: 0 };
         let pc = o.number()?;
-        let mut exit = Exit { pc, poll: false, chain: false, dead: GlobalSet::NONE };
+        let mut exit = Exit { pc, indirect: false, poll: false, chain: false, dead: GlobalSet::NONE };
         while o.at < o.tokens.len() {
             match o.next()? {
+                "indirect" => exit.indirect = true,
                 "poll" => exit.poll = true,
                 "chain" => exit.chain = true,
                 "dead" => {
@@ -186,7 +187,7 @@ impl Parser<'_> {
         Ok(id)
     }
 
-    /// `[v1] mmu0 for_write`.
+    /// `[v1] mmu0 for_write align`.
     fn mem(&self, o: &mut Operands<'_>) -> Parsed<(Value, MemFlags)> {
         o.expect("[")?;
         let addr = self.value(o)?;
@@ -194,7 +195,7 @@ impl Parser<'_> {
         let name = o.next()?;
         let mmu = name.strip_prefix("mmu").and_then(|n| n.parse().ok());
         let mmu = mmu.ok_or_else(|| format!("expected `mmu` and a number, found `{name}`"))?;
-        Ok((addr, MemFlags { mmu, for_write: o.take("for_write") }))
+        Ok((addr, MemFlags { mmu, for_write: o.take("for_write"), align: o.take("align") }))
     }
 
     /// One or two vector operands and an immediate.
@@ -287,8 +288,9 @@ impl Parser<'_> {
             "pack" => Inst::Pack(self.value(o)?),
             "setcond" => Inst::SetCond { cond: cond(parts)?, f: self.value(o)? },
             "select" => {
+                let (name, w) = last_part(parts);
                 let (f, a, b) = (self.value(o)?, self.next_value(o)?, self.next_value(o)?);
-                Inst::Select { cond: cond(parts)?, f, a, b }
+                Inst::Select { w: width(w)?, cond: cond(name)?, f, a, b }
             }
             "load" => {
                 let ((width, ext), (addr, mem)) = (extended()?, self.mem(o)?);

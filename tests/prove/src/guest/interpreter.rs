@@ -62,6 +62,10 @@ impl Machine for Env<'_> {
         softmmu::store_bytes::<X86>(self.env, va, bytes, mmu)
     }
 
+    fn misaligned(&mut self, va: u64) -> Exception {
+        X86::misaligned(va)
+    }
+
     fn call(&mut self, helper: HelperId, a: [u64; 5]) -> Result<u64, Exception> {
         type Helper = extern "C" fn(&mut X86Env, u64, u64, u64, u64, u64) -> u64;
         let func = (X86::helpers()[helper.0 as usize].func)();
@@ -116,7 +120,8 @@ pub fn run(vcpu: &mut Vcpu<User, X86_64>, memory: &GuestMemory) -> u32 {
         }
         let key = X86::block_key(env);
         let mut b = Builder::default();
-        let limits = TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false };
+        let limits =
+            TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false, path: &[] };
         if key.pc & !(PAGE as u64 - 1) == DONE {
             return COMPLETE;
         }

@@ -73,7 +73,7 @@ impl Guest for User {
     fn translate(
         env: &X86Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {
@@ -90,6 +90,9 @@ impl Guest for User {
         mmu: u8,
     ) -> Result<Mapping, Exception> {
         X86::walk(env, memory, va, access, mmu)
+    }
+    fn misaligned(va: u64) -> Exception {
+        X86::misaligned(va)
     }
     fn main_mmu(mode: u64) -> u8 {
         X86::main_mmu(mode)
@@ -146,6 +149,8 @@ pub struct Config {
     pub max_insns: u32,
     /// Whether blocks are linked.
     pub chain: bool,
+    /// Samples that make a block hot; with 0 whatever is executed twice becomes a trace.
+    pub hot: u8,
     /// Whether generated code counts what it executes.
     pub count: bool,
     /// Whether the IR is interpreted instead of compiled.
@@ -153,11 +158,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// As the program runs guests.
+    /// As the program runs what is hot of a guest. Nothing here is, so other blocks are made as if it were.
     pub const USUAL: Config = Config {
-        opt: OptFlags::all(),
+        opt: OptFlags::all().difference(OptFlags::TIERS),
         max_insns: tessera_tcg::exec::MAX_INSNS,
         chain: true,
+        hot: tessera_tcg::exec::DEFAULT_HOT,
         count: false,
         interpret: false,
     };
@@ -217,6 +223,7 @@ impl GuestCpu {
             max_insns: config.max_insns,
             chain: config.chain,
             opt: config.opt,
+            hot: config.hot,
             count: config.count,
             ..Options::default()
         };
