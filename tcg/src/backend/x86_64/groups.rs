@@ -8,6 +8,9 @@
 //! of the stack frame (or zero if the test failed). The *followers* take the addend from there, and look into the TLB's
 //! second way and then the slow path, as ever, if it is zero.
 //!
+//! Accesses whose addresses must be aligned form groups of their own, all of one size: the leader's test includes that its
+//! address is aligned, and then all are.
+//!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
 //! - A group with a store has a leader that tested for the write tag. It may be a load if no side exit lies between it and
@@ -19,7 +22,7 @@
 
 use super::liveness::Liveness;
 use crate::guest::HelperDesc;
-use crate::ir::{BinOp, Block, Inst, Width};
+use crate::ir::{BinOp, Block, Inst, MemFlags, Value, VecSize, Width};
 
 /// Words for addends in the stack frame, so groups that may be open at a time.
 pub const SLOTS: usize = 4;
@@ -80,6 +83,8 @@ impl Address {
 struct Open {
     root: u64,
     mmu: u8,
+    /// What the address of each access is a multiple of, which is the access's size then, or 1.
+    alignment: u32,
     write: bool,
     /// No side exit lies between the leader and here.
     certain: bool,
@@ -121,8 +126,14 @@ impl Groups {
             let (addr, bytes, mem, write) = match *inst {
                 Inst::Load { width, addr, mem, .. } => (addr, width.bytes(), mem, mem.for_write),
                 Inst::Store { width, addr, mem, .. } => (addr, width.bytes(), mem, true),
-                Inst::LoadVec { size, addr, mem } => (addr, size.bytes(), mem, mem.for_write),
-                Inst::StoreVec { size, addr, mem, .. } => (addr, size.bytes(), mem, true),
+                Inst::LoadVec { size, addr, mem } => {
+                    self.vector(i, (block, live), (addr, size), mem, mem.for_write);
+                    continue;
+                }
+                Inst::StoreVec { size, addr, mem, .. } => {
+                    self.vector(i, (block, live), (addr, size), mem, true);
+                    continue;
+                }
                 Inst::ExitIf { .. } => {
                     self.open.iter_mut().flatten().for_each(|open| open.certain = false);
                     continue;
@@ -135,16 +146,33 @@ impl Groups {
                 _ => continue,
             };
             let address = Address::of(block, live, live.resolve(addr));
-            self.access(i, address, bytes, mem.mmu, write);
+            self.access(i, address, (bytes, 1), mem.mmu, write);
         }
         (0..SLOTS).for_each(|slot| self.close(slot));
     }
 
-    fn access(&mut self, at: usize, address: Address, bytes: u32, mmu: u8, write: bool) {
+    fn vector(
+        &mut self,
+        at: usize,
+        (block, live): (&Block, &Liveness),
+        (addr, size): (Value, VecSize),
+        mem: MemFlags,
+        write: bool,
+    ) {
+        let aligned = live.aligned(block, addr, size);
+        let alignment = if aligned.otherwise.is_some() { size.bytes() } else { 1 };
+        let address = Address::of(block, live, aligned.addr);
+        self.access(at, address, (size.bytes(), alignment), mem.mmu, write);
+    }
+
+    fn access(&mut self, at: usize, address: Address, (bytes, alignment): (u32, u32), mmu: u8, write: bool) {
         let Address { root, offset } = address;
         // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
         let Some(end) = offset.checked_add(i64::from(bytes)) else { return };
-        let same = |o: &Open| o.root == root && o.mmu == mmu;
+        let same = |o: &Open| {
+            let distance = offset.wrapping_sub(o.leader_offset);
+            o.root == root && o.mmu == mmu && o.alignment == alignment && distance % i64::from(alignment) == 0
+        };
         let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
         if let Some(slot) = found
             && let Some(open) = &mut self.open[slot]
@@ -166,6 +194,7 @@ impl Groups {
         self.open[slot] = Some(Open {
             root,
             mmu,
+            alignment,
             write,
             certain: true,
             leader: at as u32,

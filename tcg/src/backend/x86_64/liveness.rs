@@ -62,6 +62,18 @@ impl Info {
     }
 }
 
+/// The address of an access to a vector.
+///
+/// Front ends choose between two addresses where one must be aligned: at the other, the access faults as it should. An access
+/// sees to that itself, without the choice being made beforehand.
+#[derive(Clone, Copy)]
+pub struct Aligned {
+    /// The value of the address, if it is a multiple of the access's size or need not be.
+    pub addr: usize,
+    /// The address to be accessed if that is no multiple of the access's size.
+    pub otherwise: Option<u64>,
+}
+
 /// Results of the analysis, and its scratch memory.
 pub struct Liveness {
     /// By value.
@@ -394,9 +406,18 @@ impl Liveness {
                     }
                 }
                 Inst::Nop | Inst::Const(_) | Inst::InsnStart { .. } => {}
-                Inst::Load { addr, .. } | Inst::LoadVec { addr, .. } => {
+                Inst::Load { addr, .. } => {
                     self.observe(at, GlobalSet::ALL);
                     self.use_at(self.resolve(addr), at, 64);
+                }
+                Inst::LoadVec { size, addr, .. } => {
+                    self.observe(at, GlobalSet::ALL);
+                    self.use_at(self.aligned(block, addr, size).addr, at, 64);
+                }
+                Inst::StoreVec { size, addr, v, .. } => {
+                    self.observe(at, GlobalSet::ALL);
+                    self.use_at(self.aligned(block, addr, size).addr, at, 64);
+                    self.use_at(self.resolve(v), at, 64);
                 }
                 Inst::Store { width, addr, v, .. } | Inst::AtomicRmw { width, addr, v, .. } => {
                     self.observe(at, GlobalSet::ALL);
@@ -487,6 +508,8 @@ impl Liveness {
             }
             Inst::Pack(f) => self.use_flags(self.resolve(f), at, flags::ALL),
             Inst::SetCond { cond, f } => self.use_flags(self.resolve(f), at, cond_bits(cond)),
+            // An address that is checked by the accesses themselves.
+            Inst::Select { .. } if self.values[i].last_use == NEVER => {}
             Inst::Select { w, cond, f, a, b } => {
                 self.use_flags(self.resolve(f), at, cond_bits(cond));
                 self.use_at(self.resolve(a), at, bits(w));
@@ -503,6 +526,26 @@ impl Liveness {
                 self.use_at(v, at, 64);
             }),
         }
+    }
+
+    /// The address of an access of `size`.
+    pub fn aligned(&self, block: &Block, addr: Value, size: VecSize) -> Aligned {
+        let v = self.resolve(addr);
+        self.must_be_aligned(block, v, size).unwrap_or(Aligned { addr: v, otherwise: None })
+    }
+
+    fn must_be_aligned(&self, block: &Block, v: usize, size: VecSize) -> Option<Aligned> {
+        let Some(&Inst::Select { w: Width::W64, cond: Cond::E, f, a, b }) = block.insts.get(v) else {
+            return None;
+        };
+        let Inst::Flags { op: FlagOp::And, a: tested, b: low, .. } = block.insts[self.resolve(f)] else {
+            return None;
+        };
+        let addr = self.resolve(a);
+        let size = u64::from(size.bytes());
+        let otherwise = block.constant(b)?;
+        (self.resolve(tested) == addr && block.constant(low)? == size - 1 && size <= 64)
+            .then_some(Aligned { addr, otherwise: Some(otherwise) })
     }
 
     /// Of `Insert` `i` of the low `len` bits of `b` in `a`: whether `b` itself can be made in the place of these bits. Then

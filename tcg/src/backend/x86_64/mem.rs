@@ -115,7 +115,10 @@ impl Emitter<'_> {
             asm.lea(Width::W64, r::RAX, addr, None, low);
             asm.shift_ri(Shift::Shr, Width::W32, r::RAX, (12 - ENTRY_BITS) as u8);
         }
-        match high - 1 {
+        // Of an aligned address, what is compared is that of the last access of its size, whose low bits must be zero.
+        let alignment = self.must_be_aligned().map_or(1, |(bytes, _)| bytes as u8);
+        let asm = self.asm();
+        match high - i32::from(alignment) {
             0 => asm.mov_rr(r::RCX, addr),
             distance => asm.lea(Width::W64, r::RCX, addr, None, distance),
         }
@@ -124,7 +127,7 @@ impl Emitter<'_> {
         #[rustfmt::skip]
         asm.buf.extend_from_slice(&[
             0x25, MASK[0], MASK[1], MASK[2], MASK[3], // and eax, INDEX_MASK
-            0x48, 0x81, 0xe1, 0x00, 0xf0, 0xff, 0xff, // and rcx, -4096
+            0x48, 0x81, 0xe1, alignment - 1, 0xf0, 0xff, 0xff, // and rcx, -4096, and what is aligned
         ]);
         if !main {
             asm.alu_rm(Alu::Add, Width::W64, r::RAX, env_mem(table));
@@ -156,6 +159,10 @@ impl Emitter<'_> {
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
         let was = self.branch_to(Part::Cold, miss.jcc);
+        let misaligned = self.must_be_aligned().map(|(bytes, otherwise)| {
+            self.asm().test_ri(Width::W8, miss.addr, bytes as i32 - 1);
+            (self.asm().jcc(Cond::NE), otherwise)
+        });
         if let Some(slot) = miss.leads {
             self.asm().store_imm(Width::W64, group_addend(slot), 0);
         }
@@ -165,6 +172,33 @@ impl Emitter<'_> {
             let hit = self.asm().jcc(Cond::E);
             self.fix(hit, miss.hit);
         }
+        self.call_slow(point, back);
+        if let Some((jump, otherwise)) = misaligned {
+            let here = self.asm().len();
+            self.asm().patch_rel32(jump, here);
+            if let Some(slot) = miss.leads {
+                self.asm().store_imm(Width::W64, group_addend(slot), 0);
+            }
+            let mut elsewhere = self.out.points[point as usize];
+            elsewhere.access.as_mut().expect("the point is an access").addr = Loc::Const(otherwise);
+            self.out.points.push(elsewhere);
+            self.call_slow(self.out.points.len() as u32 - 1, back);
+        }
+        self.part = was;
+    }
+
+    /// The size of the current access and what address it goes to otherwise, if its own must be aligned.
+    fn must_be_aligned(&self) -> Option<(u32, u64)> {
+        let (addr, size) = match self.block.insts[self.at] {
+            Inst::LoadVec { size, addr, .. } | Inst::StoreVec { size, addr, .. } => (addr, size),
+            _ => return None,
+        };
+        let otherwise = self.b.live.aligned(self.block, addr, size).otherwise?;
+        Some((size.bytes(), otherwise))
+    }
+
+    /// Calls the slow path for the access of a point, and goes on at `back`.
+    fn call_slow(&mut self, point: u32, back: Target) {
         let uses_vec = self.b.live.has_vec;
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
         let (p, tb) = (point.to_le_bytes(), self.tb.to_le_bytes());
@@ -180,7 +214,6 @@ impl Emitter<'_> {
         }
         let at = self.asm().jmp();
         self.fix(at, back);
-        self.part = was;
     }
 
     /// `call rel32` of a thunk.
@@ -244,7 +277,8 @@ impl Emitter<'_> {
 
     /// [`Inst::LoadVec`](crate::ir::Inst::LoadVec).
     pub fn load_vec(&mut self, size: VecSize, addr: Value, mem: MemFlags) {
-        let ra = self.use_int(addr);
+        let addr = self.b.live.aligned(self.block, addr, size).addr;
+        let ra = self.use_int(Value(addr as u32));
         let point = self.access(AccessKind::LoadVec { size, dst: 0 }, ra, mem);
         let dst = self.define_vec(NONE, 0);
         self.set_point_dst(point, dst);
@@ -256,7 +290,8 @@ impl Emitter<'_> {
 
     /// [`Inst::StoreVec`](crate::ir::Inst::StoreVec).
     pub fn store_vec(&mut self, size: VecSize, addr: Value, v: Value, mem: MemFlags) {
-        let ra = self.use_int(addr);
+        let addr = self.b.live.aligned(self.block, addr, size).addr;
+        let ra = self.use_int(Value(addr as u32));
         let rv = self.use_vec(v);
         let point = self.access(AccessKind::StoreVec { size, v: Loc::Vec(rv) }, ra, mem);
         let miss = self.tlb(ra, size.bytes(), mem, true);
