@@ -159,6 +159,8 @@ pub struct TranslateLimits<'a> {
     pub single_step: bool,
     /// Whether the block may go on behind conditional branches.
     pub side_exits: bool,
+    /// Whether a block that jumps to its own start may have several rounds, one after the other.
+    pub unroll: bool,
     /// Addresses of the instructions that the block shall have, in this order, the first being its start: a *trace*. It goes on
     /// behind each jump that goes this way, leaving by a side exit where the jump goes another. What leads back to its start
     /// is an exit that is chained and polls. If an instruction cannot be followed by the next one, the block ends there. If the
@@ -169,9 +171,10 @@ pub struct TranslateLimits<'a> {
 /// What a translation produced beside the IR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translated {
-    /// Bytes of guest code from the start of the block, if it is no trace; instructions are contiguous.
+    /// Bytes of guest code from the start of the block, if it is no trace; instructions are contiguous, but may be translated
+    /// more than once.
     pub bytes: u32,
-    /// Guest instructions.
+    /// Guest instructions, each as often as it was translated.
     pub insns: u32,
 }
 

@@ -29,6 +29,7 @@ use super::remote::Remote;
 use super::side_tables::{self, Tables};
 use crate::backend::Compiled;
 use crate::code_cache::CodeCache;
+use crate::guest::BlockKey;
 use crate::ir::Exit;
 use crate::jump_cache::JumpCache;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
@@ -116,6 +117,8 @@ pub(super) struct Tb {
     hash_next: u32,
     /// Next in the lists of its pages: block number times 2 plus which page of that block.
     page_next: [u32; 2],
+    /// The one before, likewise.
+    page_prev: [u32; 2],
     incoming: SiteRef,
 }
 
@@ -142,6 +145,7 @@ impl Tb {
         bridge: false,
         hash_next: NONE,
         page_next: [NONE; 2],
+        page_prev: [NONE; 2],
         incoming: NO_SITE,
     };
 
@@ -267,6 +271,9 @@ pub struct Blocks {
     remote: Arc<Remote>,
     /// The pages that were noted last: a block may be in the making that is not in the tables yet.
     noted: Cell<[u64; 2]>,
+    /// What was looked for in vain, by physical address and key, since the last new block: generated code looks first, and
+    /// the execution loop need not do so again.
+    missing: Option<(u64, BlockKey)>,
 }
 
 fn hash(phys: u64, pc: u64, mode: u64) -> usize {
@@ -293,6 +300,7 @@ impl Blocks {
             scratch_exits: Vec::new(),
             remote,
             noted: Cell::new([NO_PAGE; 2]),
+            missing: None,
         }
     }
 
@@ -318,10 +326,16 @@ impl Blocks {
         &self.tbs[tb as usize]
     }
 
-    /// Address of a block's entry.
+    /// Address of a block's entry, which polls.
     #[inline]
     pub(super) fn entry(&self, tb: u32) -> u64 {
         self.cache.address(self.get(tb).code)
+    }
+
+    /// Address of a block's entry without a poll.
+    #[inline]
+    pub(super) fn body(&self, tb: u32) -> u64 {
+        self.entry(tb) + u64::from(self.get(tb).body)
     }
 
     /// Side tables of a block.
@@ -350,6 +364,16 @@ impl Blocks {
             id = t.hash_next;
         }
         found
+    }
+
+    /// Notes that there is no block for a key, and that who wants one tries the retired ones now.
+    pub(super) fn note_missing(&mut self, phys: u64, key: BlockKey) {
+        self.missing = Some((phys, key));
+    }
+
+    /// Whether there is no block for a key, according to a note. It is good for one answer: memory changes.
+    pub(super) fn is_missing(&mut self, phys: u64, key: BlockKey) -> bool {
+        self.missing.take() == Some((phys, key))
     }
 
     /// The live blocks of a key, newest first.
@@ -446,6 +470,7 @@ impl Blocks {
             bridge: false,
             hash_next: NONE,
             page_next: [NONE; 2],
+            page_prev: [NONE; 2],
             incoming: NO_SITE,
         };
         self.tbs[id as usize] = tb;
@@ -460,6 +485,7 @@ impl Blocks {
 
     /// Adds a block to the lists of its pages; which of them have no other block.
     fn pages_insert(&mut self, id: u32) -> [bool; 2] {
+        self.missing = None;
         let first = self.page_insert(id, 0);
         [first, self.get(id).spans() && self.page_insert(id, 1)]
     }
@@ -578,7 +604,7 @@ impl Blocks {
         let mut gone = 0;
         while node != NONE {
             let (id, which) = (node / 2, node as usize % 2);
-            let t = self.tbs[id as usize];
+            let t = &self.tbs[id as usize];
             node = t.page_next[which];
             if t.state != State::Live {
                 // Both of its pages are this one, and it went a moment ago.
@@ -691,8 +717,7 @@ impl Blocks {
     /// Makes a live block dead: nothing leads to it any more.
     fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
         let t = self.tbs[id as usize];
-        let entry = self.cache.address(t.code);
-        jumps.forget(t.pc, entry);
+        jumps.forget(t.pc, self.body(id));
         if !t.bridge {
             self.hash_remove(id);
             self.page_remove(id, 0);
@@ -811,40 +836,37 @@ impl Blocks {
         let page =
             self.pages.entry(address).or_insert_with(|| Page { first: NONE, lines: all_lines.allocate() });
         all_lines.get(page.lines).fetch_or(lines(from, to), Relaxed);
-        let next = std::mem::replace(&mut page.first, id * 2 + which as u32);
-        self.tbs[id as usize].page_next[which] = next;
+        let node = id * 2 + which as u32;
+        let next = std::mem::replace(&mut page.first, node);
+        let t = &mut self.tbs[id as usize];
+        (t.page_next[which], t.page_prev[which]) = (next, NONE);
+        if next != NONE {
+            self.tbs[next as usize / 2].page_prev[next as usize % 2] = node;
+        }
         next == NONE
     }
 
     fn page_remove(&mut self, id: u32, which: usize) {
-        let (address, ..) = self.get(id).span(which);
-        let gone = id * 2 + which as u32;
-        let after = self.get(id).page_next[which];
-        let Some(page) = self.pages.get_mut(&address) else { return };
-        if page.first == gone {
-            page.first = after;
-            if after == NONE {
-                self.lines.release(page.lines);
-                self.pages.remove(&address);
-            }
-            return;
+        let t = self.get(id);
+        let (address, ..) = t.span(which);
+        let (next, prev) = (t.page_next[which], t.page_prev[which]);
+        if next != NONE {
+            self.tbs[next as usize / 2].page_prev[next as usize % 2] = prev;
         }
-        let mut at = page.first;
-        while at != NONE {
-            let next = &mut self.tbs[at as usize / 2].page_next[at as usize % 2];
-            if *next == gone {
-                *next = after;
-                return;
+        if prev != NONE {
+            self.tbs[prev as usize / 2].page_next[prev as usize % 2] = next;
+        } else if next == NONE {
+            if let Some(page) = self.pages.remove(&address) {
+                self.lines.release(page.lines);
             }
-            at = *next;
+        } else if let Some(page) = self.pages.get_mut(&address) {
+            page.first = next;
         }
     }
 }
 
 #[path = "blocks_revive.rs"]
 mod revive;
-
-pub(super) use revive::VERSIONS;
 
 #[cfg(test)]
 #[path = "blocks_tests.rs"]

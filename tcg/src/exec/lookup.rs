@@ -5,15 +5,15 @@
 
 use std::ptr::NonNull;
 
-use super::blocks::{Found, NO_PAGE, Tb, VERSIONS};
+use super::blocks::{Found, NO_PAGE, Tb};
 use super::translate::protect;
 use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest};
 use crate::jump_cache::{JumpOrigin, SECOND_HITS};
 use crate::softmmu::{Fetched, Running, fetch_page, jump_tag, runtime};
 
-/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's polled entry, or 0
-/// to leave.
+/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's entry, or 0 to
+/// leave.
 pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
     let mut env = env;
     // SAFETY: generated code passes the bound environment it runs on, and holds no reference into it.
@@ -49,7 +49,7 @@ pub(super) fn name<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64) {
     }
 }
 
-/// The polled entry of a block that exists; the jump cache has it afterwards.
+/// The entry of a block that exists; the jump cache has it afterwards.
 fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> Option<u64> {
     rt.lookups += 1;
     let page = fetch_page::<G>(env, rt, key.pc).ok()?;
@@ -74,7 +74,10 @@ fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> O
 pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
     match rt.blocks.find(phys, key.pc, key.mode) {
         Found::Block(tb) => Some(tb),
-        Found::No => None,
+        Found::No => {
+            rt.blocks.note_missing(phys, key);
+            None
+        }
         Found::Spanning => find_spanning::<G>(env, rt, key, phys),
     }
 }
@@ -106,15 +109,15 @@ pub(super) fn find_or_revive<G: Guest>(
     key: BlockKey,
     phys: u64,
 ) -> Option<u32> {
+    if rt.blocks.is_missing(phys, key) {
+        return None;
+    }
     find::<G>(env, rt, key, phys).or_else(|| revive::<G>(env, rt, key, phys))
 }
 
 /// Finds a block that was invalidated, but whose guest bytes are again what they were.
 fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    let mut candidates = [None; VERSIONS];
-    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
-        *to = Some(tb);
-    }
+    let candidates = rt.blocks.candidates((phys, key.pc, key.mode), &*rt.mmu.memory);
     candidates.into_iter().flatten().find(|&tb| {
         let &Tb { page2, page2_pc, .. } = rt.blocks.get(tb);
         if rt.blocks.get(tb).spans()
@@ -128,7 +131,7 @@ fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) ->
     })
 }
 
-/// Enters block `tb` in the jump cache; the address of its polled entry. `page` is where its first byte was fetched.
+/// Enters block `tb` in the jump cache; the address of its entry there. `page` is where its first byte was fetched.
 pub(super) fn remember<G: Guest>(
     env: &mut G::Env,
     rt: &mut Runtime,
@@ -140,7 +143,7 @@ pub(super) fn remember<G: Guest>(
     let global = page.global && (page2 == NO_PAGE || fetch_page::<G>(env, rt, page2_pc)?.global);
     let tag = tag_for::<G>(env, rt, key.mode, global);
     let origin = JumpOrigin { pc: key.pc, mode: key.mode, phys: page.phys, page2, page2_pc };
-    let code = rt.blocks.entry(tb);
+    let code = rt.blocks.body(tb);
     rt.jump_cache.insert(origin, tag, code);
     Ok(code)
 }

@@ -1,5 +1,7 @@
 //! From a guest-virtual address to a place in memory: second level, walk, and filling the levels above.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::fetch::note_changes;
 use super::second_level::{Entry, GLOBAL, HOST_WRITABLE, READ, WRITE};
 use super::table::Fill;
@@ -78,6 +80,21 @@ pub(super) fn resolve<G: Guest>(
         host: if e.host.is_null() { e.host } else { e.host.wrapping_add(offset as usize) },
         writable: e.has(HOST_WRITABLE),
     })
+}
+
+/// Opens a window for stores around an address whose page has code, if the second level says that it may be written directly.
+pub(crate) fn open_window<G: Guest>(env: &mut G::Env, va: u64, mmu: u8) {
+    // SAFETY: the environment is bound, and callers of this crate's functions hold no reference to the runtime.
+    let rt = unsafe { runtime::<G>(env) };
+    let page = page_of(va);
+    let spaces = &rt.mmu.spaces;
+    if let Some(e) = rt.mmu.second.get(page, mmu, spaces.current().asid, spaces.global_asid())
+        && e.has(WRITE | HOST_WRITABLE)
+        && !rt.mmu.watches.of_page(page).1
+        && let Some(lines) = rt.blocks.code_lines(e.phys())
+    {
+        rt.windows.open(mmu, va, e.phys(), (e.host as u64).wrapping_sub(page), lines.load(Relaxed));
+    }
 }
 
 fn walk<G: Guest>(

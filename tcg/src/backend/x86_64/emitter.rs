@@ -23,7 +23,7 @@ use super::loops::LoopHead;
 use super::vec::{VecMem, emit_vec_load, emit_vec_move, emit_vec_store, emit_vec_zero};
 use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
 use crate::backend::{Compiled, FlagRecipe, GuestInfo, Loc, StatePoint};
-use crate::env::{Header, Runtime, SPILL_SLOTS};
+use crate::env::{RUNTIME_DISTANCE, Runtime, SPILL_SLOTS};
 use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty, Value, VecSize, Width};
 use crate::opt::OptFlags;
 
@@ -193,14 +193,19 @@ pub fn env_vec_mem(offset: u32) -> VecMem {
     VecMem::base(r::RBP, env_disp(offset))
 }
 
-/// The header's pointer to the runtime.
-pub fn runtime_mem() -> Mem {
-    env_mem(std::mem::offset_of!(Header, runtime) as u32)
+/// Displacement of an offset in the runtime from RBP.
+pub const fn runtime_disp(offset: usize) -> i32 {
+    offset as i32 - RUNTIME_DISTANCE as i32 - ENV_BIAS
 }
 
-/// `[base + spill slot]`, base being the runtime's address.
+/// `[runtime + offset]`.
+pub fn runtime_mem(offset: usize) -> Mem {
+    Mem::Base(r::RBP, runtime_disp(offset))
+}
+
+/// Displacement of a spill slot from RBP.
 fn spill_disp(slot: u16) -> i32 {
-    (std::mem::offset_of!(Runtime, spill) + 8 * slot as usize) as i32
+    runtime_disp(std::mem::offset_of!(Runtime, spill) + 8 * slot as usize)
 }
 
 impl<'a> Emitter<'a> {
@@ -409,15 +414,11 @@ impl<'a> Emitter<'a> {
             return;
         }
         let slot = self.take_slots(v, if vec { 4 } else { 1 });
-        // RAX may be in use by the current instruction, since defining its result can bring us here.
-        self.asm().buf.push(0x50); // push rax
-        self.asm().load(Width::W64, r::RAX, runtime_mem());
         if vec {
-            emit_vec_store(&mut self.asm().buf, VecSize::B32, reg, VecMem::base(r::RAX, spill_disp(slot)));
+            emit_vec_store(&mut self.asm().buf, VecSize::B32, reg, VecMem::base(r::RBP, spill_disp(slot)));
         } else {
-            self.asm().store(Width::W64, Mem::Base(r::RAX, spill_disp(slot)), reg);
+            self.asm().store(Width::W64, Mem::Base(r::RBP, spill_disp(slot)), reg);
         }
-        self.asm().buf.push(0x58); // pop rax
         self.b.mem[v as usize] = MemLoc::Spill(slot);
     }
 
@@ -481,14 +482,12 @@ impl<'a> Emitter<'a> {
             let size = if self.guest.globals[g].bytes == 32 { VecSize::B32 } else { VecSize::B16 };
             self.upper |= size == VecSize::B32;
             emit_vec_load(&mut self.asm().buf, size, 15, env_vec_mem(offset));
-            self.asm().load(Width::W64, r::RAX, runtime_mem());
-            emit_vec_store(&mut self.asm().buf, VecSize::B32, 15, VecMem::base(r::RAX, spill_disp(slot)));
+            emit_vec_store(&mut self.asm().buf, VecSize::B32, 15, VecMem::base(r::RBP, spill_disp(slot)));
             self.b.mem[o as usize] = MemLoc::Spill(slot);
         } else {
             let slot = self.take_slots(o, 1);
             self.asm().load(Width::W64, r::RCX, env_mem(offset));
-            self.asm().load(Width::W64, r::RAX, runtime_mem());
-            self.asm().store(Width::W64, Mem::Base(r::RAX, spill_disp(slot)), r::RCX);
+            self.asm().store(Width::W64, Mem::Base(r::RBP, spill_disp(slot)), r::RCX);
             self.b.mem[o as usize] = MemLoc::Spill(slot);
         }
     }
@@ -639,8 +638,7 @@ impl<'a> Emitter<'a> {
                 self.asm().load(Width::W64, reg, m);
             }
             MemLoc::Spill(slot) => {
-                self.asm().load(Width::W64, reg, runtime_mem());
-                self.asm().load(Width::W64, reg, Mem::Base(reg, spill_disp(slot)));
+                self.asm().load(Width::W64, reg, Mem::Base(r::RBP, spill_disp(slot)));
             }
             MemLoc::None => unreachable!("v{v} is live but nowhere"),
         }
@@ -690,8 +688,7 @@ impl<'a> Emitter<'a> {
                 emit_vec_load(&mut self.asm().buf, size, reg, m);
             }
             MemLoc::Spill(slot) => {
-                self.asm().load(Width::W64, r::RAX, runtime_mem());
-                let m = VecMem::base(r::RAX, spill_disp(slot));
+                let m = VecMem::base(r::RBP, spill_disp(slot));
                 self.upper = true;
                 emit_vec_load(&mut self.asm().buf, VecSize::B32, reg, m);
             }

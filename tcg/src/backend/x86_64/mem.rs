@@ -19,7 +19,7 @@
 //! ```text
 //! slow: mov  rax, addr
 //!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend
-//!       je   hit
+//!       jb   hit
 //!       mov  eax, point
 //!       mov  ecx, block
 //!       call slow_access
@@ -47,10 +47,23 @@ struct Miss {
     jcc: usize,
     /// Where it is to be continued with the entry's addend in RAX.
     hit: Target,
-    /// The slot that says to followers that they have to look for themselves.
-    leads: Option<u8>,
+    /// The group that it leads.
+    leads: Option<Leads>,
     addr: u8,
     second_way: u64,
+}
+
+/// What the leader of a group does out of line: it asks the second way for the group, and if that is of no use, says to its
+/// followers that they have to look for themselves, and asks for itself.
+struct Leads {
+    /// The slot of the group.
+    slot: u8,
+    /// Distance of the group's first byte.
+    low: i32,
+    /// The routine for the group.
+    second_way: u64,
+    /// Where it is to be continued with the group's addend in RAX.
+    hit: Target,
 }
 
 /// Bytes of a vector.
@@ -78,8 +91,12 @@ impl Emitter<'_> {
             }
             Member::Leader { slot, low, high, write } => {
                 let jcc = self.test_entry(addr, low.into(), high.into(), mem.mmu, write);
+                let hit = self.here();
                 self.asm().store(Width::W64, group_addend(slot), r::RAX);
-                (jcc, Some(slot))
+                let size = (i32::from(high) - i32::from(low)) as u32;
+                let routine =
+                    second_way::routine(self.thunks.second_way, mem.mmu, write, size.next_power_of_two());
+                (jcc, Some(Leads { slot, low: low.into(), second_way: routine, hit }))
             }
             Member::Alone => (self.test_entry(addr, 0, bytes as i32, mem.mmu, write), None),
         };
@@ -163,21 +180,24 @@ impl Emitter<'_> {
             self.asm().test_ri(Width::W8, miss.addr, bytes as i32 - 1);
             (self.asm().jcc(Cond::NE), otherwise)
         });
-        if let Some(slot) = miss.leads {
-            self.asm().store_imm(Width::W64, group_addend(slot), 0);
+        let second_way = self.opt.contains(OptFlags::SECOND_WAY);
+        let mut asked = false;
+        if let Some(group) = &miss.leads {
+            if second_way {
+                self.ask_second_way(miss.addr, group.low, group.second_way, group.hit);
+                asked = (group.low, group.second_way) == (0, miss.second_way);
+            }
+            self.asm().store_imm(Width::W64, group_addend(group.slot), 0);
         }
-        if self.opt.contains(OptFlags::SECOND_WAY) {
-            self.asm().mov_rr(r::RAX, miss.addr);
-            self.call_thunk(miss.second_way);
-            let hit = self.asm().jcc(Cond::E);
-            self.fix(hit, miss.hit);
+        if second_way && !asked {
+            self.ask_second_way(miss.addr, 0, miss.second_way, miss.hit);
         }
         self.call_slow(point, back);
         if let Some((jump, otherwise)) = misaligned {
             let here = self.asm().len();
             self.asm().patch_rel32(jump, here);
-            if let Some(slot) = miss.leads {
-                self.asm().store_imm(Width::W64, group_addend(slot), 0);
+            if let Some(group) = &miss.leads {
+                self.asm().store_imm(Width::W64, group_addend(group.slot), 0);
             }
             let mut elsewhere = self.out.points[point as usize];
             elsewhere.access.as_mut().expect("the point is an access").addr = Loc::Const(otherwise);
@@ -214,6 +234,17 @@ impl Emitter<'_> {
         }
         let at = self.asm().jmp();
         self.fix(at, back);
+    }
+
+    /// Calls a routine of the second way for `addr + distance`, which goes on at `hit` if there is an entry.
+    fn ask_second_way(&mut self, addr: u8, distance: i32, routine: u64, hit: Target) {
+        match distance {
+            0 => self.asm().mov_rr(r::RAX, addr),
+            _ => self.asm().lea(Width::W64, r::RAX, addr, None, distance),
+        }
+        self.call_thunk(routine);
+        let jcc = self.asm().jcc(Cond::B);
+        self.fix(jcc, hit);
     }
 
     /// `call rel32` of a thunk.

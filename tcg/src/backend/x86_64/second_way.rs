@@ -1,10 +1,19 @@
 //! Routines that look at the second way of a software TLB's table, for accesses that missed the first: one for each MMU
-//! mode, direction and size, at a fixed distance from each other.
+//! mode, direction and size, at a fixed distance from each other. The larger sizes are for groups of accesses.
 //!
-//! Called with RAX = guest-virtual address; RCX is scratch, nothing else changes. On return the host's flags say "equal" if
+//! Called with RAX = guest-virtual address; RCX is scratch, nothing else changes. On return the host's carry flag is set if
 //! the access may be done directly; then RAX is the entry's addend.
 //!
 //! ```text
+//! ; a store only:
+//! mov  rcx, [env.runtime]
+//! sub  rax, [rcx + window.start]                       ; where stores beside code go all the time: see `softmmu::window`
+//! cmp  rax, [rcx + window.room]                        ; of this size
+//! jae  outside
+//! mov  rax, [rcx + window.addend]
+//! ret
+//! outside: add rax, [rcx + window.start]
+//! ; both:
 //! push rdx
 //! mov  rdx, rax               mov  rcx, rdx
 //! shr  rdx, 12                shr  rcx, 9
@@ -17,27 +26,24 @@
 //! ; a store only:
 //! mov  rdx, [rcx + SECOND_WAY + lines]
 //! mov  rdx, [rdx]
-//! test rdx, rdx               jz   displaced           ; no code in the page
-//! ror  rax, 6                 bt   rdx, rax            ; line of the first byte
-//! jc   miss
-//! rol  rax, 6                 add  rax, n - 1
-//! shr  rax, 6                 bt   rdx, rax            ; and of the last one
-//! jc   miss
-//! hit:                                                 ; a load: behind `displaced`
-//! mov  rax, [rcx + SECOND_WAY + addend]
-//! pop  rdx
-//! cmp  eax, eax
-//! ret
+//! ror  rax, 6                 shrx rdx, rdx, rax       ; bit 0: line of the first byte
+//! rol  rax, 6                 and  eax, 63
+//! add  eax, n - 1             shr  eax, 6
+//! inc  eax                    bzhi rdx, rdx, rax       ; as many lines as the access touches
+//! jne  miss
 //! ; both:
-//! displaced:
 //! mov  rdx, [env.runtime]
 //! dec  dword [rdx + second_way_left]
-//! jns  hit
+//! js   miss
+//! mov  rax, [rcx + SECOND_WAY + addend]
+//! pop  rdx
+//! stc
+//! ret
 //! miss: pop rdx; test rsp, rsp; ret
 //! ```
 //!
 //! A page that another one displaced from the first way goes back there by way of the slow path, once in so many hits
-//! (`second_way_left`). Where code keeps it from there, that would be of no use, so such stores do not count.
+//! (`second_way_left`). For one with code, which cannot go there, the slow path opens a window.
 
 use std::mem::offset_of;
 
@@ -46,18 +52,16 @@ use super::encode::{Alu, Asm, Mem, Shift, r};
 use super::thunks::{pop, push};
 use crate::env::{Header, Runtime};
 use crate::ir::{Cond, Width};
-use crate::softmmu::{MMU_MODES, SECOND_WAY, SecondWayEntry, TLB_ENTRIES};
+use crate::softmmu::{ACCESS_SIZES, MMU_MODES, SECOND_WAY, SecondWayEntry, TLB_ENTRIES, Window, Windows};
 
 /// Bytes from one routine to the next.
-const STRIDE: usize = 160;
-/// Sizes: 1, 2, 4, … 32 bytes.
-const SIZES: usize = 6;
+const STRIDE: usize = 208;
 
 /// Address of the routine for accesses of `bytes` bytes (a power of two), the first being at `base`.
 pub fn routine(base: u64, mmu: u8, write: bool, bytes: u32) -> u64 {
     let size = bytes.trailing_zeros() as usize;
-    debug_assert!(bytes.is_power_of_two() && size < SIZES);
-    let n = (mmu as usize % MMU_MODES * 2 + write as usize) * SIZES + size;
+    debug_assert!(bytes.is_power_of_two() && size < ACCESS_SIZES);
+    let n = (mmu as usize % MMU_MODES * 2 + write as usize) * ACCESS_SIZES + size;
     base + (n * STRIDE) as u64
 }
 
@@ -66,7 +70,7 @@ pub fn name_of(base: u64, address: u64) -> Option<String> {
     let mut all = (0..MMU_MODES as u8).flat_map(|mmu| {
         [false, true]
             .into_iter()
-            .flat_map(move |write| (0..SIZES).map(move |size| (mmu, write, 1u32 << size)))
+            .flat_map(move |write| (0..ACCESS_SIZES).map(move |size| (mmu, write, 1u32 << size)))
     });
     let (mmu, write, bytes) = all.find(|&(mmu, write, bytes)| routine(base, mmu, write, bytes) == address)?;
     Some(format!("second_way_{}{bytes}_mmu{mmu}", if write { "store" } else { "load" }))
@@ -76,9 +80,9 @@ pub fn name_of(base: u64, address: u64) -> Option<String> {
 pub fn emit(asm: &mut Asm) {
     for mmu in 0..MMU_MODES {
         for write in [false, true] {
-            for size in 0..SIZES {
+            for size in 0..ACCESS_SIZES {
                 let end = asm.len() + STRIDE;
-                one(asm, mmu, write, 1 << size);
+                one(asm, mmu, write, size);
                 assert!(asm.len() <= end, "a routine fits its place");
                 asm.buf.resize(end, 0xcc);
             }
@@ -86,10 +90,14 @@ pub fn emit(asm: &mut Asm) {
     }
 }
 
-fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
+fn one(asm: &mut Asm, mmu: usize, write: bool, size: usize) {
     const ENTRY_BITS: u8 = size_of::<SecondWayEntry>().trailing_zeros() as u8;
+    let bytes = 1 << size;
     let field = |offset: usize| Mem::Base(r::RCX, (SECOND_WAY + offset) as i32);
     let (read_tag, write_tag) = (offset_of!(SecondWayEntry, read), offset_of!(SecondWayEntry, write));
+    if write {
+        look_at_window(asm, mmu, size);
+    }
     push(asm, r::RDX);
     asm.mov_rr(r::RDX, r::RAX);
     asm.shift_ri(Shift::Shr, Width::W64, r::RDX, 12);
@@ -104,42 +112,28 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     asm.alu_ri(Alu::And, Width::W64, r::RDX, -4096);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RDX, field(if write { write_tag } else { read_tag }));
     let mut misses = vec![asm.jcc(Cond::NE)];
-    let mut displaced = None;
-    let mut hit = None;
     if write {
         asm.load(Width::W64, r::RDX, field(offset_of!(SecondWayEntry, lines)));
         asm.load(Width::W64, r::RDX, Mem::Base(r::RDX, 0));
-        asm.test_rr(Width::W64, r::RDX, r::RDX);
-        displaced = Some(asm.jcc(Cond::E));
         asm.shift_ri(Shift::Ror, Width::W64, r::RAX, 6);
-        misses.push(jump_if_bit(asm, r::RDX, r::RAX));
-        if bytes > 1 {
-            asm.shift_ri(Shift::Rol, Width::W64, r::RAX, 6);
-            asm.alu_ri(Alu::Add, Width::W64, r::RAX, bytes - 1);
-            asm.shift_ri(Shift::Shr, Width::W64, r::RAX, 6);
-            misses.push(jump_if_bit(asm, r::RDX, r::RAX));
-        }
-        hit = Some(asm.len());
-        emit_hit(asm);
+        asm.shiftx(Shift::Shr, Width::W64, r::RDX, r::RDX, r::RAX);
+        asm.shift_ri(Shift::Rol, Width::W64, r::RAX, 6);
+        asm.alu_ri(Alu::And, Width::W32, r::RAX, 63);
+        asm.alu_ri(Alu::Add, Width::W32, r::RAX, bytes - 1);
+        asm.shift_ri(Shift::Shr, Width::W32, r::RAX, 6);
+        asm.incdec(0, Width::W32, r::RAX);
+        // bzhi rdx, rdx, rax
+        asm.buf.extend_from_slice(&[0xc4, 0xe2, 0xf8, 0xf5, 0xd2]);
+        misses.push(asm.jcc(Cond::NE));
     }
-    if let Some(jump) = displaced {
-        let here = asm.len();
-        asm.patch_rel32(jump, here);
-    }
-    asm.load(Width::W64, r::RDX, runtime_mem());
     // dec dword
     asm.buf.push(0xff);
-    asm.modrm_mem(1, Mem::Base(r::RDX, offset_of!(Runtime, second_way_left) as i32));
-    match hit {
-        Some(hit) => {
-            let jump = asm.jcc(Cond::NS);
-            asm.patch_rel32(jump, hit);
-        }
-        None => {
-            misses.push(asm.jcc(Cond::S));
-            emit_hit(asm);
-        }
-    }
+    asm.modrm_mem(1, runtime_mem(offset_of!(Runtime, second_way_left)));
+    misses.push(asm.jcc(Cond::S));
+    asm.load(Width::W64, r::RAX, field(offset_of!(SecondWayEntry, addend)));
+    pop(asm, r::RDX);
+    // stc; ret
+    asm.buf.extend_from_slice(&[0xf9, 0xc3]);
     let miss = asm.len();
     for jump in misses {
         asm.patch_rel32(jump, miss);
@@ -149,19 +143,16 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     asm.buf.push(0xc3);
 }
 
-/// RCX is the entry's address less [`SECOND_WAY`]: returns a hit.
-fn emit_hit(asm: &mut Asm) {
-    let addend = SECOND_WAY + offset_of!(SecondWayEntry, addend);
-    asm.load(Width::W64, r::RAX, Mem::Base(r::RCX, addend as i32));
-    pop(asm, r::RDX);
-    asm.alu_rr(Alu::Cmp, Width::W32, r::RAX, r::RAX);
+/// Returns a hit if the access is in the window of its MMU mode.
+fn look_at_window(asm: &mut Asm, mmu: usize, size: usize) {
+    let window = offset_of!(Runtime, windows) + offset_of!(Windows, modes) + mmu * size_of::<Window>();
+    let field = |offset: usize| runtime_mem(window + offset);
+    asm.alu_rm(Alu::Sub, Width::W64, r::RAX, field(offset_of!(Window, start)));
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, field(offset_of!(Window, room) + 8 * size));
+    let outside = asm.jcc(Cond::AE);
+    asm.load(Width::W64, r::RAX, field(offset_of!(Window, addend)));
     asm.buf.push(0xc3);
-}
-
-/// Jumps if the bit of `word` is set that the low six bits of `index` name.
-fn jump_if_bit(asm: &mut Asm, word: u8, index: u8) -> usize {
-    debug_assert!(word < 8 && index < 8);
-    // bt word, index
-    asm.buf.extend_from_slice(&[0x48, 0x0f, 0xa3, 0xc0 | index << 3 | word]);
-    asm.jcc(Cond::B)
+    let here = asm.len();
+    asm.patch_rel32(outside, here);
+    asm.alu_rm(Alu::Add, Width::W64, r::RAX, field(offset_of!(Window, start)));
 }
