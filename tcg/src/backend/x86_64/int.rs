@@ -19,7 +19,16 @@ impl Emitter<'_> {
 
     /// Whether the current operation keeps the upper bits of its first operand.
     fn merges(&self) -> bool {
-        self.b.live.values[self.at].merges
+        self.b.live.values[self.at].merges != NO_VALUE
+    }
+
+    /// The first operand of the current operation, or what it keeps the upper bits of.
+    fn first(&self, a: Value) -> Value {
+        match self.b.live.values[self.at].merges {
+            NO_VALUE => a,
+            // It may stand for something else by now.
+            whole => Value(whole),
+        }
     }
 
     /// Zero-extends the result if anyone looks above its width.
@@ -42,6 +51,7 @@ impl Emitter<'_> {
 
     /// [`Inst::Bin`].
     pub fn bin(&mut self, op: BinOp, w: Width, a: Value, b: Value) {
+        let a = self.first(a);
         match op {
             BinOp::Add | BinOp::Sub | BinOp::And | BinOp::Or | BinOp::Xor => self.alu(op, w, a, b),
             BinOp::AndNot => {

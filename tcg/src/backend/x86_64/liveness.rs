@@ -39,8 +39,9 @@ pub struct Info {
     pub demand: u8,
     /// It is a `Set` that no one observes.
     pub dead_set: bool,
-    /// An operation of 8 or 16 bits keeps the bits above of its first operand: it stands for the `Insert` of its result there.
-    pub merges: bool,
+    /// The value in whose low bits an operation of 8 or 16 bits is done, and which has them like the operation's first operand:
+    /// the operation then stands for the `Insert` of its result there. [`NO_VALUE`] if it is not.
+    pub merges: u32,
     /// A `SetCond` is emitted by the `Insert` of its result, as the only one who wants it.
     pub deferred: bool,
 }
@@ -56,7 +57,7 @@ impl Info {
             hint: 255,
             demand: 0,
             dead_set: false,
-            merges: false,
+            merges: NO_VALUE,
             deferred: false,
         }
     }
@@ -406,8 +407,11 @@ impl Liveness {
                 Inst::Bin { op, w, a, b } => {
                     // Right shifts and high products are emitted at their own width, so they read no more either.
                     let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
-                    let bits = if self.values[i].merges { 64 } else { w.bits() as u8 };
-                    self.become_at(self.resolve(a), at, bits);
+                    let bits = w.bits() as u8;
+                    match self.values[i].merges {
+                        NO_VALUE => self.become_at(self.resolve(a), at, bits),
+                        whole => self.become_at(whole as usize, at, 64),
+                    }
                     self.use_at(self.resolve(b), at, if shift { 8 } else { bits });
                 }
                 _ => {
@@ -521,7 +525,7 @@ impl Liveness {
             }
             Inst::Bin { op, w, a: first, b: second }
                 if w.bits() == len.into()
-                    && self.resolve(first) == a
+                    && self.low(block, first, w) == self.low(block, Value(a as u32), w)
                     && block.constant(first).is_none()
                     && self.values[b].demand <= len
                     && merges(op, block.constant(second)) =>
@@ -531,13 +535,26 @@ impl Liveness {
                 info.last_use = info.last_use.max(last_use);
                 info.hint = hint;
                 info.demand = 64;
-                info.merges = true;
+                info.merges = a as u32;
                 self.values[i].alias = b as u32;
                 self.values[i].last_use = NEVER;
                 true
             }
             _ => false,
         }
+    }
+
+    /// The value that a value's low bits come from.
+    fn low(&self, block: &Block, v: Value, w: Width) -> usize {
+        let mut v = self.resolve(v);
+        while let Some(inst) = block.insts.get(v) {
+            v = match *inst {
+                Inst::Extend { from, a, .. } if from >= w => self.resolve(a),
+                Inst::Insert { b, pos: 0, len, .. } if u32::from(len) >= w.bits() => self.resolve(b),
+                _ => break,
+            }
+        }
+        v
     }
 
     /// Whether flags value `j` is recomputed from the result of its companion instead of the first operand: the

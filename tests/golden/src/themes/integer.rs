@@ -22,6 +22,7 @@ pub const INTEGER: Theme = Theme {
         lea_sums User64 { lea(rax, qword_ptr(rbx + rcx * 4 + 16)); lea(edx, qword_ptr(rsi + rdi)) }
         lea_of_pc User64 { lea(rax, qword_ptr(0x8100)) }
         move_constants User64 { mov(eax, 1u32); mov(rbx, 0x1122334455667788u64); mov(rcx, -1i64) }
+        low_bits_of_a_copy User64 { shr(ax, 1i32); mov(r9d, eax); xor(r9w, 0x1021i32); test(cl, 1i32); cmovne(eax, r9d) }
         move_then_change User64 { mov(rdi, rdx); add(rdx, 16i32); mov(rcx, rax); lea(rax, qword_ptr(rax + 8)) }
         move_extended User64 { movzx(eax, bl); movsx(rcx, dl); movzx(esi, di); movsxd(r8, r9d) }
         move_partial User64 { mov(al, bl); mov(ch, dl); mov(si, di) }
