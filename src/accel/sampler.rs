@@ -79,7 +79,7 @@ fn sample(shared: &Shared, remote: &Remote) {
         quiet = if running || runs != last { 0 } else { quiet + 1 };
         last = runs;
         if running {
-            remote.sample();
+            remote.kick();
         }
         if quiet < PATIENCE {
             thread::park_timeout(PERIOD);

@@ -94,25 +94,25 @@ impl Guest for X86 {
         let table = dispatch();
         let base = code_base(key.mode);
         let linear_mask = if key.mode & mode::CODE64 != 0 { u64::MAX } else { 0xffff_ffff };
-        let ip = key.pc.wrapping_sub(base) & linear_mask;
-        let mut t = Translator::new(ir, env, key.mode, limits);
+        let start_ip = key.pc.wrapping_sub(base) & linear_mask;
+        let mut t = Translator::new(ir, env, key, limits);
         let max_insns = if t.single { 1 } else { limits.max_insns.max(1) };
 
         let mut bytes = code.fetch(key.pc)?;
-        let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, start_ip, DecoderOptions::NONE);
         let mut i = Instruction::default();
-        // Bytes and instructions that are done, and the former before those at hand.
-        let (mut done, mut insns, mut before) = (0usize, 0u32, 0usize);
+        // Bytes and instructions that are done, the former before those at hand, and the bytes of the longest round.
+        let (mut done, mut insns, mut before, mut longest) = (0usize, 0u32, 0usize, 0usize);
         while insns < max_insns && done < before + bytes.len() {
             let left = before + bytes.len() - done;
             let pc = key.pc.wrapping_add(done as u64) & linear_mask;
             if left < MAX_INSN && bytes.len() >= MIN_FETCH && (pc & PAGE_MASK) + (left as u64) < PAGE_SIZE {
                 let Ok(more) = code.fetch(pc) else {
                     t.end_full(pc);
-                    return Ok(Translated { bytes: done as u32, insns });
+                    return Ok(Translated { bytes: longest.max(done) as u32, insns });
                 };
                 (bytes, before) = (more, done);
-                let ip = ip.wrapping_add(done as u64) & linear_mask;
+                let ip = start_ip.wrapping_add(done as u64) & linear_mask;
                 decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
             }
             decoder.decode_out(&mut i);
@@ -120,7 +120,7 @@ impl Guest for X86 {
                 break;
             }
             let len = i.len().max(1);
-            let ip = ip.wrapping_add(done as u64) & linear_mask;
+            let ip = start_ip.wrapping_add(done as u64) & linear_mask;
             if beyond_limit(key.mode, ip, len) || invalid_length(&i) {
                 if insns == 0 {
                     return Err(exception(vector::GP, Some(0)));
@@ -136,12 +136,18 @@ impl Guest for X86 {
                 t.goto_next();
             }
             if t.ended {
-                return Ok(Translated { bytes: done as u32, insns });
+                return Ok(Translated { bytes: longest.max(done) as u32, insns });
+            }
+            if std::mem::take(&mut t.restarted) {
+                longest = longest.max(done);
+                (done, before) = (0, 0);
+                bytes = code.fetch(key.pc)?;
+                decoder = Decoder::with_ip(bitness(key.mode), bytes, start_ip, DecoderOptions::NONE);
             }
         }
         if insns > 0 {
             t.end_full(key.pc.wrapping_add(done as u64) & linear_mask);
-            return Ok(Translated { bytes: done as u32, insns });
+            return Ok(Translated { bytes: longest.max(done) as u32, insns });
         }
 
         // The first instruction goes on in the next page. A decoder that has fifteen bytes never asks for more, so that there
@@ -155,13 +161,14 @@ impl Guest for X86 {
         let more = &more[..more.len().min(MAX_INSN)];
         buf[page_bytes..page_bytes + more.len()].copy_from_slice(more);
         let joined = &buf[..page_bytes + more.len()];
-        let mut decoder = Decoder::with_ip(bitness(key.mode), joined, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bitness(key.mode), joined, start_ip, DecoderOptions::NONE);
         decoder.decode_out(&mut i);
         let len = i.len().max(1);
-        if beyond_limit(key.mode, ip, len) || invalid_length(&i) {
+        if beyond_limit(key.mode, start_ip, len) || invalid_length(&i) {
             return Err(exception(vector::GP, Some(0)));
         }
         t.x87_opcode = x87::opcode(&joined[..len]);
+        t.unroll = false;
         t.instruction(table, key.pc, &i);
         if !t.ended {
             t.end_full(t.next);

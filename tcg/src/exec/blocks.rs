@@ -326,10 +326,16 @@ impl Blocks {
         &self.tbs[tb as usize]
     }
 
-    /// Address of a block's entry.
+    /// Address of a block's entry, which polls.
     #[inline]
     pub(super) fn entry(&self, tb: u32) -> u64 {
         self.cache.address(self.get(tb).code)
+    }
+
+    /// Address of a block's entry without a poll.
+    #[inline]
+    pub(super) fn body(&self, tb: u32) -> u64 {
+        self.entry(tb) + u64::from(self.get(tb).body)
     }
 
     /// Side tables of a block.
@@ -711,8 +717,7 @@ impl Blocks {
     /// Makes a live block dead: nothing leads to it any more.
     fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
         let t = self.tbs[id as usize];
-        let entry = self.cache.address(t.code);
-        jumps.forget(t.pc, entry);
+        jumps.forget(t.pc, self.body(id));
         if !t.bridge {
             self.hash_remove(id);
             self.page_remove(id, 0);

@@ -12,8 +12,8 @@ use crate::guest::{BlockKey, Exception, Guest};
 use crate::jump_cache::{JumpOrigin, SECOND_HITS};
 use crate::softmmu::{Fetched, Running, fetch_page, jump_tag, runtime};
 
-/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's polled entry, or 0
-/// to leave.
+/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's entry, or 0 to
+/// leave.
 pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
     let mut env = env;
     // SAFETY: generated code passes the bound environment it runs on, and holds no reference into it.
@@ -49,7 +49,7 @@ pub(super) fn name<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64) {
     }
 }
 
-/// The polled entry of a block that exists; the jump cache has it afterwards.
+/// The entry of a block that exists; the jump cache has it afterwards.
 fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> Option<u64> {
     rt.lookups += 1;
     let page = fetch_page::<G>(env, rt, key.pc).ok()?;
@@ -131,7 +131,7 @@ fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) ->
     })
 }
 
-/// Enters block `tb` in the jump cache; the address of its polled entry. `page` is where its first byte was fetched.
+/// Enters block `tb` in the jump cache; the address of its entry there. `page` is where its first byte was fetched.
 pub(super) fn remember<G: Guest>(
     env: &mut G::Env,
     rt: &mut Runtime,
@@ -143,7 +143,7 @@ pub(super) fn remember<G: Guest>(
     let global = page.global && (page2 == NO_PAGE || fetch_page::<G>(env, rt, page2_pc)?.global);
     let tag = tag_for::<G>(env, rt, key.mode, global);
     let origin = JumpOrigin { pc: key.pc, mode: key.mode, phys: page.phys, page2, page2_pc };
-    let code = rt.blocks.entry(tb);
+    let code = rt.blocks.body(tb);
     rt.jump_cache.insert(origin, tag, code);
     Ok(code)
 }

@@ -225,7 +225,7 @@ extern "C" fn helper_fault(env: &mut ToyEnv) -> u64 {
 }
 
 extern "C" fn helper_kick(env: &mut ToyEnv) -> u64 {
-    env.header.exit_request.store(1, std::sync::atomic::Ordering::Relaxed);
+    env.header.exit_request.set();
     0
 }
 

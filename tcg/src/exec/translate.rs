@@ -211,12 +211,7 @@ impl Translator {
         }
         let every = if options.count { 1 } else { TIMED };
         let start = stats.translated.is_multiple_of(every).then(processor_time);
-        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
-        let mut limits =
-            TranslateLimits { max_insns: options.max_insns, single_step: single, side_exits, path: &[] };
-        if single {
-            limits.max_insns = 1;
-        }
+        let mut limits = limits(options, single);
         let mut front = self.front_end::<G>(env, rt, key, limits)?;
         while !single && front.translated.insns > 1 && self.crosses_breakpoint(key.pc, front.translated.bytes)
         {
@@ -226,7 +221,7 @@ impl Translator {
         }
         if front.volatile && !single {
             // What is not memory may read differently each time, and reading may have effects: one instruction.
-            limits = TranslateLimits { max_insns: 1, single_step: true, side_exits, path: &[] };
+            limits = self::limits(options, true);
             if !self.stops_at(key.pc) {
                 front = self.front_end::<G>(env, rt, key, limits)?;
             }
@@ -295,8 +290,7 @@ impl Translator {
         if path.iter().any(|pc| self.stops_at(*pc)) {
             return None;
         }
-        let limits =
-            TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits: true, path };
+        let limits = TranslateLimits { path, ..limits(options, false) };
         let front = self.front_end::<G>(env, rt, head, limits).ok()?;
         let insns = front.translated.insns as usize;
         if front.volatile || insns < 2 {
@@ -381,9 +375,7 @@ impl Translator {
         key: BlockKey,
         options: &Options,
     ) -> Result<Listing, Exception> {
-        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
-        let limits =
-            TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits, path: &[] };
+        let limits = limits(options, false);
         let breakpoints = std::mem::take(&mut self.breakpoints);
         let front = self.front_end::<G>(env, rt, key, limits);
         self.breakpoints = breakpoints;
@@ -473,6 +465,17 @@ pub(super) fn protect(rt: &mut Runtime, tb: u32, first_of_page: [bool; 2]) {
         if first && let Some(lines) = rt.blocks.code_lines(page) {
             rt.mmu.spaces.protect(page, lines);
         }
+    }
+}
+
+/// The limits of a translation; `single` for one instruction that is run once.
+fn limits(options: &Options, single: bool) -> TranslateLimits<'static> {
+    TranslateLimits {
+        max_insns: if single { 1 } else { options.max_insns },
+        single_step: single,
+        side_exits: options.opt.contains(OptFlags::SIDE_EXITS),
+        unroll: options.opt.contains(OptFlags::UNROLL),
+        path: &[],
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::blocks::SCRATCH;
 use super::traces::{Progress, Recorder};
@@ -10,7 +9,7 @@ use super::translate::{Made, Translator, guest_info, logged};
 use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, lookup, slow};
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
-use crate::env::{Header, JUMP_TAG_NONE, REQUEST_EVENTS, Runtime};
+use crate::env::{Header, JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next};
 use crate::memory::{PAGE_MASK, PhysMemory};
 use crate::opt::OptFlags;
@@ -227,12 +226,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         }
     }
 
-    fn requests(&mut self) -> u32 {
-        G::header(self.context.env_mut()).exit_request.load(Ordering::Relaxed)
-    }
-
     fn exit_requested(&mut self) -> bool {
-        self.requests() != 0
+        G::header(self.context.env_mut()).exit_request.is_set()
     }
 
     /// Does what other threads have asked for, and lets the guest look at its events.
@@ -244,7 +239,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     /// Does what other threads have asked for. The guest has still to look at its events.
     fn take_requests(&mut self) {
         // The request is taken before what it announces is looked at, so that one that comes meanwhile is not lost.
-        G::header(self.context.env_mut()).exit_request.swap(0, Ordering::AcqRel);
+        G::header(self.context.env_mut()).exit_request.take();
         if let Some(queue) = self.context.remote().take() {
             let rt = self.context.runtime_mut();
             if queue.all_code {
@@ -275,6 +270,10 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             let outcome = self.enter(env, code, Running::Block);
             match outcome {
                 Outcome::Exit { tb, exit } => from = Some((tb, exit)),
+                Outcome::Lookup if self.exit_requested() => {
+                    self.sample_here();
+                    return Stop::Poll;
+                }
                 Outcome::Lookup => {}
                 Outcome::Poll { tb } => {
                     self.sample(tb);
@@ -323,16 +322,18 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             self.stats.recorded += 1;
             let next = match self.step() {
                 Stop::Exception(e) if e.vector == RETRY_VECTOR => continue,
-                Stop::Poll => Next::Continue,
-                Stop::Leave(code) => G::handle_leave(self.context.env_mut(), code),
+                Stop::Poll if !self.exit_requested() => continue,
+                // Neither is a reason to stop: the request may be for the next sample. If it was an event, the path leads to
+                // where the trace cannot follow.
+                stop @ (Stop::Poll | Stop::Leave(_)) => self.handle(stop),
                 stop => break self.handle(stop),
             };
-            if next != Next::Continue || self.requests() & REQUEST_EVENTS != 0 {
+            if next != Next::Continue {
                 break next;
             }
         };
         self.make_trace();
-        if next == Next::Continue { self.poll() } else { next }
+        next
     }
 
     /// Makes a trace of what was recorded, if the guest is still where it was.
@@ -367,7 +368,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // Without a tag no indirect jump hits: the block is left after its instruction, whatever that is.
         G::header(self.context.env_mut()).jump_tag = JUMP_TAG_NONE;
         let blocks = &self.context.runtime().blocks;
-        let code = blocks.entry(SCRATCH) + u64::from(blocks.get(SCRATCH).body);
+        let code = blocks.body(SCRATCH);
         let outcome = self.enter(env, code, Running::Once);
         match outcome {
             Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll { .. } => Stop::Poll,
@@ -466,7 +467,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 link::<B>(rt, from, exit, to);
             }
         }
-        let code = rt.blocks.entry(tb) + u64::from(rt.blocks.get(tb).body);
+        let code = rt.blocks.body(tb);
         if jump_cache {
             lookup::remember::<G>(self.context.env_mut(), rt, key, page, tb)?;
         }
@@ -494,8 +495,7 @@ fn is_linkable(rt: &Runtime, from: u32, to: u32) -> bool {
 
 /// Links the jumps of an exit to a block.
 fn link<B: HostBackend>(rt: &mut Runtime, from: u32, exit: u16, to: u32) {
-    let entry = rt.blocks.entry(to);
-    let body = entry + u64::from(rt.blocks.get(to).body);
+    let (entry, body) = (rt.blocks.entry(to), rt.blocks.body(to));
     while let Some((n, field, poll)) = rt.blocks.unlinked(from, exit) {
         rt.blocks.link(from, n, to, B::link_field(field, if poll { entry } else { body }));
     }

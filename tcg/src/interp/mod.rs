@@ -215,8 +215,8 @@ impl<M: Machine> Run<'_, M> {
             }
             Inst::Pack(f) => scalar(self.flags(f) as u64),
             Inst::SetCond { cond, f } => scalar(flags::holds(cond, self.flags(f)) as u64),
-            Inst::Select { cond, f, a, b } => {
-                scalar(self.int(if flags::holds(cond, self.flags(f)) { a } else { b }))
+            Inst::Select { w, cond, f, a, b } => {
+                scalar(self.int(if flags::holds(cond, self.flags(f)) { a } else { b }) & w.mask())
             }
             Inst::Load { width, ext, addr, mem } => scalar(self.load(width, ext, addr, mem)?),
             Inst::Store { width, addr, v, mem } => {

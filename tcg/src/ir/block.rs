@@ -180,7 +180,7 @@ impl Builder {
 
     /// `a` if the condition holds, else `b`.
     pub fn select(&mut self, cond: Cond, f: Value, a: Value, b: Value) -> Value {
-        self.push(Inst::Select { cond, f, a, b })
+        self.push(Inst::Select { w: Width::W64, cond, f, a, b })
     }
 
     /// Loads an integer.

@@ -182,7 +182,8 @@ impl Check<'_> {
                 self.ints(&[a, b])
             }
             Inst::Pack(f) | Inst::SetCond { f, .. } => self.flags(f),
-            Inst::Select { f, a, b, .. } => {
+            Inst::Select { w, f, a, b, .. } => {
+                require(w >= Width::W32, "width out of range")?;
                 self.flags(f)?;
                 self.ints(&[a, b])
             }

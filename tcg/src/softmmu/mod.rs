@@ -58,7 +58,9 @@ mod window;
 pub use flush::{flush_all, flush_page, flush_space, name_mode, switch_space};
 
 pub(crate) use access::{Operand, Writer, atomic_rmw, compare_exchange_as, retry_if_running, store_as};
-pub use access::{compare_exchange, host_bytes, load, load_bytes, probe, raise, store, store_bytes};
+pub use access::{
+    compare_exchange, host_bytes, load, load_bytes, load_quads, probe, raise, store, store_bytes, store_quads,
+};
 pub(crate) use fetch::{FetchTlb, Fetched, fetch_page, jump_tag};
 pub(crate) use fill::{open_window, runtime};
 use second_level::SecondLevel;

@@ -417,7 +417,8 @@ impl Generator {
                 self.push(Inst::SetCond { cond, f })
             }
             2 => {
-                let inst = Inst::Select { cond: self.cond(), f: self.flag(), a: self.int(), b: self.int() };
+                let (w, cond, f) = (self.wide_width(), self.cond(), self.flag());
+                let inst = Inst::Select { w, cond, f, a: self.int(), b: self.int() };
                 self.push(inst)
             }
             _ => {

@@ -8,6 +8,8 @@
 //! - A block goes on behind its first forward conditional branch, whose taken side leaves by a side exit: the registers and
 //!   flags of the path that compilers lay out straight stay where they are. More of them cost more in translation
 //!   than they save (measured at 4, on a kernel's boot and on shell workloads).
+//! - A block that jumps to its own start goes on there, for a few rounds: what one round leaves for the next stays where it is,
+//!   accesses to neighbouring addresses share a look into the TLB, and one poll serves several rounds.
 //! - A jump to an address that is not canonical goes there: the fetch raises #GP, with the target as the instruction
 //!   pointer (which the manual allows, and one of the two vendors does).
 //! - A trace goes on wherever its path does: see [`trace`](super::trace).
@@ -22,6 +24,10 @@ use crate::state::{PC, leave, mode};
 
 /// Side exits of a block, at most, if it may have any.
 pub(super) const MAX_SIDE_EXITS: u8 = 1;
+/// Rounds of a block that jumps to its own start, at most.
+const MAX_ROUNDS: u32 = 4;
+/// Instructions in all of these rounds, at most.
+const MAX_UNROLLED: u32 = 24;
 
 impl Translator<'_> {
     /// Whether a jump there may be chained: it stays in the page. A trace's start is valid as long as the trace is.
@@ -32,6 +38,22 @@ impl Translator<'_> {
     pub(super) fn near_exit(&mut self, target: u64) -> ExitId {
         let poll = target <= self.pc || self.shadowed || self.trail.is_some_and(|trail| trail.polls(target));
         self.b.exit(Exit { pc: target, indirect: false, poll, chain: true, dead: GlobalSet::NONE })
+    }
+
+    /// Whether a jump to `target` is to be followed by another round of the block. If so, the caller leaves the block open, and
+    /// the front end goes on at its start.
+    fn another_round(&mut self, target: u64) -> bool {
+        if !self.unroll || target != self.start || self.single || self.shadowed || !self.is_near(target) {
+            return false;
+        }
+        self.rounds += 1;
+        let round = self.insns / self.rounds;
+        if self.rounds >= MAX_ROUNDS || self.insns + round > MAX_UNROLLED {
+            return false;
+        }
+        self.side_exits = self.all_side_exits;
+        self.restarted = true;
+        true
     }
 
     fn end(&mut self, terminal: Inst) {
@@ -68,6 +90,8 @@ impl Translator<'_> {
         if self.single {
             self.set_pc(target);
             self.leave_after_step();
+        } else if self.another_round(target) {
+            // The block goes on.
         } else if self.is_near(target) {
             let exit = self.near_exit(target);
             self.end(Inst::Goto(exit));
@@ -79,6 +103,7 @@ impl Translator<'_> {
 
     /// Ends a block that is full at a linear address. An STI just before has its shadow seen to.
     pub fn end_full(&mut self, next: u64) {
+        self.unroll = false;
         if std::mem::take(&mut self.opens_shadow) {
             self.call(helpers::system::OPEN_SHADOW, &[]);
             self.set_pc(next);
@@ -101,6 +126,13 @@ impl Translator<'_> {
             return;
         }
         if self.follow_branch(cond, f, taken, fall) {
+            return;
+        }
+        if self.another_round(taken) {
+            let chain = self.is_near(fall);
+            let exit = Exit { pc: fall, indirect: false, poll: false, chain, dead: GlobalSet::NONE };
+            let exit = self.b.exit(exit);
+            self.b.push(Inst::ExitIf { cond: cond.negate(), f, exit });
             return;
         }
         match (self.is_near(taken), self.is_near(fall)) {

@@ -103,7 +103,7 @@ pub fn translate(
     let table = dispatch();
     let base = code_base(key.mode);
     let linear_mask = if key.mode & mode::CODE64 != 0 { u64::MAX } else { 0xffff_ffff };
-    let mut t = Translator::new(ir, env, key.mode, limits);
+    let mut t = Translator::new(ir, env, key, limits);
     let mut i = Instruction::default();
     let mut insns = 0;
     let last = limits.path.len() - 1;

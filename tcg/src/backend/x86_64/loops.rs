@@ -18,7 +18,6 @@ use super::control::Moves;
 use super::emitter::{Emitter, NONE, Part, Target, env_mem, env_vec_mem};
 use super::liveness::NO_VALUE;
 use super::vec::{emit_vec_load, emit_vec_move};
-use crate::env::Header;
 use crate::ir::{Cond, Exit, ExitId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width};
 use crate::opt::OptFlags;
 
@@ -238,8 +237,7 @@ impl Emitter<'_> {
 
     /// Jumps to the head, or to the polled entry if there is a request.
     fn jump_back(&mut self, head: &LoopHead) {
-        self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
-        let requested = self.asm().jcc(Cond::NE);
+        let requested = self.jump_if_requested();
         let entry = Target::In(Part::Main, 0);
         if head.upper {
             let was = self.branch_to(Part::Cold, requested);

@@ -11,7 +11,8 @@
 //! …    [addr + rax]
 //! ```
 //!
-//! R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
+//! Of an address that is constant, entry and tag are constants, too. R11 is the TLB of the block's main MMU mode; accesses
+//! in another add that mode's `env.tlb` to RAX instead.
 //!
 //! An access that must be aligned crosses no page if it is, so the tag is compared with `addr & (-4096 | n - 1)`: then a
 //! misaligned one never matches, either. Out of line, it is told apart before the second way is asked, and left to the slow
@@ -40,7 +41,8 @@ use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emi
 use super::{TLB, second_way};
 use crate::backend::{AccessKind, DISCARD, Loc, SlowAccess};
 use crate::env::Header;
-use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
+use crate::ir::{Cond, Ext, Inst, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::OptFlags;
 use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 
@@ -132,6 +134,18 @@ impl Emitter<'_> {
             if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
         let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
         let main = mmu == self.block.main_mmu;
+        if main && let Some((page, entry)) = self.constant_page(low, high, align) {
+            // Entry and tag are known.
+            if page as i64 == page as i32 as i64 {
+                self.asm().alu_mi(Alu::Cmp, Width::W64, Mem::Base(TLB, entry + tag as i32), page as i32);
+            } else {
+                self.asm().mov_ri(r::RCX, page);
+                self.asm().alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(TLB, entry + tag as i32));
+            }
+            let miss = self.asm().jcc(Cond::NE);
+            self.asm().load(Width::W64, r::RAX, Mem::Base(TLB, entry + ADDEND));
+            return miss;
+        }
         let asm = self.asm();
         if low == 0 {
             asm.rorx32(r::RAX, addr, (12 - ENTRY_BITS) as u8);
@@ -160,6 +174,23 @@ impl Emitter<'_> {
         let miss = asm.jcc(Cond::NE);
         asm.load(Width::W64, r::RAX, field(ADDEND));
         miss
+    }
+
+    /// The page of the bytes from `low` to `high` (exclusive) from the current access's address, if that is a constant, they
+    /// are in one page, and the alignment is right; and its entry's offset.
+    fn constant_page(&self, low: i32, high: i32, align: Alignment) -> Option<(u64, i32)> {
+        let addr = match self.block.insts[self.at] {
+            Inst::Load { addr, .. }
+            | Inst::Store { addr, .. }
+            | Inst::LoadVec { addr, .. }
+            | Inst::StoreVec { addr, .. } => self.constant(self.b.live.resolve(addr))?,
+            _ => return None,
+        };
+        let page = addr.wrapping_add_signed(low.into()) & !PAGE_MASK;
+        let last = addr.wrapping_add_signed(i64::from(high) - 1);
+        let entry = (page / PAGE_SIZE % TLB_ENTRIES as u64) as usize * size_of::<TlbEntry>();
+        let aligned = addr.wrapping_add(align.distance.into()).is_multiple_of(align.bytes.into());
+        (aligned && last & !PAGE_MASK == page).then_some((page, entry as i32))
     }
 
     /// Emits the slow path of an access whose hit path ends here.
@@ -253,13 +284,7 @@ impl Emitter<'_> {
         let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
-        let host = Mem::Index(ra, r::RAX);
-        match ext {
-            Ext::Zero => self.asm().load(width, dst, host),
-            Ext::Sign32 if width >= Width::W32 => self.asm().load(Width::W32, dst, host),
-            Ext::Sign32 => self.asm().load_sx(width, Width::W32, dst, host),
-            Ext::Sign64 => self.asm().load_sx(width, Width::W64, dst, host),
-        }
+        self.asm().load_ext(width, ext, dst, Mem::Index(ra, r::RAX));
         self.slow(miss, point);
     }
 

@@ -126,10 +126,9 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, size: usize) {
         asm.buf.extend_from_slice(&[0xc4, 0xe2, 0xf8, 0xf5, 0xd2]);
         misses.push(asm.jcc(Cond::NE));
     }
-    asm.load(Width::W64, r::RDX, runtime_mem());
     // dec dword
     asm.buf.push(0xff);
-    asm.modrm_mem(1, Mem::Base(r::RDX, offset_of!(Runtime, second_way_left) as i32));
+    asm.modrm_mem(1, runtime_mem(offset_of!(Runtime, second_way_left)));
     misses.push(asm.jcc(Cond::S));
     asm.load(Width::W64, r::RAX, field(offset_of!(SecondWayEntry, addend)));
     pop(asm, r::RDX);
@@ -147,8 +146,7 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, size: usize) {
 /// Returns a hit if the access is in the window of its MMU mode.
 fn look_at_window(asm: &mut Asm, mmu: usize, size: usize) {
     let window = offset_of!(Runtime, windows) + offset_of!(Windows, modes) + mmu * size_of::<Window>();
-    let field = |offset: usize| Mem::Base(r::RCX, (window + offset) as i32);
-    asm.load(Width::W64, r::RCX, runtime_mem());
+    let field = |offset: usize| runtime_mem(window + offset);
     asm.alu_rm(Alu::Sub, Width::W64, r::RAX, field(offset_of!(Window, start)));
     asm.alu_rm(Alu::Cmp, Width::W64, r::RAX, field(offset_of!(Window, room) + 8 * size));
     let outside = asm.jcc(Cond::AE);

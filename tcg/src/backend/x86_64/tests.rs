@@ -10,7 +10,7 @@ use super::X86_64;
 use crate::backend::{
     AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, Room, RuntimeFns, StatePoint,
 };
-use crate::env::Runtime;
+use crate::env::{Bound, ExitRequest};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::vec::selected_lanes;
@@ -39,7 +39,8 @@ struct Harness {
     code: memmap2::MmapMut,
     enter: u32,
     body: usize,
-    runtime: *mut Runtime,
+    /// The runtime, and room for the environment of the machine that runs.
+    bound: *mut Bound<TestEnv>,
     tlb: [TablePtr; MMU_MODES],
     /// Blocks run so far.
     runs: u64,
@@ -56,16 +57,16 @@ impl Harness {
         };
         let thunks = backend.thunks(code.as_ptr() as u64, fns);
         code[..thunks.code.len()].copy_from_slice(&thunks.code);
-        let layout = Layout::new::<Runtime>();
+        let layout = Layout::new::<Bound<TestEnv>>();
         // SAFETY: the layout is not zero-sized. Only plain fields are used, through the pointer; it is never dropped.
-        let runtime = unsafe { std::alloc::alloc_zeroed(layout).cast::<Runtime>() };
+        let bound = unsafe { std::alloc::alloc_zeroed(layout).cast::<Bound<TestEnv>>() };
         let tlb = std::array::from_fn(|_| TablePtr::new());
         Harness {
             backend,
             body: thunks.code.len().next_multiple_of(64),
             enter: thunks.enter,
             code,
-            runtime,
+            bound,
             tlb,
             runs: 0,
         }
@@ -82,7 +83,7 @@ impl Harness {
             self.code[self.body + at..self.body + at + part.len()].copy_from_slice(part);
         }
         // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
-        let rt = unsafe { &mut *self.runtime };
+        let rt = unsafe { &mut (*self.bound).runtime };
         rt.windows.close();
         rt.second_way_left = 1000;
         self.runs += 1;
@@ -115,8 +116,15 @@ impl Harness {
             machine.env.header.tlb[mmu] = table.as_ptr();
         }
         machine.env.header.tlb_main = machine.env.header.tlb[block.main_mmu as usize];
-        machine.env.header.runtime = self.runtime;
-        rt.jump_cache.clear();
+        // SAFETY: both were allocated for this harness, and generated code does not run now. The box in the place of the
+        // machine's own is forgotten below, not freed.
+        let own = unsafe {
+            machine.env.header.runtime = &raw mut (*self.bound).runtime;
+            machine.env.header.exit_request = ExitRequest::none();
+            (*self.bound).runtime.jump_cache.clear();
+            ptr::copy_nonoverlapping(&*machine.env, &raw mut (*self.bound).env, 1);
+            std::mem::replace(&mut machine.env, Box::from_raw(&raw mut (*self.bound).env))
+        };
         let code = self.code.make_exec().expect("executable memory");
         let mut context =
             Context { compiled: &compiled, machine, pinned: self.backend.pinned(), exception: None };
@@ -129,6 +137,8 @@ impl Harness {
             enter(&mut *machine.env, entry)
         };
         CONTEXT.set(ptr::null_mut());
+        let result = std::mem::replace(&mut machine.env, own);
+        machine.env.bytes().copy_from_slice(Box::leak(result).bytes());
         self.code = code.make_mut().expect("writable memory");
         let end = match Outcome::decode(outcome) {
             Outcome::Exit { tb, exit } => {

@@ -288,8 +288,9 @@ impl Parser<'_> {
             "pack" => Inst::Pack(self.value(o)?),
             "setcond" => Inst::SetCond { cond: cond(parts)?, f: self.value(o)? },
             "select" => {
+                let (name, w) = last_part(parts);
                 let (f, a, b) = (self.value(o)?, self.next_value(o)?, self.next_value(o)?);
-                Inst::Select { cond: cond(parts)?, f, a, b }
+                Inst::Select { w: width(w)?, cond: cond(name)?, f, a, b }
             }
             "load" => {
                 let ((width, ext), (addr, mem)) = (extended()?, self.mem(o)?);

@@ -149,6 +149,8 @@ pub struct Config {
     pub max_insns: u32,
     /// Whether blocks are linked.
     pub chain: bool,
+    /// Samples that make a block hot; with 0 whatever is executed twice becomes a trace.
+    pub hot: u8,
     /// Whether generated code counts what it executes.
     pub count: bool,
     /// Whether the IR is interpreted instead of compiled.
@@ -161,6 +163,7 @@ impl Config {
         opt: OptFlags::all(),
         max_insns: tessera_tcg::exec::MAX_INSNS,
         chain: true,
+        hot: tessera_tcg::exec::DEFAULT_HOT,
         count: false,
         interpret: false,
     };
@@ -220,6 +223,7 @@ impl GuestCpu {
             max_insns: config.max_insns,
             chain: config.chain,
             opt: config.opt,
+            hot: config.hot,
             count: config.count,
             ..Options::default()
         };
