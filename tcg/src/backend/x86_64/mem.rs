@@ -11,7 +11,8 @@
 //! …    [addr + rax]
 //! ```
 //!
-//! Of an address that is constant, entry and tag are constants, too. R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
+//! Of an address that is constant, entry and tag are constants, too. R11 is the TLB of the block's main MMU mode; accesses
+//! in another add that mode's `env.tlb` to RAX instead.
 //!
 //! An access that must be aligned crosses no page if it is, so the tag is compared with `addr & (-4096 | n - 1)`: then a
 //! misaligned one never matches, either. Out of line, it is told apart before the second way is asked, and left to the slow
@@ -133,7 +134,7 @@ impl Emitter<'_> {
             if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
         let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
         let main = mmu == self.block.main_mmu;
-        if main && let Some((page, entry)) = self.constant_page(low, high) {
+        if main && let Some((page, entry)) = self.constant_page(low, high, align) {
             // Entry and tag are known.
             if page as i64 == page as i32 as i64 {
                 self.asm().alu_mi(Alu::Cmp, Width::W64, Mem::Base(TLB, entry + tag as i32), page as i32);
@@ -175,9 +176,9 @@ impl Emitter<'_> {
         miss
     }
 
-    /// The page of the bytes from `low` to `high` (exclusive) from the current access's address, if that is a constant and they
-    /// are in one page; and its entry's offset.
-    fn constant_page(&self, low: i32, high: i32) -> Option<(u64, i32)> {
+    /// The page of the bytes from `low` to `high` (exclusive) from the current access's address, if that is a constant, they
+    /// are in one page, and the alignment is right; and its entry's offset.
+    fn constant_page(&self, low: i32, high: i32, align: Alignment) -> Option<(u64, i32)> {
         let addr = match self.block.insts[self.at] {
             Inst::Load { addr, .. }
             | Inst::Store { addr, .. }
@@ -188,7 +189,8 @@ impl Emitter<'_> {
         let page = addr.wrapping_add_signed(low.into()) & !PAGE_MASK;
         let last = addr.wrapping_add_signed(i64::from(high) - 1);
         let entry = (page / PAGE_SIZE % TLB_ENTRIES as u64) as usize * size_of::<TlbEntry>();
-        (last & !PAGE_MASK == page).then_some((page, entry as i32))
+        let aligned = addr.wrapping_add(align.distance.into()).is_multiple_of(align.bytes.into());
+        (aligned && last & !PAGE_MASK == page).then_some((page, entry as i32))
     }
 
     /// Emits the slow path of an access whose hit path ends here.
