@@ -7,6 +7,7 @@ use crate::state::RFlags;
 
 const GDT: u64 = 0x5000;
 const IDT: u64 = 0x6000;
+const TSS: u64 = 0x7000;
 const HANDLERS: u64 = 0x8000;
 const STACK: u64 = 0xf000;
 
@@ -17,11 +18,14 @@ fn guest() -> GuestCpu {
     guest.ram.write(GDT + 16, &0x00cf_9300_0000_ffffu64.to_le_bytes());
     for n in 0..32 {
         let handler = HANDLERS + 16 * n;
-        let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
+        // On a stack of their own (IST 1), so that RSP may be anything.
+        let gate = handler & 0xffff | 8 << 16 | 0x8e01 << 32 | (handler >> 16) << 48;
         guest.ram.write(IDT + 16 * n, &gate.to_le_bytes());
         guest.ram.write(handler, &[0xf4]);
     }
+    guest.ram.write(TSS + 0x24, &STACK.to_le_bytes());
     let env = guest.vcpu.env_mut();
+    (env.seg[seg::TR].base, env.seg[seg::TR].limit) = (TSS, 0x67);
     (env.gdtr.base, env.gdtr.limit) = (GDT, 0xff);
     (env.idtr.base, env.idtr.limit) = (IDT, 0x1ff);
     guest
