@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::lookup::next_block;
 use super::side_tables::Tables;
 use crate::backend::{AccessKind, DISCARD, FlagRecipe, Loc, RuntimeFns, SlowAccess};
-use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY_HITS, SPILL_SLOTS};
+use crate::env::{LARGE_HITS, Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY_HITS, SPILL_SLOTS};
 use crate::guest::{Access, Exception, Guest};
 use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, GlobalId, Ty, Width};
@@ -35,6 +35,7 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
     let rt = unsafe { runtime::<G>(env) };
     rt.slow_accesses += 1;
     rt.second_way_left = SECOND_WAY_HITS;
+    rt.large_left = LARGE_HITS;
     let access = rt.blocks.tables(tb).point(point as usize).access.expect("the point is an access");
     match complete::<G>(env, tb, &access) {
         Ok(()) => 0,

@@ -1,9 +1,9 @@
-//! From a guest-virtual address to a place in memory: second level, walk, and filling the levels above.
+//! From a guest-virtual address to a place in memory: second level, large entries, walk, and filling the levels above.
 
 use super::fetch::note_changes;
-use super::second_level::{Entry, GLOBAL, HOST_WRITABLE, READ, WRITE};
-use super::table::Fill;
-use super::{MMU_MODES, TLB_ENTRIES, page_of};
+use super::second_level::{Entry, GLOBAL, HOST_WRITABLE, LARGE, READ, WRITE};
+use super::table::{Fill, LARGE_BITS, LargeFill, large_of};
+use super::{MMU_MODES, TLB_ENTRIES, TlbEntry, page_of};
 use crate::env::Runtime;
 use crate::guest::{Access, Exception, Guest};
 use crate::memory::PAGE_MASK;
@@ -59,8 +59,17 @@ pub(super) fn resolve<G: Guest>(
             rt.mmu.stats.second_level_hits += 1;
             e
         }
-        _ => walk::<G>(env, rt, va, access, mmu)?,
+        _ => match spaces.large(page, mmu, need == WRITE) {
+            Some(large) => {
+                rt.mmu.stats.large_hits += 1;
+                part_of(large, page, mmu, spaces.current().asid)
+            }
+            None => walk::<G>(env, rt, va, access, mmu)?,
+        },
     };
+    if e.has(LARGE) {
+        enter_large::<G>(env, rt, page, mmu, &e);
+    }
     let (watch_read, watch_write) = rt.mmu.watches.of_page(page);
     if !e.host.is_null() {
         let fill = Fill {
@@ -80,6 +89,34 @@ pub(super) fn resolve<G: Guest>(
     })
 }
 
+/// The entry of a page that a large entry says all about.
+fn part_of(large: &TlbEntry, page: u64, mmu: u8, asid: u64) -> Entry {
+    let phys = page_of(large.phys) + (page - large_of(page));
+    let mut flags = large.phys & GLOBAL;
+    if large.read == large_of(page) {
+        flags |= READ;
+    }
+    if large.write == large_of(page) {
+        flags |= WRITE | HOST_WRITABLE;
+    }
+    Entry::new(page, mmu, asid, phys, flags, page.wrapping_add(large.addend) as *mut u8)
+}
+
+/// Enters the large stretch that a page is part of.
+fn enter_large<G: Guest>(env: &mut G::Env, rt: &mut Runtime, page: u64, mmu: u8, e: &Entry) {
+    if rt.mmu.watches.any() {
+        return;
+    }
+    let phys = large_of(e.phys());
+    let fill = LargeFill {
+        read: e.has(READ),
+        write: e.has(WRITE | HOST_WRITABLE) && !rt.blocks.has_code_in(phys),
+        host: e.host.wrapping_sub((page - large_of(page)) as usize),
+        phys: phys | if e.has(GLOBAL) { GLOBAL } else { 0 },
+    };
+    rt.mmu.spaces.fill_large(G::header(env), large_of(page), mmu, fill);
+}
+
 fn walk<G: Guest>(
     env: &mut G::Env,
     rt: &mut Runtime,
@@ -94,12 +131,16 @@ fn walk<G: Guest>(
     let page = page_of(va);
     tracing::trace!(target: "mmu", "{access:?} {va:#x} mode {mmu} -> {:#x}", mapping.phys);
     let ram = rt.mmu.memory.ram_page(page_of(mapping.phys));
+    let stretch = large_of(mapping.phys);
+    let in_large = u32::from(mapping.alike_bits) >= LARGE_BITS
+        && rt.mmu.memory.ram_range(stretch, 1 << LARGE_BITS).is_some();
     let mut flags = 0;
     for (condition, flag) in [
         (mapping.read || access == Access::Read, READ),
         (mapping.write || access == Access::Write, WRITE),
         (mapping.global, GLOBAL),
         (ram.is_some_and(|r| r.writable), HOST_WRITABLE),
+        (in_large, LARGE),
     ] {
         if condition {
             flags |= flag;

@@ -70,8 +70,7 @@ pub fn switch_space<G: Guest>(env: &mut G::Env) {
         rt.jump_cache.clear();
     }
     rt.mmu.stats.switches += 1;
-    let blocks = &rt.blocks;
-    if !rt.mmu.spaces.switch(G::header(env), key, |page| blocks.code_lines(page)) {
+    if !rt.mmu.spaces.switch(G::header(env), key, &rt.blocks) {
         rt.mmu.stats.cold_switches += 1;
     }
     retag::<G>(env, rt);

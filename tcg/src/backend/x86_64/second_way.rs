@@ -1,5 +1,8 @@
-//! Routines that look at the second way of a software TLB's table, for accesses that missed the first: one for each MMU
+//! Routines that look at the rest of a software TLB's table, for accesses that missed the first way: one for each MMU
 //! mode, direction and size, at a fixed distance from each other.
+//!
+//! They look at the second way; then at the first, because what missed may have been the test of a whole access group that does
+//! not fit its page, and a page that is in the first way need not be in the second; then at the large entries.
 //!
 //! Called with RAX = guest-virtual address; RCX is scratch, nothing else changes. On return the host's flags say "equal" if
 //! the access may be done directly; then RAX is the entry's addend.
@@ -13,7 +16,7 @@
 //! add  rcx, [env.tlb[mmu]]
 //! lea  rdx, [rax + n - 1]     and  rdx, -4096
 //! cmp  rdx, [rcx + SECOND_WAY + tag]
-//! jne  miss
+//! jne  first
 //! ; a store only:
 //! mov  rdx, [rcx + SECOND_WAY + lines]
 //! mov  rdx, [rdx]
@@ -32,9 +35,30 @@
 //! displaced:
 //! mov  rdx, [env.runtime]
 //! dec  dword [rdx + second_way_left]
-//! jns  hit
+//! jns  hit                                              ; a load falls through to it
 //! miss: pop rdx; test rsp, rsp; ret
+//! first:
+//! mov  ecx, eax               shr  ecx, 7              ; RDX: the page of the last byte, as above
+//! and  ecx, INDEX_MASK        add  rcx, [env.tlb[mmu]]
+//! cmp  rdx, [rcx + tag]       je   first_hit
+//! mov  rcx, rax               shr  rcx, 21
+//! and  ecx, LARGE_ENTRIES - 1 shl  ecx, 5
+//! add  rcx, [env.tlb[mmu]]
+//! and  rdx, -1 << 21
+//! cmp  rdx, [rcx + LARGE + tag]
+//! jne  miss
+//! mov  rdx, [env.runtime]
+//! dec  dword [rdx + large_left]
+//! js   miss
+//! mov  rax, [rcx + LARGE + addend]
+//! pop  rdx
+//! cmp  eax, eax
+//! ret
+//! first_hit:                                           ; likewise, with the first way's addend
 //! ```
+//!
+//! An access that crosses pages within a large one hits there. One that crosses large ones does not: its index is that of the
+//! first byte's, its tag that of the last one's, which belongs at another index.
 //!
 //! A page that another one displaced from the first way goes back there by way of the slow path, once in so many hits
 //! (`second_way_left`). Where code keeps it from there, that would be of no use, so such stores do not count.
@@ -46,10 +70,12 @@ use super::encode::{Alu, Asm, Mem, Shift, r};
 use super::thunks::{pop, push};
 use crate::env::{Header, Runtime};
 use crate::ir::{Cond, Width};
-use crate::softmmu::{MMU_MODES, SECOND_WAY, SecondWayEntry, TLB_ENTRIES};
+use crate::softmmu::{
+    LARGE, LARGE_BITS, LARGE_ENTRIES, MMU_MODES, SECOND_WAY, SecondWayEntry, TLB_ENTRIES, TlbEntry,
+};
 
 /// Bytes from one routine to the next.
-const STRIDE: usize = 160;
+const STRIDE: usize = 288;
 /// Sizes: 1, 2, 4, … 32 bytes.
 const SIZES: usize = 6;
 
@@ -88,6 +114,8 @@ pub fn emit(asm: &mut Asm) {
 
 fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     const ENTRY_BITS: u8 = size_of::<SecondWayEntry>().trailing_zeros() as u8;
+    const FIRST_BITS: u8 = size_of::<TlbEntry>().trailing_zeros() as u8;
+    let table = env_mem((offset_of!(Header, tlb) + 8 * mmu) as u32);
     let field = |offset: usize| Mem::Base(r::RCX, (SECOND_WAY + offset) as i32);
     let (read_tag, write_tag) = (offset_of!(SecondWayEntry, read), offset_of!(SecondWayEntry, write));
     push(asm, r::RDX);
@@ -99,11 +127,12 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     asm.alu_rr(Alu::Xor, Width::W32, r::RCX, r::RDX);
     asm.alu_ri(Alu::And, Width::W32, r::RCX, TLB_ENTRIES as i32 - 1);
     asm.shift_ri(Shift::Shl, Width::W32, r::RCX, ENTRY_BITS);
-    asm.alu_rm(Alu::Add, Width::W64, r::RCX, env_mem((offset_of!(Header, tlb) + 8 * mmu) as u32));
+    asm.alu_rm(Alu::Add, Width::W64, r::RCX, table);
     asm.lea(Width::W64, r::RDX, r::RAX, None, bytes - 1);
     asm.alu_ri(Alu::And, Width::W64, r::RDX, -4096);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RDX, field(if write { write_tag } else { read_tag }));
-    let mut misses = vec![asm.jcc(Cond::NE)];
+    let first = asm.jcc(Cond::NE);
+    let mut misses = vec![];
     let mut displaced = None;
     let mut hit = None;
     if write {
@@ -120,26 +149,48 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
             misses.push(jump_if_bit(asm, r::RDX, r::RAX));
         }
         hit = Some(asm.len());
-        emit_hit(asm);
+        emit_hit(asm, SECOND_WAY + offset_of!(SecondWayEntry, addend));
     }
     if let Some(jump) = displaced {
         let here = asm.len();
         asm.patch_rel32(jump, here);
     }
-    asm.load(Width::W64, r::RDX, runtime_mem());
-    // dec dword
-    asm.buf.push(0xff);
-    asm.modrm_mem(1, Mem::Base(r::RDX, offset_of!(Runtime, second_way_left) as i32));
+    count_down(asm, offset_of!(Runtime, second_way_left));
     match hit {
         Some(hit) => {
             let jump = asm.jcc(Cond::NS);
             asm.patch_rel32(jump, hit);
+            misses.push(asm.jmp());
         }
         None => {
             misses.push(asm.jcc(Cond::S));
-            emit_hit(asm);
+            emit_hit(asm, SECOND_WAY + offset_of!(SecondWayEntry, addend));
         }
     }
+    let here = asm.len();
+    asm.patch_rel32(first, here);
+    let addend = offset_of!(TlbEntry, addend);
+    let tag = if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) };
+    asm.mov_rr(r::RCX, r::RAX);
+    asm.shift_ri(Shift::Shr, Width::W32, r::RCX, 12 - FIRST_BITS);
+    asm.alu_ri(Alu::And, Width::W32, r::RCX, ((TLB_ENTRIES - 1) << FIRST_BITS) as i32);
+    asm.alu_rm(Alu::Add, Width::W64, r::RCX, table);
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RDX, Mem::Base(r::RCX, tag as i32));
+    let first_hit = asm.jcc(Cond::E);
+    asm.mov_rr(r::RCX, r::RAX);
+    asm.shift_ri(Shift::Shr, Width::W64, r::RCX, LARGE_BITS as u8);
+    asm.alu_ri(Alu::And, Width::W32, r::RCX, LARGE_ENTRIES as i32 - 1);
+    asm.shift_ri(Shift::Shl, Width::W32, r::RCX, FIRST_BITS);
+    asm.alu_rm(Alu::Add, Width::W64, r::RCX, table);
+    asm.alu_ri(Alu::And, Width::W64, r::RDX, -1 << LARGE_BITS);
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RDX, Mem::Base(r::RCX, (LARGE + tag) as i32));
+    misses.push(asm.jcc(Cond::NE));
+    count_down(asm, offset_of!(Runtime, large_left));
+    misses.push(asm.jcc(Cond::S));
+    emit_hit(asm, LARGE + addend);
+    let here = asm.len();
+    asm.patch_rel32(first_hit, here);
+    emit_hit(asm, addend);
     let miss = asm.len();
     for jump in misses {
         asm.patch_rel32(jump, miss);
@@ -149,9 +200,16 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     asm.buf.push(0xc3);
 }
 
-/// RCX is the entry's address less [`SECOND_WAY`]: returns a hit.
-fn emit_hit(asm: &mut Asm) {
-    let addend = SECOND_WAY + offset_of!(SecondWayEntry, addend);
+/// Counts down a field of the runtime, which RDX then points to.
+fn count_down(asm: &mut Asm, field: usize) {
+    asm.load(Width::W64, r::RDX, runtime_mem());
+    // dec dword
+    asm.buf.push(0xff);
+    asm.modrm_mem(1, Mem::Base(r::RDX, field as i32));
+}
+
+/// Returns a hit: the addend is at this distance from RCX.
+fn emit_hit(asm: &mut Asm, addend: usize) {
     asm.load(Width::W64, r::RAX, Mem::Base(r::RCX, addend as i32));
     pop(asm, r::RDX);
     asm.alu_rr(Alu::Cmp, Width::W32, r::RAX, r::RAX);
