@@ -42,13 +42,8 @@ pub(super) fn direct<G: Guest>(env: &mut G::Env, va: u64, mmu: u8, write: bool) 
     (tag == page_of(va)).then_some(va.wrapping_add(e.addend) as *mut u8)
 }
 
-/// Translates `va` for a read or write, and fills the first level.
-pub(super) fn resolve<G: Guest>(
-    env: &mut G::Env,
-    va: u64,
-    access: Access,
-    mmu: u8,
-) -> Result<Place, Exception> {
+/// Translates `va` for a read or write, and fills the first level. Also whether that lets the access be done directly.
+fn enter<G: Guest>(env: &mut G::Env, va: u64, access: Access, mmu: u8) -> Result<(Entry, bool), Exception> {
     // SAFETY: the environment is bound, and callers of this crate's functions hold no reference to the runtime.
     let rt = unsafe { runtime::<G>(env) };
     let page = page_of(va);
@@ -71,22 +66,48 @@ pub(super) fn resolve<G: Guest>(
         enter_large::<G>(env, rt, page, mmu, &e);
     }
     let (watch_read, watch_write) = rt.mmu.watches.of_page(page);
-    if !e.host.is_null() {
-        let fill = Fill {
-            read: e.has(READ) && !watch_read,
-            write: e.has(WRITE | HOST_WRITABLE) && !watch_write,
-            host: e.host,
-            phys: e.phys() | if e.has(GLOBAL) { GLOBAL } else { 0 },
-            code: rt.blocks.code_lines(e.phys()),
-        };
-        rt.mmu.spaces.fill(G::header(env), page, mmu, fill);
+    if e.host.is_null() {
+        return Ok((e, false));
     }
+    let fill = Fill {
+        read: e.has(READ) && !watch_read,
+        write: e.has(WRITE | HOST_WRITABLE) && !watch_write,
+        host: e.host,
+        phys: e.phys() | if e.has(GLOBAL) { GLOBAL } else { 0 },
+        code: rt.blocks.code_lines(e.phys()),
+    };
+    rt.mmu.spaces.fill(G::header(env), page, mmu, fill);
+    let direct = if access == Access::Read { fill.read } else { fill.write && fill.code.is_none() };
+    Ok((e, direct))
+}
+
+/// Translates `va` for a read or write, and fills the first level.
+pub(super) fn resolve<G: Guest>(
+    env: &mut G::Env,
+    va: u64,
+    access: Access,
+    mmu: u8,
+) -> Result<Place, Exception> {
+    let (e, _) = enter::<G>(env, va, access, mmu)?;
     let offset = va & PAGE_MASK;
     Ok(Place {
         phys: e.phys() | offset,
         host: if e.host.is_null() { e.host } else { e.host.wrapping_add(offset as usize) },
         writable: e.has(HOST_WRITABLE),
     })
+}
+
+/// Fills the first level for an access of generated code that is about to be done: the distance from its address to the
+/// host's, if it may be done directly. Otherwise, and if it raises an exception or crosses pages, its slow path finds out
+/// again.
+pub(crate) fn refill<G: Guest>(env: &mut G::Env, va: u64, bytes: u8, write: bool, mmu: u8) -> Option<u64> {
+    let page = page_of(va);
+    if page_of(va.wrapping_add(u64::from(bytes) - 1)) != page {
+        return None;
+    }
+    let access = if write { Access::Write } else { Access::Read };
+    let (e, direct) = enter::<G>(env, va, access, mmu).ok()?;
+    direct.then(|| (e.host as u64).wrapping_sub(page))
 }
 
 /// The entry of a page that a large entry says all about.

@@ -58,7 +58,7 @@ pub use flush::{flush_all, flush_page, flush_space, name_mode, switch_space};
 pub(crate) use access::{Operand, Writer, atomic_rmw, compare_exchange_as, retry_if_running, store_as};
 pub use access::{compare_exchange, host_bytes, load, load_bytes, probe, raise, store, store_bytes};
 pub(crate) use fetch::{FetchTlb, Fetched, fetch_page, jump_tag};
-pub(crate) use fill::runtime;
+pub(crate) use fill::{refill, runtime};
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
 #[cfg(test)]

@@ -18,7 +18,7 @@
 //!
 //! ```text
 //! slow: mov  rax, addr
-//!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend
+//!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend; may enter the page in the TLB
 //!       je   hit
 //!       mov  eax, point
 //!       mov  ecx, block
@@ -28,13 +28,14 @@
 //!
 //! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
+use super::TLB;
 use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::Member;
+use super::second_way::{self, OnMiss};
 use super::thunks::group_addend;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
-use super::{TLB, second_way};
-use crate::backend::{AccessKind, DISCARD, Loc, SlowAccess};
+use crate::backend::{AccessKind, DISCARD, Loc, Refill, SlowAccess};
 use crate::env::Header;
 use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 use crate::opt::OptFlags;
@@ -49,7 +50,10 @@ struct Miss {
     /// The slot that says to followers that they have to look for themselves.
     leads: Option<u8>,
     addr: u8,
-    second_way: u64,
+    /// What is to be looked for in the rest of the TLB.
+    of: Refill,
+    /// Whether the page may be entered in the TLB before anything else is known: not if the access may turn out not to be one.
+    refill: bool,
 }
 
 /// Bytes of a vector.
@@ -66,7 +70,6 @@ impl Emitter<'_> {
     /// Emits the hit test; afterwards RAX is the host address minus `addr`.
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         self.count_access();
-        let second_way = second_way::routine(self.thunks.second_way, mem.mmu, write, bytes);
         let member = self.b.groups.member(self.at);
         let (jcc, leads) = match member {
             Member::Follower { slot } => {
@@ -83,7 +86,14 @@ impl Emitter<'_> {
             Member::Alone => (self.test_entry(addr, 0, bytes as i32, mem.mmu, write), None),
         };
         self.clobber_flags();
-        Miss { jcc, hit: self.here(), leads, addr, second_way }
+        Miss {
+            jcc,
+            hit: self.here(),
+            leads,
+            addr,
+            of: Refill { mmu: mem.mmu, write, bytes: bytes as u8 },
+            refill: true,
+        }
     }
 
     /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has;
@@ -130,13 +140,20 @@ impl Emitter<'_> {
         if let Some(slot) = miss.leads {
             self.asm().store_imm(Width::W64, group_addend(slot), 0);
         }
+        let uses_vec = self.b.live.has_vec;
         if self.opt.contains(OptFlags::SECOND_WAY) {
+            let on_miss = match (miss.refill, uses_vec) {
+                (true, false) => OnMiss::Refill,
+                (true, true) if !self.upper => OnMiss::RefillVec,
+                _ => OnMiss::Return,
+            };
+            let Refill { mmu, write, bytes } = miss.of;
+            let routine = second_way::routine(self.thunks.second_way, on_miss, mmu, write, bytes.into());
             self.asm().mov_rr(r::RAX, miss.addr);
-            self.call_thunk(miss.second_way);
+            self.call_thunk(routine);
             let hit = self.asm().jcc(Cond::E);
             self.fix(hit, miss.hit);
         }
-        let uses_vec = self.b.live.has_vec;
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
         let (p, tb) = (point.to_le_bytes(), self.tb.to_le_bytes());
         #[rustfmt::skip]
@@ -251,7 +268,7 @@ impl Emitter<'_> {
         let miss = self.tlb(ra, vec_bytes(len), mem, mem.for_write);
         self.upper |= len == VecLen::V256;
         emit_masked_load(&mut self.asm().buf, width, len, dst, rm, VecMem::indexed(ra, r::RAX));
-        self.slow(miss, point);
+        self.slow(Miss { refill: false, ..miss }, point);
     }
 
     /// [`Inst::StoreMasked`](crate::ir::Inst::StoreMasked), as [`Emitter::load_masked`].
@@ -270,7 +287,7 @@ impl Emitter<'_> {
         let point = self.access(kind, ra, mem);
         let miss = self.tlb(ra, vec_bytes(len), mem, true);
         emit_masked_store(&mut self.asm().buf, width, len, rv, rm, VecMem::indexed(ra, r::RAX));
-        self.slow(miss, point);
+        self.slow(Miss { refill: false, ..miss }, point);
     }
 
     /// [`Inst::AtomicRmw`](crate::ir::Inst::AtomicRmw).

@@ -1,11 +1,14 @@
-//! Routines that look at the rest of a software TLB's table, for accesses that missed the first way: one for each MMU
-//! mode, direction and size, at a fixed distance from each other.
+//! Routines that look at the rest of a software TLB's table, for accesses that missed the first way: one for each way to go on
+//! when there is nothing to find ([`OnMiss`]), MMU mode, direction and size, at a fixed distance from each other.
 //!
 //! They look at the second way; then at the first, because what missed may have been the test of a whole access group that does
-//! not fit its page, and a page that is in the first way need not be in the second; then at the large entries.
+//! not fit its page, and a page that is in the first way need not be in the second; then at the large entries. At last most
+//! call a function of the runtime ([`RuntimeFns::refill`](crate::backend::RuntimeFns::refill)) that enters the page: it needs to
+//! know no more than the address, so nothing but what a call destroys is saved, and no side table is looked at. What is left
+//! after that needs the access's slow path: faults, devices, watched pages, stores to code, accesses across pages.
 //!
 //! Called with RAX = guest-virtual address; RCX is scratch, nothing else changes. On return the host's flags say "equal" if
-//! the access may be done directly; then RAX is the entry's addend.
+//! the access may be done directly; then RAX is the entry's addend, else unspecified.
 //!
 //! ```text
 //! push rdx
@@ -57,6 +60,8 @@
 //! first_hit:                                           ; likewise, with the first way's addend
 //! ```
 //!
+//! Where there is a refill, `miss` is `pop rdx; mov ecx, how; jmp refill`, but for stores to lines with code.
+//!
 //! An access that crosses pages within a large one hits there. One that crosses large ones does not: its index is that of the
 //! first byte's, its tag that of the last one's, which belongs at another index.
 //!
@@ -65,57 +70,131 @@
 
 use std::mem::offset_of;
 
+use super::control::emit_load_tlb;
 use super::emitter::{env_mem, runtime_mem};
 use super::encode::{Alu, Asm, Mem, Shift, r};
-use super::thunks::{pop, push};
+use super::thunks::{call, pop, push};
+use super::vec::{VecMem, emit_vec_load, emit_vec_store};
+use super::{CALLER_SAVED, ENV_BIAS, VEC_ALLOC};
+use crate::backend::Refill;
 use crate::env::{Header, Runtime};
-use crate::ir::{Cond, Width};
+use crate::ir::{Cond, VecSize, Width};
 use crate::softmmu::{
     LARGE, LARGE_BITS, LARGE_ENTRIES, MMU_MODES, SECOND_WAY, SecondWayEntry, TLB_ENTRIES, TlbEntry,
 };
 
 /// Bytes from one routine to the next.
-const STRIDE: usize = 288;
+const STRIDE: usize = 304;
 /// Sizes: 1, 2, 4, … 32 bytes.
 const SIZES: usize = 6;
 
+/// Routines of one [`OnMiss`].
+const ROUTINES: usize = MMU_MODES * 2 * SIZES;
+
+/// What a routine does when the page is not in the TLB.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnMiss {
+    /// It says so.
+    Return,
+    /// It calls the runtime. No vector register is in use.
+    Refill,
+    /// It calls the runtime. Vector registers are in use, but the upper halves of all are zero.
+    RefillVec,
+}
+
+impl OnMiss {
+    const ALL: [OnMiss; 3] = [OnMiss::Return, OnMiss::Refill, OnMiss::RefillVec];
+}
+
 /// Address of the routine for accesses of `bytes` bytes (a power of two), the first being at `base`.
-pub fn routine(base: u64, mmu: u8, write: bool, bytes: u32) -> u64 {
+pub fn routine(base: u64, on_miss: OnMiss, mmu: u8, write: bool, bytes: u32) -> u64 {
     let size = bytes.trailing_zeros() as usize;
     debug_assert!(bytes.is_power_of_two() && size < SIZES);
     let n = (mmu as usize % MMU_MODES * 2 + write as usize) * SIZES + size;
-    base + (n * STRIDE) as u64
+    base + ((on_miss as usize * ROUTINES + n) * STRIDE) as u64
+}
+
+/// All routines, in the order in which they lie.
+fn all() -> impl Iterator<Item = (OnMiss, Refill)> {
+    OnMiss::ALL.into_iter().flat_map(|on_miss| {
+        (0..ROUTINES).map(move |n| {
+            let (mmu, write, bytes) = ((n / SIZES / 2) as u8, (n / SIZES) & 1 != 0, 1 << (n % SIZES));
+            (on_miss, Refill { mmu, write, bytes })
+        })
+    })
 }
 
 /// The name of the routine at an address, the first being at `base`.
 pub fn name_of(base: u64, address: u64) -> Option<String> {
-    let mut all = (0..MMU_MODES as u8).flat_map(|mmu| {
-        [false, true]
-            .into_iter()
-            .flat_map(move |write| (0..SIZES).map(move |size| (mmu, write, 1u32 << size)))
+    let (on_miss, Refill { mmu, write, bytes }) =
+        all().find(|(on_miss, of)| routine(base, *on_miss, of.mmu, of.write, of.bytes.into()) == address)?;
+    let then = match on_miss {
+        OnMiss::Return => "",
+        OnMiss::Refill => "_refill",
+        OnMiss::RefillVec => "_refill_vec",
+    };
+    Some(format!("second_way_{}{bytes}_mmu{mmu}{then}", if write { "store" } else { "load" }))
+}
+
+/// Appends all routines; `refill` is [`RuntimeFns::refill`](crate::backend::RuntimeFns::refill). Returns the offset of the first.
+pub fn emit(asm: &mut Asm, refill: usize) -> usize {
+    let refill_at = [false, true].map(|vec| {
+        let at = asm.len();
+        emit_refill(asm, refill, vec);
+        at
     });
-    let (mmu, write, bytes) = all.find(|&(mmu, write, bytes)| routine(base, mmu, write, bytes) == address)?;
-    Some(format!("second_way_{}{bytes}_mmu{mmu}", if write { "store" } else { "load" }))
-}
-
-/// Appends all routines.
-pub fn emit(asm: &mut Asm) {
-    for mmu in 0..MMU_MODES {
-        for write in [false, true] {
-            for size in 0..SIZES {
-                let end = asm.len() + STRIDE;
-                one(asm, mmu, write, 1 << size);
-                assert!(asm.len() <= end, "a routine fits its place");
-                asm.buf.resize(end, 0xcc);
-            }
-        }
+    asm.buf.resize(asm.len().next_multiple_of(16), 0xcc);
+    let first = asm.len();
+    for (on_miss, of) in all() {
+        let end = asm.len() + STRIDE;
+        let refill = match on_miss {
+            OnMiss::Return => None,
+            OnMiss::Refill => Some(refill_at[0]),
+            OnMiss::RefillVec => Some(refill_at[1]),
+        };
+        one(asm, of, refill);
+        assert!(asm.len() <= end, "a routine fits its place");
+        asm.buf.resize(end, 0xcc);
     }
+    first
 }
 
-fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
+/// Jumped to from a routine, with the address in RAX and how it is accessed in RCX: calls the runtime, and returns for the routine.
+fn emit_refill(asm: &mut Asm, refill: usize, vec: bool) {
+    const SLOT: i32 = 16;
+    let saved = CALLER_SAVED;
+    let vectors = if vec { VEC_ALLOC } else { 0..0 };
+    // With the return address of the routine, this keeps the stack aligned.
+    let frame = SLOT * i32::from(vectors.end) + if saved.len().is_multiple_of(2) { 8 } else { 0 };
+    for reg in saved {
+        push(asm, reg);
+    }
+    asm.lea(Width::W64, r::RSP, r::RSP, None, -frame);
+    for reg in vectors.clone() {
+        emit_vec_store(&mut asm.buf, VecSize::B16, reg, VecMem::base(r::RSP, SLOT * i32::from(reg)));
+    }
+    asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
+    asm.mov_rr(r::RSI, r::RAX);
+    asm.mov_rr(r::RDX, r::RCX);
+    call(asm, refill);
+    for reg in vectors {
+        emit_vec_load(&mut asm.buf, VecSize::B16, reg, VecMem::base(r::RSP, SLOT * i32::from(reg)));
+    }
+    asm.lea(Width::W64, r::RSP, r::RSP, None, frame);
+    for reg in saved.into_iter().rev() {
+        pop(asm, reg);
+    }
+    emit_load_tlb(asm);
+    // "Equal" unless it is REFILL_NONE: test al, 1
+    asm.buf.extend_from_slice(&[0xa8, 1, 0xc3]);
+}
+
+fn one(asm: &mut Asm, of: Refill, refill: Option<usize>) {
+    let Refill { mmu, write, bytes } = of;
+    let bytes = i32::from(bytes);
     const ENTRY_BITS: u8 = size_of::<SecondWayEntry>().trailing_zeros() as u8;
     const FIRST_BITS: u8 = size_of::<TlbEntry>().trailing_zeros() as u8;
-    let table = env_mem((offset_of!(Header, tlb) + 8 * mmu) as u32);
+    let table = env_mem((offset_of!(Header, tlb) + 8 * mmu as usize) as u32);
     let field = |offset: usize| Mem::Base(r::RCX, (SECOND_WAY + offset) as i32);
     let (read_tag, write_tag) = (offset_of!(SecondWayEntry, read), offset_of!(SecondWayEntry, write));
     push(asm, r::RDX);
@@ -132,7 +211,7 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     asm.alu_ri(Alu::And, Width::W64, r::RDX, -4096);
     asm.alu_rm(Alu::Cmp, Width::W64, r::RDX, field(if write { write_tag } else { read_tag }));
     let first = asm.jcc(Cond::NE);
-    let mut misses = vec![];
+    let (mut misses, mut in_code) = (vec![], vec![]);
     let mut displaced = None;
     let mut hit = None;
     if write {
@@ -141,12 +220,12 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
         asm.test_rr(Width::W64, r::RDX, r::RDX);
         displaced = Some(asm.jcc(Cond::E));
         asm.shift_ri(Shift::Ror, Width::W64, r::RAX, 6);
-        misses.push(jump_if_bit(asm, r::RDX, r::RAX));
+        in_code.push(jump_if_bit(asm, r::RDX, r::RAX));
         if bytes > 1 {
             asm.shift_ri(Shift::Rol, Width::W64, r::RAX, 6);
             asm.alu_ri(Alu::Add, Width::W64, r::RAX, bytes - 1);
             asm.shift_ri(Shift::Shr, Width::W64, r::RAX, 6);
-            misses.push(jump_if_bit(asm, r::RDX, r::RAX));
+            in_code.push(jump_if_bit(asm, r::RDX, r::RAX));
         }
         hit = Some(asm.len());
         emit_hit(asm, SECOND_WAY + offset_of!(SecondWayEntry, addend));
@@ -192,12 +271,24 @@ fn one(asm: &mut Asm, mmu: usize, write: bool, bytes: i32) {
     asm.patch_rel32(first_hit, here);
     emit_hit(asm, addend);
     let miss = asm.len();
-    for jump in misses {
-        asm.patch_rel32(jump, miss);
+    match refill {
+        Some(refill) => {
+            pop(asm, r::RDX);
+            asm.mov_ri(r::RCX, of.encode().into());
+            let out = asm.jmp();
+            asm.patch_rel32(out, refill);
+        }
+        None => in_code.append(&mut misses),
     }
+    let returns = asm.len();
     pop(asm, r::RDX);
     asm.test_rr(Width::W64, r::RSP, r::RSP);
     asm.buf.push(0xc3);
+    for (jumps, to) in [(misses, miss), (in_code, returns)] {
+        for jump in jumps {
+            asm.patch_rel32(jump, to);
+        }
+    }
 }
 
 /// Counts down a field of the runtime, which RDX then points to.
