@@ -8,6 +8,7 @@ pub mod debug;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod meter;
+mod sampler;
 pub mod statistics;
 pub mod tcg;
 

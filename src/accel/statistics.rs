@@ -56,6 +56,13 @@ pub fn text(s: &Stats, times: &Times) -> String {
             rate(s.guest_insns)
         ),
     );
+    line(
+        "traces",
+        format!(
+            "{} of {} guest instructions; {} instructions run alone to record them",
+            s.traces, s.trace_insns, s.recorded
+        ),
+    );
     let mut code = format!(
         "{} bytes for {} of the guest: {:.1} for each",
         s.host_bytes,

@@ -17,6 +17,7 @@ use tessera_hw_core::timers::Timers;
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::exec::{BREAKPOINT, Options, Remote, Vcpu};
 use tessera_tcg::memory::{PAGE_MASK, PhysMemory, RamPage};
+use tessera_tcg::opt::OptFlags;
 use tessera_tcg::softmmu::{self, Watch, WatchOwner};
 use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
@@ -27,6 +28,7 @@ use tessera_x86::system::{self, exit};
 
 use super::debug::{DebugRequest, DebugStop, Listing, Step, Watchpoint};
 use super::meter::{Meter, timed};
+use super::sampler::Sampler;
 use super::statistics::{self, Times};
 use super::{Control, Engine, Stop};
 use crate::cli::{Config, Tcg};
@@ -306,6 +308,8 @@ pub(super) fn watched(env: &mut X86Env, watchpoints: &[Watchpoint]) -> Option<De
 /// The translator as the engine of one vCPU.
 pub struct TcgEngine {
     vcpu: Vcpu<X86, X86_64>,
+    /// Finds what is hot, unless that is not wanted.
+    sampler: Option<Sampler>,
     irq: Arc<dyn CpuIrq>,
     control: Arc<Control>,
     devices: Option<Arc<DeviceTime>>,
@@ -353,6 +357,8 @@ impl TcgEngine {
         options.log_filter =
             config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();
         options.count = count;
+        options.hot = settings.hot.unwrap_or(options.hot);
+        let sampled = options.opt.contains(OptFlags::TRACES) && options.hot > 0;
         let memory = Arc::new(Memory { space: board.address_space.clone(), time: devices.clone() });
         let vcpu = Vcpu::new(env, memory, options).map_err(|error| error.to_string())?;
         board.address_space.set_observer(Arc::new(Observer(vcpu.remote().clone())));
@@ -360,8 +366,11 @@ impl TcgEngine {
         board.a20.on_change(Box::new(move |_| noticed.kick()));
         // Set once, here.
         let _ = remote.set(vcpu.remote().clone());
+        let sampler = sampled.then(|| Sampler::spawn(vcpu.remote().clone())).transpose();
+        let sampler = sampler.map_err(|error| format!("no thread to sample the guest: {error}"))?;
         Ok(TcgEngine {
             vcpu,
+            sampler,
             irq,
             control,
             devices,
@@ -463,7 +472,11 @@ impl Engine for TcgEngine {
         {
             return stop;
         }
-        match self.vcpu.run() {
+        let code = match &self.sampler {
+            Some(sampler) => sampler.during(|| self.vcpu.run()),
+            None => self.vcpu.run(),
+        };
+        match code {
             exit::HALTED => Stop::Halted,
             exit::SHUTDOWN => Stop::TripleFault(self.dump()),
             exit::WATCHED => self.watched().unwrap_or(Stop::Requested),

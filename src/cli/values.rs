@@ -67,6 +67,8 @@ pub struct Tcg {
     pub one_insn: bool,
     /// Which optimisations to do; all by default.
     pub opt: Option<OptFlags>,
+    /// How many samples make a block hot, whose path becomes a trace.
+    pub hot: Option<u8>,
 }
 
 impl Default for Accel {
@@ -228,6 +230,10 @@ pub fn accel(value: &str) -> Result<Accel, UsageError> {
             }
             ("one-insn-per-tb", "on" | "off", Accel::Tcg(tcg)) => tcg.one_insn = setting == "on",
             ("opt", list, Accel::Tcg(tcg)) => tcg.opt = Some(optimisations(value, list, tcg.opt)?),
+            ("hot", samples, Accel::Tcg(tcg)) => match samples.parse() {
+                Ok(samples) => tcg.hot = Some(samples),
+                Err(_) => return bad(OPTION, value, "hot is a number of samples, 0 to 255"),
+            },
             ("split-wx", "off", Accel::Tcg(_)) => {
                 return bad(
                     OPTION,
@@ -461,8 +467,12 @@ mod tests {
         let opt = OptFlags::FORWARD | OptFlags::DEAD_CODE;
         let slow = Accel::Tcg(Tcg { one_insn: true, opt: Some(opt), ..Tcg::default() });
         assert_eq!(accel("tcg,one-insn-per-tb=on,opt=forward:dead-code"), Ok(slow));
+        assert_eq!(accel("tcg,hot=9"), Ok(Accel::Tcg(Tcg { hot: Some(9), ..Tcg::default() })));
         for wrong in [
             "xen",
+            "tcg,hot=256",
+            "tcg,hot=x",
+            "kvm,hot=1",
             "turbo",
             "kvm,tb-size=64",
             "tcg,tb-size=0",

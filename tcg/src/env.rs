@@ -2,21 +2,22 @@
 //!
 //! A guest's environment is a `#[repr(C)]` struct that begins with [`Header`]. Generated code addresses it by fixed
 //! offsets; the first 256 bytes have short encodings on x86-64 hosts, so the header is small and the guest's
-//! hottest globals follow it. Big arrays (jump cache, save area) live in [`Runtime`], pointed to by the header or
-//! placed at the header's end.
+//! hottest globals follow it. Big arrays (jump cache, save area, spill slots) live in the [`Runtime`], which lies just before
+//! the environment ([`Bound`]), so that generated code reaches them by fixed offsets, too. Rust code goes by the
+//! header's pointer.
 //!
 //! Ownership: the vCPU's thread owns the environment; other threads touch only `exit_request`, which is atomic.
 
 use std::alloc::Layout;
 use std::ptr;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::exec::Blocks;
 use crate::guest::Exception;
 use crate::ir::GlobalId;
-use crate::jump_cache::JumpCache;
-use crate::softmmu::{MMU_MODES, MmuState, TlbEntry};
+use crate::jump_cache::{FIRST_MASK, JumpCache};
+use crate::softmmu::{MMU_MODES, MmuState, TlbEntry, Windows};
 
 /// Host integer registers that a save area has room for.
 pub const SAVED_INT_REGS: usize = 32;
@@ -35,8 +36,8 @@ pub const LARGE_HITS: u32 = 16;
 /// Head of every guest environment.
 #[repr(C, align(64))]
 pub struct Header {
-    /// Non-zero asks generated code to return to the execution loop at its next poll. Set from any thread.
-    pub exit_request: AtomicU32,
+    /// Asks generated code to return to the execution loop at its next poll. Set from any thread.
+    pub exit_request: ExitRequest,
     /// Set by a helper that may fault and did (`Effects::faults`); the exception itself is in the runtime.
     pub helper_fault: u32,
     /// TLB of each MMU mode for the current address space.
@@ -56,7 +57,7 @@ impl Header {
     /// A header that belongs to no vCPU yet; [`Context::new`](crate::exec::Context::new) binds it.
     pub const fn new() -> Header {
         Header {
-            exit_request: AtomicU32::new(0),
+            exit_request: ExitRequest::none(),
             helper_fault: 0,
             tlb: [ptr::null_mut(); MMU_MODES],
             jump_tag: JUMP_TAG_NONE,
@@ -75,6 +76,35 @@ impl Default for Header {
 // SAFETY: the pointers lead to data of the vCPU that the environment is bound to (its runtime and TLBs), which moves
 // from thread to thread only together with the environment.
 unsafe impl Send for Header {}
+
+/// Whether generated code is asked to return to the execution loop.
+///
+/// The word is 0 if it is. Otherwise it is the mask of the jump cache's indices: lookups there need it anyway, and with 0 they
+/// all find the entry that is never hit. So indirect jumps notice a request without looking for one.
+#[repr(transparent)]
+pub struct ExitRequest(AtomicU32);
+
+impl ExitRequest {
+    /// Nobody asks.
+    pub const fn none() -> ExitRequest {
+        ExitRequest(AtomicU32::new(FIRST_MASK))
+    }
+
+    /// Asks. What it announces is to be stored before.
+    pub fn set(&self) {
+        self.0.store(0, Ordering::Release);
+    }
+
+    /// Whether somebody asks.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+
+    /// Takes the request; whether there was one. What it announced may be looked at afterwards.
+    pub fn take(&self) -> bool {
+        self.0.swap(FIRST_MASK, Ordering::AcqRel) == 0
+    }
+}
 
 /// A [`Header::jump_tag`] with which no lookup in the jump cache hits: the current combination has no name yet. Its
 /// epoch, 0xfffe (0xff where addresses are wide), is never issued.
@@ -125,6 +155,8 @@ pub struct Runtime {
     pub second_way_left: u32,
     /// Hits of large entries until one is left to the slow path; see [`LARGE_HITS`].
     pub large_left: u32,
+    /// Where generated code may store in pages with code.
+    pub windows: Windows,
     /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.
     pub lookups: u64,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
@@ -135,26 +167,45 @@ pub struct Runtime {
     pub blocks: Blocks,
 }
 
-impl Runtime {
-    /// A runtime with nothing cached.
-    pub fn new(mmu: MmuState, blocks: Blocks) -> Box<Runtime> {
-        // The struct is too large to be built on the stack of a small thread and moved.
-        let layout = Layout::new::<Runtime>();
-        // SAFETY: the layout is that of `Runtime`, which is not zero-sized. Every field is written before the box is
-        // made: the integers by zeroing, the others one by one.
-        let mut runtime = unsafe {
-            let p = std::alloc::alloc_zeroed(layout).cast::<Runtime>();
+/// How far the runtime is before its environment.
+pub const RUNTIME_DISTANCE: usize = size_of::<Runtime>();
+
+/// An environment behind its runtime, so that generated code, which has the environment's address, needs no pointer to
+/// the runtime.
+#[repr(C)]
+pub struct Bound<E> {
+    /// The runtime.
+    pub runtime: Runtime,
+    /// The environment, which begins with a [`Header`].
+    pub env: E,
+}
+
+impl<E> Bound<E> {
+    /// Binds an environment to a runtime with nothing cached.
+    pub fn new(env: Box<E>, mmu: MmuState, blocks: Blocks) -> Box<Bound<E>> {
+        const { assert!(std::mem::offset_of!(Bound<E>, env) == RUNTIME_DISTANCE) };
+        let layout = Layout::new::<Bound<E>>();
+        // SAFETY: the layout is that of `Bound`, which is not zero-sized. Every field is written before the box is made: the
+        // environment by moving it out of its box, which is freed as what it then is, memory without a value; those of the
+        // runtime that are integers by zeroing, the others one by one. Both are too large to be built on the stack of a
+        // small thread.
+        let mut bound = unsafe {
+            let p = std::alloc::alloc_zeroed(layout).cast::<Bound<E>>();
             if p.is_null() {
                 std::alloc::handle_alloc_error(layout);
             }
-            (&raw mut (*p).pinned).write(Vec::new());
-            (&raw mut (*p).exception).write(None);
-            (&raw mut (*p).slow_time).write(Duration::ZERO);
-            (&raw mut (*p).mmu).write(mmu);
-            (&raw mut (*p).blocks).write(blocks);
+            let runtime = &raw mut (*p).runtime;
+            (&raw mut (*runtime).pinned).write(Vec::new());
+            (&raw mut (*runtime).exception).write(None);
+            (&raw mut (*runtime).slow_time).write(Duration::ZERO);
+            (&raw mut (*runtime).mmu).write(mmu);
+            (&raw mut (*runtime).blocks).write(blocks);
+            let env = Box::into_raw(env);
+            ptr::copy_nonoverlapping(env, &raw mut (*p).env, 1);
+            drop(Box::from_raw(env.cast::<std::mem::MaybeUninit<E>>()));
             Box::from_raw(p)
         };
-        runtime.jump_cache.clear();
-        runtime
+        bound.runtime.jump_cache.clear();
+        bound
     }
 }

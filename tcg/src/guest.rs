@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::env::Header;
-use crate::ir::{Builder, GlobalDesc, GlobalId, GlobalSet};
+use crate::ir::{Builder, GlobalDesc, GlobalId, GlobalSet, Width};
 use crate::memory::PhysMemory;
 
 /// An exception raised by a guest instruction or by a memory access, in the guest's own numbering.
@@ -103,7 +103,7 @@ pub struct HelperDesc {
 }
 
 /// How a backend may do without a helper's call, or without most calls. The helper says what is to be done; the shortcut does
-/// the same sooner. Only helpers that touch no globals and cannot fault have one.
+/// the same sooner. Only helpers that touch no globals have one, and of those that may fault only divisions.
 #[derive(Clone, Copy, Debug)]
 pub enum Shortcut {
     /// The helper does nothing; but this function is to be called unless the byte at this offset of the environment has this
@@ -115,6 +115,15 @@ pub enum Shortcut {
         value: u8,
         /// Address of the function, of the type of a helper without arguments.
         func: fn() -> *const (),
+    },
+    /// The helper divides: its arguments are the dividend's high and low half and the divisor, in their low `w` bits (32 or 64),
+    /// of numbers with or without a sign. It returns the quotient in the low `w` bits, rounded towards zero, and faults if
+    /// that does not fit or the divisor is zero. A backend calls it for whatever it does not do itself.
+    Divide {
+        /// Whether they have signs.
+        signed: bool,
+        /// Width of divisor and quotient.
+        w: Width,
     },
     /// Host code for x86-64, for guests whose instructions such a host has itself.
     X86_64(fn(&ShortcutArgs, &mut Vec<u8>)),
@@ -146,21 +155,29 @@ pub trait CodeFetch {
 
 /// Limits of one translation.
 #[derive(Clone, Copy, Debug)]
-pub struct TranslateLimits {
+pub struct TranslateLimits<'a> {
     /// Guest instructions at most.
     pub max_insns: u32,
     /// The block is run once and not chained, because it may overwrite its own code: one instruction, then leave.
     pub single_step: bool,
     /// Whether the block may go on behind conditional branches.
     pub side_exits: bool,
+    /// Whether a block that jumps to its own start may have several rounds, one after the other.
+    pub unroll: bool,
+    /// Addresses of the instructions that the block shall have, in this order, the first being its start: a *trace*. It goes on
+    /// behind each jump that goes this way, leaving by a side exit where the jump goes another. What leads back to its start
+    /// is an exit that is chained and polls. If an instruction cannot be followed by the next one, the block ends there. If the
+    /// list is empty, the block has the instructions that follow each other in memory.
+    pub path: &'a [u64],
 }
 
 /// What a translation produced beside the IR.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translated {
-    /// Bytes of guest code from the start of the block; instructions are contiguous.
+    /// Bytes of guest code from the start of the block, if it is no trace; instructions are contiguous, but may be translated
+    /// more than once.
     pub bytes: u32,
-    /// Guest instructions.
+    /// Guest instructions, each as often as it was translated.
     pub insns: u32,
 }
 
@@ -202,7 +219,7 @@ pub trait Guest: Sized + Send + 'static {
     fn translate(
         env: &Self::Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception>;

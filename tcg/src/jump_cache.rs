@@ -13,15 +13,24 @@
 //! same program at the same addresses. So beside each entry there is its *origin*: what its block was made from. Who finds
 //! that the code at an address still comes from there renews the entry, instead of looking for the block.
 //!
+//! Generated code masks the first index with a word that is 0 while somebody asks it to return
+//! ([`ExitRequest`](crate::env::ExitRequest)), and the routine of the second way looks at that word: so a jump by way of the jump
+//! cache is a poll, too.
+//!
 //! Invariants:
+//! - The entry with index 0 in the first way never hits.
 //! - No entry has the code of a dead block: [`JumpCache::forget`] is called for each block that dies. An entry can only be at
 //!   two places.
 //! - The origin beside an entry whose code is not 0 is that of the block that the code belongs to.
 
 /// Entries of each way; a power of two.
 pub const JUMP_CACHE_ENTRIES: usize = 16384;
-/// What the low half of a program counter is multiplied by for the index in the second way: odd, and positive as a signed
+/// What the low half of a program counter is multiplied by for the index in the first way: odd, and positive as a signed
 /// number.
+pub const FIRST_FACTOR: u32 = 0x61c8_8647;
+/// The bits of the product that are the index, where they are the entry's distance from the start of the first way.
+pub const FIRST_MASK: u32 = ((JUMP_CACHE_ENTRIES - 1) * size_of::<JumpEntry>()) as u32;
+/// The same for the second way.
 pub const SECOND_FACTOR: u32 = 0x5bd1_e995;
 /// How far the low half of the product is shifted right.
 pub const SECOND_SHIFT: u32 = 32 - JUMP_CACHE_ENTRIES.trailing_zeros();
@@ -58,7 +67,7 @@ impl JumpEntry {
     /// Index of the block at `pc` in the first way.
     #[inline]
     pub const fn first_index(pc: u64) -> usize {
-        ((pc ^ pc >> 12) >> 1) as usize % JUMP_CACHE_ENTRIES
+        ((pc as u32).wrapping_mul(FIRST_FACTOR) & FIRST_MASK) as usize / size_of::<JumpEntry>()
     }
 
     /// Index of the block at `pc` in the second way.
@@ -79,6 +88,8 @@ pub(crate) struct JumpOrigin {
     pub phys: u64,
     /// Guest-physical address of the second page, or all ones.
     pub page2: u64,
+    /// Guest-virtual address of the second page, if there is one.
+    pub page2_pc: u64,
 }
 
 /// An entry's place.
@@ -118,18 +129,20 @@ impl JumpCache {
         ways.into_iter().find(|e| e.tag == tag).map(|e| e.code)
     }
 
-    /// An entry under whatever tag, by the address, mode and physical address of its block; its page `page2` is still to be
-    /// checked.
+    /// An entry under whatever tag, by the address, mode and physical address of its block; its second page (physical and
+    /// virtual address) is still to be checked.
     #[inline]
-    pub(crate) fn find(&self, pc: u64, mode: u64, phys: u64) -> Option<(JumpPlace, u64)> {
+    pub(crate) fn find(&self, pc: u64, mode: u64, phys: u64) -> Option<(JumpPlace, u64, u64)> {
         let is = |o: &JumpOrigin| o.pc == pc && o.phys == phys && o.mode == mode;
         let i = JumpEntry::first_index(pc);
         if is(&self.first_origins[i]) && self.first[i].code != 0 {
-            return Some((JumpPlace::First(i), self.first_origins[i].page2));
+            let origin = &self.first_origins[i];
+            return Some((JumpPlace::First(i), origin.page2, origin.page2_pc));
         }
         let i = JumpEntry::second_index(pc);
         if is(&self.second_origins[i]) && self.second[i].code != 0 {
-            return Some((JumpPlace::Second(i), self.second_origins[i].page2));
+            let origin = &self.second_origins[i];
+            return Some((JumpPlace::Second(i), origin.page2, origin.page2_pc));
         }
         None
     }
@@ -157,30 +170,32 @@ impl JumpCache {
         let entry = JumpEntry { tag: origin.pc ^ jump_tag, code };
         let i = JumpEntry::first_index(origin.pc);
         let old = self.first[i];
-        if old.code != 0 {
-            let old_current = old.tag == self.first_origins[i].pc ^ jump_tag;
-            let lost = old_current && self.second_is_taken(self.first_origins[i].pc, jump_tag);
-            if lost && !self.second_is_taken(origin.pc, jump_tag) {
-                let to = JumpEntry::second_index(origin.pc);
-                self.second[to] = entry;
-                self.second_origins[to] = origin;
-                return;
-            }
-            self.displace(i);
+        let old_current = old.code != 0 && old.tag == self.first_origins[i].pc ^ jump_tag;
+        let lost = old_current && self.second_is_taken(self.first_origins[i].pc, jump_tag);
+        if i == 0 || lost && !self.second_is_taken(origin.pc, jump_tag) {
+            let to = JumpEntry::second_index(origin.pc);
+            self.second[to] = entry;
+            self.second_origins[to] = origin;
+            return;
         }
+        self.displace(i);
         self.first[i] = entry;
         self.first_origins[i] = origin;
     }
 
-    /// If the code at `pc` is in the second way, where it takes longer to find, moves it to the first; its address.
+    /// If the code at `pc` is in the second way, where it takes longer to find, moves it to the first, if it may be there; its
+    /// address.
     pub(crate) fn promote(&mut self, pc: u64, jump_tag: u64) -> Option<u64> {
         let from = JumpEntry::second_index(pc);
         let (entry, origin) = (self.second[from], self.second_origins[from]);
         if entry.tag != pc ^ jump_tag {
             return None;
         }
-        self.second[from] = JumpEntry::EMPTY;
         let i = JumpEntry::first_index(pc);
+        if i == 0 {
+            return Some(entry.code);
+        }
+        self.second[from] = JumpEntry::EMPTY;
         self.displace(i);
         self.first[i] = entry;
         self.first_origins[i] = origin;
@@ -232,12 +247,12 @@ pub(crate) mod tests {
     }
 
     fn origin(pc: u64) -> JumpOrigin {
-        JumpOrigin { pc, mode: 3, phys: pc & 0xfff | 0x8000, page2: u64::MAX }
+        JumpOrigin { pc, mode: 3, phys: pc & 0xfff | 0x8000, page2: u64::MAX, page2_pc: 0 }
     }
 
     /// Two addresses that agree in the first index only.
     const A: u64 = 0x40_2051;
-    const B: u64 = A ^ 0x8008;
+    const B: u64 = A ^ 0x4_0000;
 
     #[test]
     fn two_targets_with_one_index_are_both_found() {
@@ -252,7 +267,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_third_target_displaces_one_of_two() {
-        const C: u64 = A ^ 0x1_0010;
+        const C: u64 = A ^ 0x8_0000;
         assert_eq!(JumpEntry::first_index(A), JumpEntry::first_index(C));
         let mut t = table();
         for (pc, code) in [(A, 0x100), (B, 0x200), (C, 0x300)] {
@@ -282,7 +297,7 @@ pub(crate) mod tests {
             let phys = origin(pc).phys;
             assert_eq!(t.find(pc, 4, phys), None, "another mode");
             assert_eq!(t.find(pc, 3, phys + 0x1000), None, "another page");
-            let (place, page2) = t.find(pc, 3, phys).expect("it is there");
+            let (place, page2, _) = t.find(pc, 3, phys).expect("it is there");
             assert_eq!(page2, u64::MAX);
             assert_eq!(t.renew(place, pc, 9 << 48), Some(code));
             assert_eq!(t.get(pc, 9 << 48), Some(code));
@@ -293,12 +308,37 @@ pub(crate) mod tests {
     fn two_spaces_that_take_turns_keep_their_entries() {
         let mut t = table();
         t.insert(origin(A), 7 << 48, 0x100);
-        let (place, _) = t.find(A, 3, origin(A).phys).expect("it is there");
+        let (place, ..) = t.find(A, 3, origin(A).phys).expect("it is there");
         assert_eq!(t.renew(place, A, 8 << 48), Some(0x100));
         assert_eq!((t.get(A, 7 << 48), t.get(A, 8 << 48)), (Some(0x100), Some(0x100)));
         // Another program at the same address.
         t.insert(JumpOrigin { phys: 0x9000, ..origin(A) }, 9 << 48, 0x300);
         assert_eq!((t.get(A, 8 << 48), t.get(A, 9 << 48)), (Some(0x100), Some(0x300)));
+    }
+
+    #[test]
+    fn no_target_is_where_lookups_look_that_are_to_miss() {
+        let pc = (1..).find(|pc| JumpEntry::first_index(*pc) == 0).expect("every index has addresses");
+        let mut t = table();
+        t.insert(origin(pc), 7 << 48, 0x100);
+        assert_eq!((t.first[0], t.get(pc, 7 << 48)), (JumpEntry::EMPTY, Some(0x100)));
+        assert_eq!(t.promote(pc, 7 << 48), Some(0x100));
+        assert_eq!((t.first[0], t.get(pc, 7 << 48)), (JumpEntry::EMPTY, Some(0x100)));
+        let (place, ..) = t.find(pc, 3, origin(pc).phys).expect("it is there");
+        assert_eq!(t.renew(place, pc, 8 << 48), Some(0x100));
+        assert_eq!((t.first[0], t.get(pc, 8 << 48)), (JumpEntry::EMPTY, Some(0x100)));
+    }
+
+    #[test]
+    fn neighbours_in_code_have_places_of_their_own() {
+        // Functions at every sixteenth byte, and what follows calls of five bytes.
+        for step in [16, 5] {
+            let mut taken = vec![false; JUMP_CACHE_ENTRIES];
+            let free = (0..JUMP_CACHE_ENTRIES as u64 / 4).filter(|n| {
+                !std::mem::replace(&mut taken[JumpEntry::first_index(0x40_1000 + n * step)], true)
+            });
+            assert!(free.count() >= JUMP_CACHE_ENTRIES / 5, "step {step}");
+        }
     }
 
     #[test]
@@ -311,7 +351,7 @@ pub(crate) mod tests {
         assert_eq!(t.get(B, 7 << 48), Some(0x200));
         t.forget(B, 0x300);
         assert_eq!(t.get(B, 7 << 48), Some(0x200), "other code");
-        let (place, _) = t.find(B, 3, origin(B).phys).expect("it is there");
+        let (place, ..) = t.find(B, 3, origin(B).phys).expect("it is there");
         t.forget(B, 0x200);
         assert_eq!((t.get(B, 7 << 48), t.find(B, 3, origin(B).phys)), (None, None));
         assert_eq!(t.renew(place, B, 9 << 48), None);

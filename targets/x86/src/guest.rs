@@ -17,15 +17,15 @@ use tessera_tcg::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
 
 use crate::helpers::{self, exception};
 use crate::state::{self, X86Env, mmu_mode, mode};
-use crate::translate::{Translator, dispatch, vector, x87};
+use crate::translate::{Translator, dispatch, trace, vector, x87};
 
 /// The x86-64 guest.
 pub struct X86;
 
 /// Longest instruction (SDM volume 2, section 2.3.11).
-const MAX_INSN: usize = 15;
+pub(crate) const MAX_INSN: usize = 15;
 
-fn bitness(mode: u64) -> u32 {
+pub(crate) fn bitness(mode: u64) -> u32 {
     if mode & mode::CODE64 != 0 {
         64
     } else if mode & mode::CODE32 != 0 {
@@ -35,18 +35,18 @@ fn bitness(mode: u64) -> u32 {
     }
 }
 
-fn code_base(mode: u64) -> u64 {
+pub(crate) fn code_base(mode: u64) -> u64 {
     if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT }
 }
 
 /// Whether the instruction's last byte is beyond the limit of CS, if that is the usual one; other limits are checked when the
 /// instruction runs, as blocks do not depend on them.
-fn beyond_limit(mode: u64, ip: u64, len: usize) -> bool {
+pub(crate) fn beyond_limit(mode: u64, ip: u64, len: usize) -> bool {
     mode & (mode::CODE_LIMIT | mode::DEBUG) == mode::CODE_LIMIT && ip + len as u64 - 1 > 0xffff
 }
 
 /// What a decoder says of the bytes that are no instruction.
-fn invalid_length(i: &Instruction) -> bool {
+pub(crate) fn invalid_length(i: &Instruction) -> bool {
     i.is_invalid() && i.len() >= MAX_INSN
 }
 
@@ -84,32 +84,35 @@ impl Guest for X86 {
     fn translate(
         env: &X86Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {
+        if !limits.path.is_empty() {
+            return trace::translate(env, key, limits, code, ir);
+        }
         let table = dispatch();
         let base = code_base(key.mode);
         let linear_mask = if key.mode & mode::CODE64 != 0 { u64::MAX } else { 0xffff_ffff };
-        let ip = key.pc.wrapping_sub(base) & linear_mask;
-        let mut t = Translator::new(ir, env, key.mode, limits);
+        let start_ip = key.pc.wrapping_sub(base) & linear_mask;
+        let mut t = Translator::new(ir, env, key, limits);
         let max_insns = if t.single { 1 } else { limits.max_insns.max(1) };
 
         let mut bytes = code.fetch(key.pc)?;
-        let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, start_ip, DecoderOptions::NONE);
         let mut i = Instruction::default();
-        // Bytes and instructions that are done, and the former before those at hand.
-        let (mut done, mut insns, mut before) = (0usize, 0u32, 0usize);
+        // Bytes and instructions that are done, the former before those at hand, and the bytes of the longest round.
+        let (mut done, mut insns, mut before, mut longest) = (0usize, 0u32, 0usize, 0usize);
         while insns < max_insns && done < before + bytes.len() {
             let left = before + bytes.len() - done;
             let pc = key.pc.wrapping_add(done as u64) & linear_mask;
             if left < MAX_INSN && bytes.len() >= MIN_FETCH && (pc & PAGE_MASK) + (left as u64) < PAGE_SIZE {
                 let Ok(more) = code.fetch(pc) else {
                     t.end_full(pc);
-                    return Ok(Translated { bytes: done as u32, insns });
+                    return Ok(Translated { bytes: longest.max(done) as u32, insns });
                 };
                 (bytes, before) = (more, done);
-                let ip = ip.wrapping_add(done as u64) & linear_mask;
+                let ip = start_ip.wrapping_add(done as u64) & linear_mask;
                 decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
             }
             decoder.decode_out(&mut i);
@@ -117,7 +120,7 @@ impl Guest for X86 {
                 break;
             }
             let len = i.len().max(1);
-            let ip = ip.wrapping_add(done as u64) & linear_mask;
+            let ip = start_ip.wrapping_add(done as u64) & linear_mask;
             if beyond_limit(key.mode, ip, len) || invalid_length(&i) {
                 if insns == 0 {
                     return Err(exception(vector::GP, Some(0)));
@@ -133,12 +136,18 @@ impl Guest for X86 {
                 t.goto_next();
             }
             if t.ended {
-                return Ok(Translated { bytes: done as u32, insns });
+                return Ok(Translated { bytes: longest.max(done) as u32, insns });
+            }
+            if std::mem::take(&mut t.restarted) {
+                longest = longest.max(done);
+                (done, before) = (0, 0);
+                bytes = code.fetch(key.pc)?;
+                decoder = Decoder::with_ip(bitness(key.mode), bytes, start_ip, DecoderOptions::NONE);
             }
         }
         if insns > 0 {
             t.end_full(key.pc.wrapping_add(done as u64) & linear_mask);
-            return Ok(Translated { bytes: done as u32, insns });
+            return Ok(Translated { bytes: longest.max(done) as u32, insns });
         }
 
         // The first instruction goes on in the next page. A decoder that has fifteen bytes never asks for more, so that there
@@ -152,13 +161,14 @@ impl Guest for X86 {
         let more = &more[..more.len().min(MAX_INSN)];
         buf[page_bytes..page_bytes + more.len()].copy_from_slice(more);
         let joined = &buf[..page_bytes + more.len()];
-        let mut decoder = Decoder::with_ip(bitness(key.mode), joined, ip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(bitness(key.mode), joined, start_ip, DecoderOptions::NONE);
         decoder.decode_out(&mut i);
         let len = i.len().max(1);
-        if beyond_limit(key.mode, ip, len) || invalid_length(&i) {
+        if beyond_limit(key.mode, start_ip, len) || invalid_length(&i) {
             return Err(exception(vector::GP, Some(0)));
         }
         t.x87_opcode = x87::opcode(&joined[..len]);
+        t.unroll = false;
         t.instruction(table, key.pc, &i);
         if !t.ended {
             t.end_full(t.next);

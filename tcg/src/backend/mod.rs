@@ -166,6 +166,9 @@ pub struct Compiled {
     pub cold: Vec<u8>,
     /// Distance of the cold code from the start of the room; 16-aligned. Meaningless unless the code [fits](Compiled::fits).
     pub cold_at: u32,
+    /// The block has more values at a time than the backend has room for: the code is useless. No block of up to
+    /// [`MAX_INSNS`](crate::exec::MAX_INSNS) guest instructions has, but traces may.
+    pub overflow: bool,
     /// Host instructions that it counts, if it counts what it executes: slow paths, padding and the counting apart.
     pub host_insns: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
@@ -201,6 +204,7 @@ impl Compiled {
         self.hot.clear();
         self.cold.clear();
         self.cold_at = 0;
+        self.overflow = false;
         self.host_insns = 0;
         self.body = 0;
         self.jumps.clear();
@@ -283,19 +287,19 @@ pub struct Refill {
     pub mmu: u8,
     /// Whether it needs to write.
     pub write: bool,
-    /// Bytes.
-    pub bytes: u8,
+    /// Bytes, of which the first is at the address.
+    pub bytes: u16,
 }
 
 impl Refill {
     /// As an argument of [`RuntimeFns::refill`].
     pub const fn encode(self) -> u32 {
-        self.bytes as u32 | (self.mmu as u32) << 8 | (self.write as u32) << 16
+        self.bytes as u32 | (self.mmu as u32) << 16 | (self.write as u32) << 24
     }
 
     /// The reverse of [`Refill::encode`].
     pub const fn decode(how: u32) -> Refill {
-        Refill { bytes: how as u8, mmu: (how >> 8) as u8, write: how >> 16 & 1 != 0 }
+        Refill { bytes: how as u16, mmu: (how >> 16) as u8, write: how >> 24 & 1 != 0 }
     }
 }
 

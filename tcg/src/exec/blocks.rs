@@ -30,6 +30,7 @@ use super::remote::Remote;
 use super::side_tables::{self, Tables};
 use crate::backend::Compiled;
 use crate::code_cache::CodeCache;
+use crate::guest::BlockKey;
 use crate::ir::Exit;
 use crate::jump_cache::JumpCache;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
@@ -87,11 +88,21 @@ pub(super) struct Tb {
     pub phys: u64,
     /// Guest-physical address of the second page, or [`NO_PAGE`].
     pub page2: u64,
+    /// Guest-virtual address of the second page, if it has one. Of a trace, any.
+    pub page2_pc: u64,
+    /// Offsets of the first and behind the last of its bytes in each of its pages.
+    spans: [(u16, u16); 2],
+    /// It is a trace: see [`Origin::trace`].
+    pub trace: bool,
+    /// How often the guest was found at its start: see `traces`.
+    heat: u8,
+    /// How often a trace from there was tried.
+    tries: u8,
     /// Offset of its hot code in the cache.
     pub code: u32,
     /// Distance of the entry without a poll.
     pub body: u16,
-    /// Guest bytes.
+    /// Guest bytes that were kept of it.
     bytes: u16,
     /// Points in its side tables.
     points: u32,
@@ -107,6 +118,8 @@ pub(super) struct Tb {
     hash_next: u32,
     /// Next in the lists of its pages: block number times 2 plus which page of that block.
     page_next: [u32; 2],
+    /// The one before, likewise.
+    page_prev: [u32; 2],
     incoming: SiteRef,
 }
 
@@ -116,6 +129,11 @@ impl Tb {
         mode: 0,
         phys: 0,
         page2: NO_PAGE,
+        page2_pc: 0,
+        spans: [(0, 0); 2],
+        trace: false,
+        heat: 0,
+        tries: 0,
         code: 0,
         body: 0,
         bytes: 0,
@@ -128,6 +146,7 @@ impl Tb {
         bridge: false,
         hash_next: NONE,
         page_next: [NONE; 2],
+        page_prev: [NONE; 2],
         incoming: NO_SITE,
     };
 
@@ -143,12 +162,19 @@ impl Tb {
 
     /// Page `which` and the offsets in it of the block's bytes.
     fn span(&self, which: usize) -> (u64, u64, u64) {
-        let offset = self.phys & PAGE_MASK;
-        let end = offset + u64::from(self.bytes);
-        match which {
-            0 => (self.phys & !PAGE_MASK, offset, end.min(PAGE_SIZE)),
-            _ => (self.page2, 0, end.saturating_sub(PAGE_SIZE)),
-        }
+        let (from, to) = self.spans[which];
+        let page = if which == 0 { self.phys & !PAGE_MASK } else { self.page2 };
+        (page, from.into(), to.into())
+    }
+
+    /// Whether any of its bytes, or what lies between them, is at this guest-virtual address.
+    fn covers(&self, address: u64) -> bool {
+        let pages = [self.pc & !PAGE_MASK, self.page2_pc];
+        let here = |(page, (from, to)): (u64, (u16, u16))| {
+            (u64::from(from)..u64::from(to)).contains(&address.wrapping_sub(page))
+        };
+        let count = 1 + usize::from(self.spans());
+        pages.into_iter().zip(self.spans).take(count).any(here)
     }
 
     fn made_from(&self, phys: u64, len: u64) -> bool {
@@ -180,6 +206,9 @@ struct Segment {
 /// What a new block was made from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin<'a> {
+    /// It is a trace: its bytes are anywhere in its pages, which are not necessarily next to each other. It is preferred to
+    /// another block for the same start, and does not come back when it was invalidated.
+    pub trace: bool,
     /// Guest-virtual address.
     pub pc: u64,
     /// Block mode.
@@ -188,7 +217,11 @@ pub(super) struct Origin<'a> {
     pub phys: u64,
     /// Guest-physical address of the second page, or [`NO_PAGE`].
     pub page2: u64,
-    /// Its bytes, in both pages.
+    /// Guest-virtual address of the second page, if there is one.
+    pub page2_pc: u64,
+    /// Offsets of the first and behind the last of its bytes in each of its pages; of a trace, all that is between counts.
+    pub spans: [(u16, u16); 2],
+    /// Its bytes in both pages, for the case that it is invalidated and they change back. None of a trace.
     pub code: [&'a [u8]; 2],
 }
 
@@ -199,7 +232,7 @@ pub(super) enum Found {
     No,
     /// A block in one page.
     Block(u32),
-    /// Only blocks that go on in a second page, which decides.
+    /// Blocks that go on in a second page, which decides, perhaps among others.
     Spanning,
 }
 
@@ -240,6 +273,9 @@ pub struct Blocks {
     remote: Arc<Remote>,
     /// The pages that were noted last: a block may be in the making that is not in the tables yet.
     noted: Cell<[u64; 2]>,
+    /// What was looked for in vain, by physical address and key, since the last new block: generated code looks first, and
+    /// the execution loop need not do so again.
+    missing: Option<(u64, BlockKey)>,
 }
 
 fn hash(phys: u64, pc: u64, mode: u64) -> usize {
@@ -267,6 +303,7 @@ impl Blocks {
             scratch_exits: Vec::new(),
             remote,
             noted: Cell::new([NO_PAGE; 2]),
+            missing: None,
         }
     }
 
@@ -298,10 +335,16 @@ impl Blocks {
         &self.tbs[tb as usize]
     }
 
-    /// Address of a block's entry.
+    /// Address of a block's entry, which polls.
     #[inline]
     pub(super) fn entry(&self, tb: u32) -> u64 {
         self.cache.address(self.get(tb).code)
+    }
+
+    /// Address of a block's entry without a poll.
+    #[inline]
+    pub(super) fn body(&self, tb: u32) -> u64 {
+        self.entry(tb) + u64::from(self.get(tb).body)
     }
 
     /// Side tables of a block.
@@ -322,27 +365,55 @@ impl Blocks {
         while id != NONE {
             let t = &self.tbs[id as usize];
             if t.is(phys, pc, mode) && t.state == State::Live {
-                if t.page2 == NO_PAGE {
-                    return Found::Block(id);
+                if t.page2 != NO_PAGE {
+                    return Found::Spanning;
                 }
-                found = Found::Spanning;
+                found = Found::Block(id);
             }
             id = t.hash_next;
         }
         found
     }
 
-    /// Finds a block that goes on in a second page.
-    pub(super) fn find_spanning(&self, phys: u64, pc: u64, mode: u64, page2: u64) -> Option<u32> {
-        let mut id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
-        while id != NONE {
-            let t = &self.tbs[id as usize];
-            if t.is(phys, pc, mode) && t.page2 == page2 && t.state == State::Live {
-                return Some(id);
-            }
-            id = t.hash_next;
+    /// Notes that there is no block for a key, and that who wants one tries the retired ones now.
+    pub(super) fn note_missing(&mut self, phys: u64, key: BlockKey) {
+        self.missing = Some((phys, key));
+    }
+
+    /// Whether there is no block for a key, according to a note. It is good for one answer: memory changes.
+    pub(super) fn is_missing(&mut self, phys: u64, key: BlockKey) -> bool {
+        self.missing.take() == Some((phys, key))
+    }
+
+    /// The live blocks of a key, newest first.
+    pub(super) fn live_of(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = (u32, &Tb)> {
+        let of_bucket = std::iter::successors(self.first_of(phys, pc, mode), |id| self.next_of(*id));
+        of_bucket
+            .map(|id| (id, self.get(id)))
+            .filter(move |(_, t)| t.state == State::Live && t.is(phys, pc, mode))
+    }
+
+    /// Counts that the guest was found at the start of a block; whether it has been found there more than `enough` times since a
+    /// trace was last tried from there, if that is to be tried again.
+    pub(super) fn heat(&mut self, id: u32, enough: u8) -> bool {
+        /// A recording may end early by chance, such as an interrupt.
+        const TRIES: u8 = 4;
+        let t = &mut self.tbs[id as usize];
+        if t.trace || t.bridge || t.state != State::Live || t.tries == TRIES {
+            return false;
         }
-        None
+        if t.heat < enough {
+            t.heat += 1;
+            return false;
+        }
+        t.heat = 0;
+        t.tries += 1;
+        true
+    }
+
+    /// Whether a block can be found.
+    pub(super) fn is_live(&self, id: u32) -> bool {
+        self.get(id).state == State::Live
     }
 
     /// The number that the next block gets.
@@ -391,6 +462,11 @@ impl Blocks {
             mode: origin.mode,
             phys: origin.phys,
             page2: origin.page2,
+            page2_pc: origin.page2_pc,
+            spans: origin.spans,
+            trace: origin.trace,
+            heat: 0,
+            tries: 0,
             code: at,
             body: compiled.body as u16,
             bytes: bytes as u16,
@@ -403,6 +479,7 @@ impl Blocks {
             bridge: false,
             hash_next: NONE,
             page_next: [NONE; 2],
+            page_prev: [NONE; 2],
             incoming: NO_SITE,
         };
         self.tbs[id as usize] = tb;
@@ -417,6 +494,7 @@ impl Blocks {
 
     /// Adds a block to the lists of its pages; which of them have no other block.
     fn pages_insert(&mut self, id: u32) -> [bool; 2] {
+        self.missing = None;
         let first = self.page_insert(id, 0);
         [first, self.get(id).spans() && self.page_insert(id, 1)]
     }
@@ -535,7 +613,7 @@ impl Blocks {
         let mut gone = 0;
         while node != NONE {
             let (id, which) = (node / 2, node as usize % 2);
-            let t = self.tbs[id as usize];
+            let t = &self.tbs[id as usize];
             node = t.page_next[which];
             if t.state != State::Live {
                 // Both of its pages are this one, and it went a moment ago.
@@ -581,8 +659,7 @@ impl Blocks {
     pub(super) fn invalidate_virtual(&mut self, addresses: &[u64], jumps: &mut JumpCache) {
         for id in 0..self.tbs.len() as u32 {
             let t = self.get(id);
-            let has = |address: &u64| address.wrapping_sub(t.pc) < u64::from(t.bytes);
-            if t.bridge || !addresses.iter().any(has) {
+            if t.bridge || !addresses.iter().any(|address| t.covers(*address)) {
                 continue;
             }
             if t.state == State::Live {
@@ -592,6 +669,11 @@ impl Blocks {
                 self.forget(id);
             }
         }
+    }
+
+    /// Drops a block that is live: something better is in its place.
+    pub(super) fn replace(&mut self, id: u32, jumps: &mut JumpCache) {
+        self.kill(id, jumps);
     }
 
     /// Empties the next segment and goes there. Nothing may be running.
@@ -644,8 +726,7 @@ impl Blocks {
     /// Makes a live block dead: nothing leads to it any more.
     fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
         let t = self.tbs[id as usize];
-        let entry = self.cache.address(t.code);
-        jumps.forget(t.pc, entry);
+        jumps.forget(t.pc, self.body(id));
         if !t.bridge {
             self.hash_remove(id);
             self.page_remove(id, 0);
@@ -767,41 +848,38 @@ impl Blocks {
             Page { first: NONE, lines: all_lines.allocate() }
         });
         all_lines.get(page.lines).fetch_or(lines(from, to), Relaxed);
-        let next = std::mem::replace(&mut page.first, id * 2 + which as u32);
-        self.tbs[id as usize].page_next[which] = next;
+        let node = id * 2 + which as u32;
+        let next = std::mem::replace(&mut page.first, node);
+        let t = &mut self.tbs[id as usize];
+        (t.page_next[which], t.page_prev[which]) = (next, NONE);
+        if next != NONE {
+            self.tbs[next as usize / 2].page_prev[next as usize % 2] = node;
+        }
         next == NONE
     }
 
     fn page_remove(&mut self, id: u32, which: usize) {
-        let (address, ..) = self.get(id).span(which);
-        let gone = id * 2 + which as u32;
-        let after = self.get(id).page_next[which];
-        let Some(page) = self.pages.get_mut(&address) else { return };
-        if page.first == gone {
-            page.first = after;
-            if after == NONE {
+        let t = self.get(id);
+        let (address, ..) = t.span(which);
+        let (next, prev) = (t.page_next[which], t.page_prev[which]);
+        if next != NONE {
+            self.tbs[next as usize / 2].page_prev[next as usize % 2] = prev;
+        }
+        if prev != NONE {
+            self.tbs[prev as usize / 2].page_next[prev as usize % 2] = next;
+        } else if next == NONE {
+            if let Some(page) = self.pages.remove(&address) {
                 self.lines.release(page.lines);
-                self.pages.remove(&address);
                 self.regions.remove(address);
             }
-            return;
-        }
-        let mut at = page.first;
-        while at != NONE {
-            let next = &mut self.tbs[at as usize / 2].page_next[at as usize % 2];
-            if *next == gone {
-                *next = after;
-                return;
-            }
-            at = *next;
+        } else if let Some(page) = self.pages.get_mut(&address) {
+            page.first = next;
         }
     }
 }
 
 #[path = "blocks_revive.rs"]
 mod revive;
-
-pub(super) use revive::VERSIONS;
 
 #[cfg(test)]
 #[path = "blocks_tests.rs"]

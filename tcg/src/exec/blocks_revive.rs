@@ -16,7 +16,7 @@ use super::{Blocks, State};
 use crate::memory::{PAGE_MASK, PhysMemory};
 
 /// Retired blocks of a key, at most.
-pub(in super::super) const VERSIONS: usize = 4;
+pub(super) const VERSIONS: usize = 4;
 /// Guest bytes compared at a time.
 const CHUNK: usize = 64;
 
@@ -24,7 +24,7 @@ impl Blocks {
     /// Makes a block that was just killed retired.
     pub(super) fn retire(&mut self, id: u32) {
         let t = *self.get(id);
-        if t.bridge {
+        if t.bridge || t.trace {
             return;
         }
         let (mut known, mut last) = (0, None);
@@ -52,12 +52,49 @@ impl Blocks {
     }
 
     /// The retired blocks of a key, whatever their second pages are.
-    pub(in super::super) fn retired(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = u32> {
+    pub(super) fn retired(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = u32> {
         let of_bucket = std::iter::successors(self.first_of(phys, pc, mode), |id| self.next_of(*id));
         of_bucket.filter(move |id| {
             let t = self.get(*id);
             t.state == State::Retired && t.is(phys, pc, mode)
         })
+    }
+
+    /// The retired blocks of a key, whatever their second pages are, whose first bytes are in memory now.
+    pub(in super::super) fn candidates(
+        &self,
+        (phys, pc, mode): (u64, u64, u64),
+        memory: &dyn PhysMemory,
+    ) -> [Option<u32>; VERSIONS] {
+        let mut found = [None; VERSIONS];
+        let mut retired = self.retired(phys, pc, mode).peekable();
+        if retired.peek().is_none() {
+            return found;
+        }
+        let (page, at) = (phys & !PAGE_MASK, (phys & PAGE_MASK) as usize);
+        // Before the bytes are read: see `Remote`.
+        self.note_code(page);
+        let Some(ram) = memory.ram_page(page) else { return found };
+        let mut now = [0; CHUNK];
+        let now = &mut now[..CHUNK.min(PAGE_MASK as usize + 1 - at)];
+        // SAFETY: the page is valid for reads as long as the memory object lives, and the copy ends with it; the buffer is as
+        // long as the copy.
+        unsafe { std::ptr::copy_nonoverlapping(ram.host.wrapping_add(at), now.as_mut_ptr(), now.len()) };
+        let begins = |id: &u32| {
+            let made_from = self.made_of(*id);
+            let n = made_from.len().min(now.len());
+            made_from[..n] == now[..n]
+        };
+        for (to, id) in found.iter_mut().zip(retired.filter(begins)) {
+            *to = Some(id);
+        }
+        found
+    }
+
+    /// The guest bytes that a block was made from.
+    fn made_of(&self, id: u32) -> &[u8] {
+        let t = self.get(id);
+        &self.segments[t.segment as usize].side[t.side as usize..][..usize::from(t.bytes)]
     }
 
     /// Makes a retired block live, if its guest bytes are what it was made from. The flags say which of its two pages have no
@@ -77,8 +114,7 @@ impl Blocks {
     /// Whether a block's guest bytes are in memory now.
     fn is_unchanged(&self, id: u32, memory: &dyn PhysMemory) -> bool {
         let t = self.get(id);
-        let made_from = &self.segments[t.segment as usize].side[t.side as usize..];
-        let mut rest = &made_from[..usize::from(t.bytes)];
+        let mut rest = self.made_of(id);
         for which in 0..1 + usize::from(t.spans()) {
             let (page, from, to) = t.span(which);
             // Before the bytes are read: see `Remote`.

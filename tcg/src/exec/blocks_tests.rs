@@ -1,5 +1,6 @@
 //! The table of blocks, with blocks whose code is never run.
 
+use super::revive::VERSIONS;
 use super::*;
 use crate::backend::JumpSite;
 use crate::jump_cache::JumpOrigin;
@@ -30,11 +31,23 @@ impl Table {
             unlinked: 0x1111_1111,
             exit,
         }));
-        let exit = Exit { pc: 0, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
+        let exit = Exit { pc: 0, indirect: false, poll: true, chain: true, dead: crate::ir::GlobalSet::NONE };
         let code = vec![0x90; bytes as usize];
         let in_first = if page2 == NO_PAGE { bytes } else { (PAGE_SIZE - (phys & PAGE_MASK)) as u32 };
         let (first, second) = code.split_at(in_first.min(bytes) as usize);
-        let origin = Origin { pc: phys + 0x10000, mode: 3, phys, page2, code: [first, second] };
+        let origin = Origin {
+            trace: false,
+            pc: phys + 0x10000,
+            mode: 3,
+            phys,
+            page2,
+            page2_pc: (phys & !0xfff) + 0x11000,
+            spans: [
+                ((phys & 0xfff) as u16, (phys & 0xfff) as u16 + first.len() as u16),
+                (0, second.len() as u16),
+            ],
+            code: [first, second],
+        };
         let number = self.blocks.next_number();
         let (id, _) = self.blocks.insert(origin, &[exit; 2], &compiled);
         assert_eq!(id, number);
@@ -72,8 +85,8 @@ fn a_block_is_found_by_all_of_its_key() {
     assert_eq!(t.blocks.find(0x2000, 0x11000, 3), Found::No);
     let b = t.add(0x2ffe, 0x7000, 10);
     assert_eq!(t.find(0x2ffe), Found::Spanning);
-    assert_eq!(t.blocks.find_spanning(0x2ffe, 0x12ffe, 3, 0x7000), Some(b));
-    assert_eq!(t.blocks.find_spanning(0x2ffe, 0x12ffe, 3, 0x8000), None);
+    let found: Vec<_> = t.blocks.live_of(0x2ffe, 0x12ffe, 3).map(|(id, t)| (id, t.page2)).collect();
+    assert_eq!(found, [(b, 0x7000)]);
 }
 
 #[test]
@@ -147,8 +160,8 @@ fn links_go_with_either_end() {
 fn a_dead_block_leaves_the_jump_cache() {
     let mut t = table(2, 4096);
     let a = t.add(0x1000, NO_PAGE, 16);
-    let origin = JumpOrigin { pc: 0x11000, mode: 3, phys: 0x1000, page2: NO_PAGE };
-    t.jumps.insert(origin, 5, t.blocks.entry(a));
+    let origin = JumpOrigin { pc: 0x11000, mode: 3, phys: 0x1000, page2: NO_PAGE, page2_pc: 0 };
+    t.jumps.insert(origin, 5, t.blocks.body(a));
     assert!(t.jumps.get(0x11000, 5).is_some());
     t.invalidate(0x1000, 1);
     assert_eq!(t.jumps.get(0x11000, 5), None);

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use super::Remote;
 use super::blocks::Blocks;
 use crate::code_cache::{CacheError, CodeCache};
-use crate::env::{JUMP_TAG_NONE, Runtime};
+use crate::env::{Bound, JUMP_TAG_NONE, Runtime};
 use crate::guest::Guest;
 use crate::memory::PhysMemory;
 use crate::softmmu::{self, MMU_MODES, MmuState};
 
-/// An environment and its runtime, each at a fixed address.
+/// An environment and its runtime, at fixed addresses.
 ///
 /// The functions of [`softmmu`] may be called with the environment of a context (and no other). Tests of helpers need
 /// nothing more; a [`Vcpu`](super::Vcpu) is a context with a backend.
 pub struct Context<G: Guest> {
+    bound: NonNull<Bound<G::Env>>,
     env: NonNull<G::Env>,
     runtime: NonNull<Runtime>,
     remote: Arc<Remote>,
@@ -37,9 +38,14 @@ impl<G: Guest> Context<G> {
 
     pub(super) fn with_cache(env: Box<G::Env>, memory: Arc<dyn PhysMemory>, cache: CodeCache) -> Context<G> {
         let remote = Arc::new(Remote::new());
-        let runtime = Runtime::new(MmuState::new(memory), Blocks::new(cache, remote.clone()));
-        let runtime = NonNull::from(Box::leak(runtime));
-        let mut context = Context { env: NonNull::from(Box::leak(env)), runtime, remote };
+        let bound = Bound::new(env, MmuState::new(memory), Blocks::new(cache, remote.clone()));
+        let bound = NonNull::from(Box::leak(bound));
+        // SAFETY: both are fields of what was just leaked, so their addresses are not null.
+        let (env, runtime) = unsafe {
+            let p = bound.as_ptr();
+            (NonNull::new_unchecked(&raw mut (*p).env), NonNull::new_unchecked(&raw mut (*p).runtime))
+        };
+        let mut context = Context { bound, env, runtime, remote };
         let header = G::header(context.env_mut());
         header.runtime = runtime.as_ptr();
         header.jump_tag = JUMP_TAG_NONE;
@@ -98,10 +104,7 @@ impl<G: Guest> Drop for Context<G> {
         header.runtime = ptr::null_mut();
         header.tlb = [ptr::null_mut(); MMU_MODES];
         header.tlb_main = ptr::null_mut();
-        // SAFETY: both were made by `Box::leak`, and this is the only place that frees them.
-        unsafe {
-            drop(Box::from_raw(self.env.as_ptr()));
-            drop(Box::from_raw(self.runtime.as_ptr()));
-        }
+        // SAFETY: it was made by `Box::leak`, and this is the only place that frees it.
+        unsafe { drop(Box::from_raw(self.bound.as_ptr())) };
     }
 }

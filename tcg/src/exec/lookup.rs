@@ -5,16 +5,15 @@
 
 use std::ptr::NonNull;
 
-use super::blocks::{Found, NO_PAGE, VERSIONS};
+use super::blocks::{Found, NO_PAGE, Tb};
 use super::translate::protect;
 use crate::env::{JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest};
 use crate::jump_cache::{JumpOrigin, SECOND_HITS};
-use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::softmmu::{Fetched, Running, fetch_page, jump_tag, runtime};
 
-/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's polled entry, or 0
-/// to leave.
+/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's entry, or 0 to
+/// leave.
 pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
     let mut env = env;
     // SAFETY: generated code passes the bound environment it runs on, and holds no reference into it.
@@ -50,14 +49,14 @@ pub(super) fn name<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64) {
     }
 }
 
-/// The polled entry of a block that exists; the jump cache has it afterwards.
+/// The entry of a block that exists; the jump cache has it afterwards.
 fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> Option<u64> {
     rt.lookups += 1;
     let page = fetch_page::<G>(env, rt, key.pc).ok()?;
-    if let Some((place, page2)) = rt.jump_cache.find(key.pc, key.mode, page.phys) {
+    if let Some((place, page2, page2_pc)) = rt.jump_cache.find(key.pc, key.mode, page.phys) {
         let second = match page2 {
             NO_PAGE => None,
-            _ => Some(fetch_page::<G>(env, rt, second_page(key.pc)).ok()?),
+            _ => Some(fetch_page::<G>(env, rt, page2_pc).ok()?),
         };
         if second.is_none_or(|s| s.phys == page2) {
             let global = page.global && second.is_none_or(|s| s.global);
@@ -72,16 +71,35 @@ fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> O
 }
 
 /// Finds a block that was made from the code at `key`, which is at `phys`.
-fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
     match rt.blocks.find(phys, key.pc, key.mode) {
         Found::Block(tb) => Some(tb),
-        Found::No => None,
-        Found::Spanning => {
-            // If its second page cannot be fetched, the block ends before that, and is another one.
-            let page2 = fetch_page::<G>(env, rt, second_page(key.pc)).ok()?.phys;
-            rt.blocks.find_spanning(phys, key.pc, key.mode, page2)
+        Found::No => {
+            rt.blocks.note_missing(phys, key);
+            None
+        }
+        Found::Spanning => find_spanning::<G>(env, rt, key, phys),
+    }
+}
+
+/// Finds a block whose second page, if it has one, is where it was when the block was made; a trace, if there is one.
+fn find_spanning<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
+    let blocks = rt.blocks.live_of(phys, key.pc, key.mode);
+    let mut candidates: Vec<_> = blocks.map(|(id, t)| (!t.trace, id, t.page2_pc, t.page2)).collect();
+    candidates.sort_unstable();
+    let mut fetched = None;
+    for (_, id, page2_pc, page2) in candidates {
+        if page2 != NO_PAGE && fetched.is_none_or(|(pc, _)| pc != page2_pc) {
+            // If it cannot be fetched, no block that goes on there is meant.
+            fetched = Some((page2_pc, fetch_page::<G>(env, rt, page2_pc).ok().map(|page| page.phys)));
+        }
+        let is = page2 == NO_PAGE || fetched == Some((page2_pc, Some(page2)));
+        // Fetching may have invalidated it: the walk sets bits in memory.
+        if is && rt.blocks.is_live(id) {
+            return Some(id);
         }
     }
+    None
 }
 
 /// Finds a block that was made from the code at `key`, which is at `phys`, or makes one valid again.
@@ -91,19 +109,19 @@ pub(super) fn find_or_revive<G: Guest>(
     key: BlockKey,
     phys: u64,
 ) -> Option<u32> {
+    if rt.blocks.is_missing(phys, key) {
+        return None;
+    }
     find::<G>(env, rt, key, phys).or_else(|| revive::<G>(env, rt, key, phys))
 }
 
 /// Finds a block that was invalidated, but whose guest bytes are again what they were.
 fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    let mut candidates = [None; VERSIONS];
-    for (to, tb) in candidates.iter_mut().zip(rt.blocks.retired(phys, key.pc, key.mode)) {
-        *to = Some(tb);
-    }
+    let candidates = rt.blocks.candidates((phys, key.pc, key.mode), &*rt.mmu.memory);
     candidates.into_iter().flatten().find(|&tb| {
-        let page2 = rt.blocks.get(tb).page2;
+        let &Tb { page2, page2_pc, .. } = rt.blocks.get(tb);
         if rt.blocks.get(tb).spans()
-            && fetch_page::<G>(env, rt, second_page(key.pc)).ok().map(|page| page.phys) != Some(page2)
+            && fetch_page::<G>(env, rt, page2_pc).ok().map(|page| page.phys) != Some(page2)
         {
             return false;
         }
@@ -113,7 +131,7 @@ fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) ->
     })
 }
 
-/// Enters block `tb` in the jump cache; the address of its polled entry. `page` is where its first byte was fetched.
+/// Enters block `tb` in the jump cache; the address of its entry there. `page` is where its first byte was fetched.
 pub(super) fn remember<G: Guest>(
     env: &mut G::Env,
     rt: &mut Runtime,
@@ -121,11 +139,11 @@ pub(super) fn remember<G: Guest>(
     page: Fetched,
     tb: u32,
 ) -> Result<u64, Exception> {
-    let page2 = rt.blocks.get(tb).page2;
-    let global = page.global && (page2 == NO_PAGE || fetch_page::<G>(env, rt, second_page(key.pc))?.global);
+    let &Tb { page2, page2_pc, .. } = rt.blocks.get(tb);
+    let global = page.global && (page2 == NO_PAGE || fetch_page::<G>(env, rt, page2_pc)?.global);
     let tag = tag_for::<G>(env, rt, key.mode, global);
-    let origin = JumpOrigin { pc: key.pc, mode: key.mode, phys: page.phys, page2 };
-    let code = rt.blocks.entry(tb);
+    let origin = JumpOrigin { pc: key.pc, mode: key.mode, phys: page.phys, page2, page2_pc };
+    let code = rt.blocks.body(tb);
     rt.jump_cache.insert(origin, tag, code);
     Ok(code)
 }
@@ -137,9 +155,4 @@ fn tag_for<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64, global: bool
         G::header(env).jump_tag = jump_tag(rt, mode, !global);
     }
     G::header(env).jump_tag
-}
-
-/// The page after that of `pc`.
-fn second_page(pc: u64) -> u64 {
-    (pc & !PAGE_MASK).wrapping_add(PAGE_SIZE)
 }

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `context` | the environment with its runtime, bound to each other; all that Rust code needs to reach guest memory |
 //! | `vcpu` | the loop |
+//! | `traces` | recording the paths of hot loops |
 //! | `translate` | fetching guest bytes, front end, compilation, logs |
 //! | `blocks` | the table of blocks, links, pages with code, eviction; `blocks_revive`: code that changes back |
 //! | `code_lines` | which lines of guest memory blocks were made from |
@@ -53,6 +54,7 @@ mod side_tables;
 mod slow;
 #[cfg(test)]
 pub(crate) mod toy;
+mod traces;
 mod translate;
 mod vcpu;
 
@@ -72,6 +74,8 @@ use crate::softmmu::MmuStats;
 
 /// Guest instructions in a block, at most.
 pub const MAX_INSNS: u32 = 64;
+/// See [`Options::hot`].
+pub const DEFAULT_HOT: u8 = 3;
 /// What [`Vcpu::run`] returns when the guest is at a breakpoint ([`Vcpu::set_breakpoints`]), and the code of the
 /// [`Inst::Leave`](crate::ir::Inst::Leave) that is in its place. No guest uses it.
 pub const BREAKPOINT: u32 = u32::MAX;
@@ -87,6 +91,9 @@ pub struct Options {
     pub chain: bool,
     /// Optimisations (`opt`).
     pub opt: OptFlags,
+    /// How often the guest must be found at the start of a block, at [`Remote::kick`], before a trace is made from there; 0 makes
+    /// one whenever a block is entered that was there before.
+    pub hot: u8,
     /// Whether generated code counts what it executes ([`Stats::executed`]), and time is taken of slow paths. Both make
     /// the guest slower.
     pub count: bool,
@@ -101,6 +108,7 @@ impl Default for Options {
             max_insns: MAX_INSNS,
             chain: true,
             opt: OptFlags::all(),
+            hot: DEFAULT_HOT,
             count: false,
             log_filter: Vec::new(),
         }
@@ -140,6 +148,12 @@ pub struct Stats {
     pub translated: u64,
     /// Of these, blocks of one instruction that run once.
     pub translated_once: u64,
+    /// Traces made of hot loops, blocks beside these.
+    pub traces: u64,
+    /// Guest instructions in them.
+    pub trace_insns: u64,
+    /// Guest instructions that were run alone to find out where they go.
+    pub recorded: u64,
     /// Guest bytes translated.
     pub guest_bytes: u64,
     /// Guest instructions translated.

@@ -10,9 +10,10 @@
 //! the writer sees the bit.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::env;
 use crate::memory::PAGE_SIZE;
 
 /// Words of the filter: 64 Ki pages, 256 MiB of memory without two pages sharing a bit.
@@ -30,7 +31,7 @@ pub struct Remote {
     filter: Box<[AtomicU64]>,
 }
 
-struct ExitRequest(NonNull<AtomicU32>);
+struct ExitRequest(NonNull<env::ExitRequest>);
 
 // SAFETY: points to an atomic, and is only followed under the mutex that `unbind` takes before it goes away.
 unsafe impl Send for ExitRequest {}
@@ -65,7 +66,7 @@ impl Remote {
     ///
     /// # Safety
     /// It stays valid until [`Remote::unbind`].
-    pub(super) unsafe fn bind(&self, exit_request: NonNull<AtomicU32>) {
+    pub(super) unsafe fn bind(&self, exit_request: NonNull<env::ExitRequest>) {
         *lock(&self.exit_request) = Some(ExitRequest(exit_request));
     }
 
@@ -77,7 +78,7 @@ impl Remote {
     pub fn kick(&self) {
         if let Some(request) = &*lock(&self.exit_request) {
             // SAFETY: valid as long as it is in the mutex, by the promise made to `bind`.
-            unsafe { request.0.as_ref() }.store(1, Ordering::Release);
+            unsafe { request.0.as_ref() }.set();
         }
     }
 
@@ -195,13 +196,13 @@ mod tests {
     fn kick_reaches_a_bound_vcpu_only() {
         let remote = Remote::new();
         remote.kick();
-        let flag = AtomicU32::new(0);
+        let flag = env::ExitRequest::none();
         // SAFETY: the flag outlives the binding.
         unsafe { remote.bind(NonNull::from(&flag)) };
         remote.kick();
-        assert_eq!(flag.swap(0, Ordering::Relaxed), 1);
+        assert!(flag.take());
         remote.unbind();
         remote.kick();
-        assert_eq!(flag.load(Ordering::Relaxed), 0);
+        assert!(!flag.is_set());
     }
 }

@@ -153,12 +153,10 @@ pub(super) struct Tables<'a> {
     points: usize,
 }
 
-/// A point as far as its access; `moved` is the rest.
-pub(super) struct Point<'a> {
+/// The guest's state at a point.
+pub(super) struct State<'a> {
     /// Guest program counter.
     pub pc: u64,
-    /// Its access, unless it is a helper call.
-    pub access: Option<SlowAccess>,
     /// Globals away from home.
     pub moved: Moved<'a>,
 }
@@ -175,19 +173,30 @@ impl<'a> Tables<'a> {
         Tables { bytes, pc, points }
     }
 
+    #[inline]
     fn entry(&self, n: usize) -> Reader<'a> {
         let at = u32::from_le_bytes(std::array::from_fn(|i| self.bytes[4 * n + i]));
         Reader { bytes: &self.bytes[at as usize..] }
     }
 
-    /// A point.
-    pub fn point(&self, n: usize) -> Point<'a> {
+    /// The access of a point, unless that is a helper call.
+    #[inline(always)]
+    pub fn access(&self, n: usize) -> Option<SlowAccess> {
+        let mut r = self.entry(n);
+        r.int();
+        r.access()
+    }
+
+    /// The state at a point.
+    #[inline(always)]
+    pub fn state(&self, n: usize) -> State<'a> {
         let mut r = self.entry(n);
         let distance = r.int();
         let pc = self.pc.wrapping_add(distance >> 1 ^ (distance & 1).wrapping_neg());
-        let access = r.access();
+        // What is not used is not built.
+        r.access();
         let left = r.int();
-        Point { pc, access, moved: Moved { left, reader: r } }
+        State { pc, moved: Moved { left, reader: r } }
     }
 
     /// A recipe.
@@ -204,6 +213,7 @@ impl<'a> Tables<'a> {
 impl Iterator for Moved<'_> {
     type Item = (GlobalId, Loc);
 
+    #[inline]
     fn next(&mut self) -> Option<(GlobalId, Loc)> {
         self.left = self.left.checked_sub(1)?;
         let global = GlobalId(self.reader.byte());
@@ -216,12 +226,14 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    #[inline]
     fn byte(&mut self) -> u8 {
         let (first, rest) = self.bytes.split_first().expect("side tables are complete");
         self.bytes = rest;
         *first
     }
 
+    #[inline]
     fn int(&mut self) -> u64 {
         let mut v = 0;
         let mut shift = 0;
@@ -235,6 +247,7 @@ impl Reader<'_> {
         }
     }
 
+    #[inline]
     fn loc(&mut self) -> Loc {
         let b = self.byte();
         match b >> 5 {
@@ -248,6 +261,8 @@ impl Reader<'_> {
         }
     }
 
+    // Results this large are copied if they are returned through memory, which costs more than to decode them.
+    #[inline(always)]
     fn access(&mut self) -> Option<SlowAccess> {
         let tag = self.byte();
         if tag == 0 {
@@ -337,8 +352,8 @@ mod tests {
         encode(&c, base, &mut bytes);
         let t = Tables::new(&bytes[3..], base, c.points.len());
         for (n, p) in c.points.iter().enumerate() {
-            let got = t.point(n);
-            assert_eq!((got.pc, got.access), (p.pc, p.access));
+            let got = t.state(n);
+            assert_eq!((got.pc, t.access(n)), (p.pc, p.access));
             let start = p.moved_start as usize;
             assert!(got.moved.eq(c.moved[start..start + p.moved_len as usize].iter().copied()));
         }

@@ -14,7 +14,10 @@ use crate::env::{LARGE_HITS, Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY
 use crate::guest::{Access, Exception, Guest};
 use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, GlobalId, Ty, Width};
-use crate::softmmu::{self, Operand, Writer, runtime};
+use crate::softmmu::{self, Operand, Writer, open_window, runtime};
+
+/// The most globals that a guest has; see [`Guest::globals`].
+const GLOBALS: usize = 64;
 
 /// Entry points for the backend; with or without taking the time.
 pub(super) fn functions<G: Guest>(timed: bool) -> RuntimeFns {
@@ -35,10 +38,26 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
     // SAFETY: the environment is bound; the reference is not used beyond the next access through `env`.
     let rt = unsafe { runtime::<G>(env) };
     rt.slow_accesses += 1;
+    let hit = rt.second_way_left.cast_signed() < 0;
     (rt.second_way_left, rt.large_left) = (SECOND_WAY_HITS, LARGE_HITS);
-    let access = rt.blocks.tables(tb).point(point as usize).access.expect("the point is an access");
+    let access = rt.blocks.tables(tb).access(point as usize).expect("the point is an access");
+    if hit {
+        // Generated code would have found the page, if not as quickly as it should.
+        let va = int::<G>(env, rt, access.addr);
+        open_window::<G>(env, va, access.mmu);
+    }
+    let invalidated = rt.blocks.stats.invalidated;
     match complete::<G>(env, tb, &access) {
-        Ok(()) => 0,
+        Ok(()) => {
+            // SAFETY: as above.
+            let rt = unsafe { runtime::<G>(env) };
+            if rt.blocks.stats.invalidated != invalidated {
+                // Who writes over code goes on with it.
+                let va = int::<G>(env, rt, access.addr);
+                open_window::<G>(env, va, access.mmu);
+            }
+            0
+        }
         Err(exception) => {
             // SAFETY: as above.
             let rt = unsafe { runtime::<G>(env) };
@@ -69,7 +88,7 @@ extern "C" fn refill<G: Guest>(env: NonNull<G::Env>, va: u64, how: u32) -> u64 {
     let addend = softmmu::refill::<G>(env, va, bytes, write, mmu);
     // SAFETY: the environment is bound, and no other reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
-    (rt.second_way_left, rt.large_left) = (SECOND_WAY_HITS, LARGE_HITS);
+    rt.large_left = LARGE_HITS;
     match addend {
         Some(addend) => {
             rt.slow_accesses += 1;
@@ -212,26 +231,33 @@ fn extend(width: Width, ext: Ext, v: u64) -> u64 {
 fn restore<G: Guest>(env: &mut G::Env, rt: &mut Runtime, tb: u32, point: u32) {
     let globals = G::globals();
     let tables = rt.blocks.tables(tb);
-    let point = tables.point(point as usize);
+    let state = tables.state(point as usize);
     // What was moved may have been moved to another's home, so everything is read before anything is written.
-    let mut values = [(GlobalId(0), [0u64; 4]); 64];
+    let (mut names, mut words) = ([GlobalId(0); GLOBALS], [0u64; GLOBALS]);
+    let mut vectors: Vec<(GlobalId, [u64; 4])> = Vec::new();
     let mut moved = 0;
-    for ((global, loc), slot) in point.moved.zip(&mut values) {
-        let value = match globals[global.0 as usize].ty {
-            Ty::Vec => vector::<G>(env, rt, loc),
-            Ty::Int => [int::<G>(env, rt, loc), 0, 0, 0],
-            Ty::Flags => [u64::from(flags::<G>(env, rt, tables, loc)), 0, 0, 0],
+    for (global, loc) in state.moved {
+        let word = match globals[global.0 as usize].ty {
+            Ty::Vec => {
+                vectors.push((global, vector::<G>(env, rt, loc)));
+                continue;
+            }
+            Ty::Int => int::<G>(env, rt, loc),
+            Ty::Flags => u64::from(flags::<G>(env, rt, tables, loc)),
         };
-        *slot = (global, value);
+        (names[moved % GLOBALS], words[moved % GLOBALS]) = (global, word);
         moved += 1;
     }
     for (global, reg) in &rt.pinned {
-        set_global::<G>(env, *global, [rt.saved_int[*reg as usize % SAVED_INT_REGS], 0, 0, 0]);
+        set_word::<G>(env, *global, rt.saved_int[*reg as usize % SAVED_INT_REGS]);
     }
-    for (global, value) in &values[..moved] {
-        set_global::<G>(env, *global, *value);
+    for (global, word) in names.iter().zip(words).take(moved) {
+        set_word::<G>(env, *global, word);
     }
-    G::set_pc(env, point.pc);
+    for (global, value) in vectors {
+        set_vector::<G>(env, global, value);
+    }
+    G::set_pc(env, state.pc);
 }
 
 fn int<G: Guest>(env: &G::Env, rt: &Runtime, loc: Loc) -> u64 {
@@ -257,45 +283,64 @@ fn vector<G: Guest>(env: &G::Env, rt: &Runtime, loc: Loc) -> [u64; 4] {
 
 fn flags<G: Guest>(env: &G::Env, rt: &Runtime, tables: Tables<'_>, loc: Loc) -> u32 {
     let Loc::Flags(n) = loc else { return int::<G>(env, rt, loc) as u32 };
+    let eval = |r: &FlagRecipe, old| r.eval(int::<G>(env, rt, r.a), int::<G>(env, rt, r.b), old);
+    let last = tables.recipe(n);
+    let mut older = last.old;
     // A recipe may build on an older one; they are evaluated from the oldest on, without recursion.
-    let mut chain: Vec<FlagRecipe> = vec![tables.recipe(n)];
-    let mut old = 0;
-    while let Some(next) = chain[chain.len() - 1].old {
-        match next {
-            Loc::Flags(n) => chain.push(tables.recipe(n)),
-            packed => {
-                old = int::<G>(env, rt, packed) as u32;
-                break;
-            }
-        }
+    let mut chain: Vec<FlagRecipe> = Vec::new();
+    while let Some(Loc::Flags(n)) = older {
+        let recipe = tables.recipe(n);
+        older = recipe.old;
+        chain.push(recipe);
     }
-    chain.iter().rev().fold(old, |old, r| r.eval(int::<G>(env, rt, r.a), int::<G>(env, rt, r.b), old))
+    let packed = older.map_or(0, |loc| int::<G>(env, rt, loc) as u32);
+    let old = chain.iter().rev().fold(packed, |old, recipe| eval(recipe, old));
+    eval(&last, old)
 }
 
 /// Eight bytes of the environment; fewer at its end.
 fn env_word<G: Guest>(env: &G::Env, offset: u32) -> u64 {
     let n = size_of::<G::Env>().saturating_sub(offset as usize).min(8);
-    let mut bytes = [0u8; 8];
-    // SAFETY: `n` bytes from `offset` on are within the environment; they belong to a global, which is plain data, or
-    // follow one in its `repr(C)` struct and are discarded by the reader.
-    unsafe {
-        let from = std::ptr::from_ref(env).cast::<u8>().add(offset as usize);
-        std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), n);
+    let from = std::ptr::from_ref(env).cast::<u8>().wrapping_add(offset as usize);
+    if n == 8 {
+        // SAFETY: eight bytes from `offset` on are within the environment; they belong to a global, which is plain data, or
+        // follow one in its `repr(C)` struct and are discarded by the reader.
+        return u64::from_le(unsafe { from.cast::<u64>().read_unaligned() });
     }
+    let mut bytes = [0u8; 8];
+    // SAFETY: as above, for `n` bytes.
+    unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), n) };
     u64::from_le_bytes(bytes)
 }
 
-fn set_global<G: Guest>(env: &mut G::Env, global: GlobalId, value: [u64; 4]) {
+/// Where a global of `len` bytes is in the environment.
+fn home<G: Guest>(env: &mut G::Env, global: GlobalId, len: usize) -> *mut u8 {
     let desc = &G::globals()[global.0 as usize];
-    let (offset, len) = (desc.offset as usize, (desc.bytes as usize).min(32));
+    let offset = desc.offset as usize;
     assert!(offset + len <= size_of::<G::Env>(), "global {} is outside of the environment", desc.name);
+    std::ptr::from_mut(env).cast::<u8>().wrapping_add(offset)
+}
+
+/// Sets an integer or packed flags.
+fn set_word<G: Guest>(env: &mut G::Env, global: GlobalId, value: u64) {
+    if G::globals()[global.0 as usize].ty == Ty::Flags {
+        let to = home::<G>(env, global, 4).cast::<u32>();
+        // SAFETY: `home` has checked that the bytes are within the environment; a global is plain data of any bit pattern.
+        unsafe { to.write_unaligned((value as u32).to_le()) };
+    } else {
+        let to = home::<G>(env, global, 8).cast::<u64>();
+        // SAFETY: as above.
+        unsafe { to.write_unaligned(value.to_le()) };
+    }
+}
+
+fn set_vector<G: Guest>(env: &mut G::Env, global: GlobalId, value: [u64; 4]) {
+    let len = (G::globals()[global.0 as usize].bytes as usize).min(32);
+    let to = home::<G>(env, global, len);
     let mut bytes = [0; 32];
     for (to, word) in bytes.chunks_exact_mut(8).zip(value) {
         to.copy_from_slice(&word.to_le_bytes());
     }
-    // SAFETY: the range was just checked to be within the environment; a global is plain data of any bit pattern.
-    unsafe {
-        let to = std::ptr::from_mut(env).cast::<u8>().add(offset);
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, len);
-    }
+    // SAFETY: `home` has checked that the range is within the environment; a global is plain data of any bit pattern.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, len) };
 }

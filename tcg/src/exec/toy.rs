@@ -239,7 +239,7 @@ extern "C" fn helper_fault(env: &mut ToyEnv) -> u64 {
 }
 
 extern "C" fn helper_kick(env: &mut ToyEnv) -> u64 {
-    env.header.exit_request.store(1, std::sync::atomic::Ordering::Relaxed);
+    env.header.exit_request.set();
     0
 }
 
@@ -338,7 +338,7 @@ impl Guest for Toy {
     fn translate(
         _: &ToyEnv,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {
@@ -445,7 +445,7 @@ const MEM: MemFlags = MemFlags { mmu: 0, for_write: false };
 impl Front<'_> {
     fn exit(&mut self, from: u64, pc: u64) -> crate::ir::ExitId {
         let chain = pc & !PAGE_MASK == self.page;
-        self.ir.exit(Exit { pc, poll: pc <= from, chain, dead: GlobalSet::NONE })
+        self.ir.exit(Exit { pc, indirect: false, poll: pc <= from, chain, dead: GlobalSet::NONE })
     }
 
     fn goto(&mut self, pc: u64) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::blocks::{NO_PAGE, Origin, SCRATCH};
-use super::{BREAKPOINT, Options, Stats};
+use super::{BREAKPOINT, Options, Stats, traces};
 use crate::backend::{Compiled, GuestInfo, HostBackend, Room};
 use crate::env::Runtime;
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
@@ -93,6 +93,8 @@ struct Fetcher<'a, G: Guest> {
     rt: &'a mut Runtime,
     pages: &'a mut [FetchedPage; 2],
     used: usize,
+    /// Pages are wanted from their start on: the code goes back in them.
+    whole: bool,
     /// Something came from neither RAM nor ROM.
     volatile: bool,
 }
@@ -100,10 +102,10 @@ struct Fetcher<'a, G: Guest> {
 impl<G: Guest> Fetcher<'_, G> {
     fn fill(&mut self, pc: u64) -> Result<(), Exception> {
         let phys = fetch_page::<G>(self.env, self.rt, pc)?.phys;
-        let offset = (phys & PAGE_MASK) as usize;
+        let offset = if self.whole { 0 } else { (phys & PAGE_MASK) as usize };
         let page = &mut self.pages[self.used];
         page.phys = phys & !PAGE_MASK;
-        page.from = pc;
+        page.from = if self.whole { pc & !PAGE_MASK } else { pc };
         page.len = 0;
         page.room = PAGE_SIZE as usize - offset;
         // Before the bytes are read: see `Remote`.
@@ -184,7 +186,8 @@ impl Translator {
         gone.chain(new.iter().filter(|address| old.binary_search(address).is_err())).copied().collect()
     }
 
-    fn stops_at(&self, pc: u64) -> bool {
+    /// Whether a debugger wants to stop at an address.
+    pub fn stops_at(&self, pc: u64) -> bool {
         !self.breakpoints.is_empty() && self.breakpoints.binary_search(&pc).is_ok()
     }
 
@@ -208,11 +211,7 @@ impl Translator {
         }
         let every = if options.count { 1 } else { TIMED };
         let start = stats.translated.is_multiple_of(every).then(processor_time);
-        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
-        let mut limits = TranslateLimits { max_insns: options.max_insns, single_step: single, side_exits };
-        if single {
-            limits.max_insns = 1;
-        }
+        let mut limits = limits(options, single);
         let mut front = self.front_end::<G>(env, rt, key, limits)?;
         while !single && front.translated.insns > 1 && self.crosses_breakpoint(key.pc, front.translated.bytes)
         {
@@ -222,7 +221,7 @@ impl Translator {
         }
         if front.volatile && !single {
             // What is not memory may read differently each time, and reading may have effects: one instruction.
-            limits = TranslateLimits { max_insns: 1, single_step: true, side_exits };
+            limits = self::limits(options, true);
             if !self.stops_at(key.pc) {
                 front = self.front_end::<G>(env, rt, key, limits)?;
             }
@@ -246,11 +245,20 @@ impl Translator {
             Made::Once
         } else {
             let room = self.compile_to_cache(rt, backend);
+            assert!(!self.compiled.overflow, "a block has room for its values");
+            let offset = key.pc & PAGE_MASK;
+            let end = offset + u64::from(front.translated.bytes);
             let origin = Origin {
+                trace: false,
                 pc: key.pc,
                 mode: key.mode,
-                phys: self.pages[0].phys | key.pc & PAGE_MASK,
+                phys: self.pages[0].phys | offset,
                 page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
+                page2_pc: (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE),
+                spans: [
+                    (offset as u16, end.min(PAGE_SIZE) as u16),
+                    (0, end.saturating_sub(PAGE_SIZE) as u16),
+                ],
                 code: self.guest_code(key.pc, front.translated.bytes),
             };
             let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
@@ -269,6 +277,61 @@ impl Translator {
         Ok(made)
     }
 
+    /// Translates a trace from `head` along `path`, and puts it in the place of the block there. `None` if it would be no better.
+    pub fn trace<G: Guest, B: HostBackend>(
+        &mut self,
+        env: &mut G::Env,
+        rt: &mut Runtime,
+        backend: &mut B,
+        head: BlockKey,
+        path: &[u64],
+        (options, stats): (&Options, &mut Stats),
+    ) -> Option<u32> {
+        if path.iter().any(|pc| self.stops_at(*pc)) {
+            return None;
+        }
+        let limits = TranslateLimits { path, ..limits(options, false) };
+        let front = self.front_end::<G>(env, rt, head, limits).ok()?;
+        let insns = front.translated.insns as usize;
+        if front.volatile || insns < 2 {
+            return None;
+        }
+        let log = Log::new(options, head);
+        log.path::<G>(head, &path[..insns], &self.pages);
+        log.op(&self.block, &self.guest);
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.run(&mut self.block);
+            log.op_opt(&self.block, &self.guest);
+        }
+        let room = self.compile_to_cache(rt, backend);
+        if self.compiled.overflow {
+            return None;
+        }
+        let [(_, first), (page2_pc, second)] = traces::spans(&path[..insns]);
+        let phys = self.pages[0].phys | head.pc & PAGE_MASK;
+        let origin = Origin {
+            trace: true,
+            pc: head.pc,
+            mode: head.mode,
+            phys,
+            page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
+            page2_pc,
+            spans: [first, second],
+            code: [&[], &[]],
+        };
+        debug_assert!(!front.spans || self.pages[1].from == page2_pc);
+        let old: Vec<u32> = rt.blocks.live_of(phys, head.pc, head.mode).map(|(id, _)| id).collect();
+        for id in old {
+            rt.blocks.replace(id, &mut rt.jump_cache);
+        }
+        let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
+        protect(rt, id, first_of_page);
+        log.host_code(room, &self.compiled);
+        stats.traces += 1;
+        stats.trace_insns += u64::from(front.translated.insns);
+        Some(id)
+    }
+
     /// Whether the scratch area holds the block at `key` already: the same instruction that is run alone is often run alone
     /// again (a copy loop that overwrites code).
     fn holds_once<G: Guest>(&mut self, env: &G::Env, rt: &mut Runtime, key: BlockKey) -> bool {
@@ -276,7 +339,8 @@ impl Translator {
         if *held != key {
             return false;
         }
-        let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, volatile: false };
+        let mut fetcher =
+            Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, whole: false, volatile: false };
         let mut at = 0;
         while at < bytes.len() {
             let Ok(code) = fetcher.fetch(key.pc.wrapping_add(at as u64)) else { return false };
@@ -311,8 +375,7 @@ impl Translator {
         key: BlockKey,
         options: &Options,
     ) -> Result<Listing, Exception> {
-        let side_exits = options.opt.contains(OptFlags::SIDE_EXITS);
-        let limits = TranslateLimits { max_insns: options.max_insns, single_step: false, side_exits };
+        let limits = limits(options, false);
         let breakpoints = std::mem::take(&mut self.breakpoints);
         let front = self.front_end::<G>(env, rt, key, limits);
         self.breakpoints = breakpoints;
@@ -331,7 +394,7 @@ impl Translator {
 
     /// Makes code that goes on at `pc` by way of the jump cache; `None` if the segment is full.
     pub fn bridge<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B, pc: u64) -> Option<u32> {
-        let exit = Exit { pc, poll: false, chain: false, dead: GlobalSet::NONE };
+        let exit = Exit { pc, indirect: false, poll: false, chain: false, dead: GlobalSet::NONE };
         let mut ir = Builder::new(std::mem::take(&mut self.block));
         let exit = ir.exit(exit);
         ir.push(Inst::Goto(exit));
@@ -347,11 +410,12 @@ impl Translator {
         env: &G::Env,
         rt: &mut Runtime,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
     ) -> Result<Front, Exception> {
         let stops = !limits.single_step && self.stops_at(key.pc);
         let mut ir = Builder::new(std::mem::take(&mut self.block));
-        let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, volatile: false };
+        let whole = !limits.path.is_empty();
+        let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, whole, volatile: false };
         let translated = if stops {
             fetcher.fetch(key.pc).map(|_| {
                 ir.push(Inst::InsnStart { pc: key.pc });
@@ -363,7 +427,7 @@ impl Translator {
         } else {
             G::translate(env, key, limits, &mut fetcher, &mut ir)
         };
-        let volatile = fetcher.volatile;
+        let (volatile, used) = (fetcher.volatile, fetcher.used);
         let translated = translated?;
         self.block = ir.finish();
         self.block.main_mmu = G::main_mmu(key.mode);
@@ -373,7 +437,8 @@ impl Translator {
         }
         // A second page may have been fetched for an instruction that was then left out.
         let first = PAGE_SIZE - (key.pc & PAGE_MASK);
-        Ok(Front { translated, volatile, spans: u64::from(translated.bytes) > first })
+        let spans = if whole { used > 1 } else { u64::from(translated.bytes) > first };
+        Ok(Front { translated, volatile, spans })
     }
 
     /// Compiles for the cache's free part, making room as needed; where.
@@ -392,13 +457,25 @@ impl Translator {
     }
 }
 
-/// Makes stores to the pages of a new block that had no other one leave generated code.
+/// Makes stores to the lines of a new block leave generated code: its pages may have had no other block.
 pub(super) fn protect(rt: &mut Runtime, tb: u32, first_of_page: [bool; 2]) {
     let t = rt.blocks.get(tb);
     for (page, first) in [t.phys & !PAGE_MASK, t.page2].into_iter().zip(first_of_page) {
+        rt.windows.close_page(page);
         if first && let Some(lines) = rt.blocks.code_lines(page) {
             rt.mmu.spaces.protect(page, lines);
         }
+    }
+}
+
+/// The limits of a translation; `single` for one instruction that is run once.
+fn limits(options: &Options, single: bool) -> TranslateLimits<'static> {
+    TranslateLimits {
+        max_insns: if single { 1 } else { options.max_insns },
+        single_step: single,
+        side_exits: options.opt.contains(OptFlags::SIDE_EXITS),
+        unroll: options.opt.contains(OptFlags::UNROLL),
+        path: &[],
     }
 }
 
@@ -454,6 +531,20 @@ impl Log {
             let raw = hex(&bytes[at..at + len]);
             text += &format!("\n{pc:#018x}: {raw:<24} {line}");
             at += len;
+        }
+        tracing::debug!(target: "in_asm", "{text}");
+    }
+
+    fn path<G: Guest>(&self, head: BlockKey, path: &[u64], pages: &[FetchedPage; 2]) {
+        if !self.guest_code() {
+            return;
+        }
+        let mut text = format!("trace {:#x} mode {:#x}", head.pc, head.mode);
+        for &pc in path {
+            let bytes = pages.iter().find(|page| page.covers(pc)).map_or(&[][..], |page| page.get(pc));
+            let (line, len) = G::disassemble(head, pc, bytes);
+            let raw = hex(&bytes[..len.min(bytes.len())]);
+            text += &format!("\n{pc:#018x}: {raw:<24} {line}");
         }
         tracing::debug!(target: "in_asm", "{text}");
     }

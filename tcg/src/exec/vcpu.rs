@@ -2,16 +2,16 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::blocks::SCRATCH;
+use super::traces::{Progress, Recorder};
 use super::translate::{Made, Translator, guest_info, logged};
 use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, lookup, slow};
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
 use crate::env::{Header, JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next};
-use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
+use crate::memory::{PAGE_MASK, PhysMemory};
 use crate::opt::OptFlags;
 use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, runtime};
 
@@ -22,6 +22,7 @@ pub struct Vcpu<G: Guest, B: HostBackend> {
     context: Context<G>,
     backend: B,
     translator: Translator,
+    recorder: Recorder,
     options: Options,
     stats: Stats,
     enter: Enter,
@@ -54,7 +55,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     ) -> Result<Vcpu<G, B>, Error> {
         options.max_insns = options.max_insns.clamp(1, super::MAX_INSNS);
         if !options.chain {
-            options.opt -= OptFlags::LINK | OptFlags::JUMP_CACHE | OptFlags::LOOPS;
+            options.opt -= OptFlags::LINK | OptFlags::JUMP_CACHE | OptFlags::LOOPS | OptFlags::TRACES;
+        }
+        if options.max_insns < super::MAX_INSNS {
+            // Who wants short blocks wants no long ones.
+            options.opt -= OptFlags::TRACES;
         }
         let mut backend = B::new(guest_info::<G>()).map_err(Error::Backend)?;
         backend.tune(options.opt, options.count);
@@ -73,6 +78,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             context,
             backend,
             translator: Translator::new(guest_info::<G>(), options.opt),
+            recorder: Recorder::new(),
             options,
             stats: Stats::default(),
             enter,
@@ -163,6 +169,10 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         loop {
             let (stop, once) = match next {
                 Next::Exit(code) => return code,
+                Next::Continue if self.recorder.head().is_some() => {
+                    next = self.record();
+                    continue;
+                }
                 Next::Continue => (self.resume(), false),
                 Next::ContinueOne => (self.step(), true),
             };
@@ -217,7 +227,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     }
 
     fn exit_requested(&mut self) -> bool {
-        G::header(self.context.env_mut()).exit_request.load(Ordering::Relaxed) != 0
+        G::header(self.context.env_mut()).exit_request.is_set()
     }
 
     /// Does what other threads have asked for, and lets the guest look at its events.
@@ -229,7 +239,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     /// Does what other threads have asked for. The guest has still to look at its events.
     fn take_requests(&mut self) {
         // The request is taken before what it announces is looked at, so that one that comes meanwhile is not lost.
-        G::header(self.context.env_mut()).exit_request.swap(0, Ordering::AcqRel);
+        G::header(self.context.env_mut()).exit_request.take();
         if let Some(queue) = self.context.remote().take() {
             let rt = self.context.runtime_mut();
             if queue.all_code {
@@ -249,6 +259,9 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let env = self.context.env_ptr();
         let mut from = None;
         loop {
+            if self.options.hot == 0 && self.sample_here() {
+                return Stop::Poll;
+            }
             let code = match self.next_block(from.take()) {
                 Ok(Some(code)) => code,
                 Ok(None) => return self.run_scratch(),
@@ -257,13 +270,84 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             let outcome = self.enter(env, code, Running::Block);
             match outcome {
                 Outcome::Exit { tb, exit } => from = Some((tb, exit)),
+                Outcome::Lookup if self.exit_requested() => {
+                    self.sample_here();
+                    return Stop::Poll;
+                }
                 Outcome::Lookup => {}
-                Outcome::Poll { .. } => return Stop::Poll,
+                Outcome::Poll { tb } => {
+                    self.sample(tb);
+                    return Stop::Poll;
+                }
                 Outcome::Exception | Outcome::Leave(_) => return self.stopped(outcome),
             }
             if self.exit_requested() {
                 return Stop::Poll;
             }
+        }
+    }
+
+    /// The guest was found at the start of a block: a trace may begin there.
+    fn sample(&mut self, tb: u32) {
+        if !self.options.opt.contains(OptFlags::TRACES) || !self.recorder.sampled() {
+            return;
+        }
+        if self.context.runtime_mut().blocks.heat(tb, self.options.hot) {
+            let env = self.context.env();
+            self.recorder.start(G::block_key(env), G::address_space(env));
+        }
+    }
+
+    /// Takes a sample at the block that is about to run, if there is one; whether there is something to record.
+    fn sample_here(&mut self) -> bool {
+        let mut env = self.context.env_ptr();
+        // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
+        let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
+        let key = G::block_key(env);
+        let block =
+            fetch_page::<G>(env, rt, key.pc).ok().and_then(|page| lookup::find::<G>(env, rt, key, page.phys));
+        if let Some(tb) = block {
+            self.sample(tb);
+        }
+        self.recorder.head().is_some()
+    }
+
+    /// Runs one instruction after the other, and notes where they go; at the end makes a trace of that.
+    fn record(&mut self) -> Next {
+        let next = loop {
+            let key = G::block_key(self.context.env());
+            if self.translator.stops_at(key.pc) || self.recorder.step(key) == Progress::Done {
+                break Next::Continue;
+            }
+            self.stats.recorded += 1;
+            let next = match self.step() {
+                Stop::Exception(e) if e.vector == RETRY_VECTOR => continue,
+                Stop::Poll if !self.exit_requested() => continue,
+                // Neither is a reason to stop: the request may be for the next sample. If it was an event, the path leads to
+                // where the trace cannot follow.
+                stop @ (Stop::Poll | Stop::Leave(_)) => self.handle(stop),
+                stop => break self.handle(stop),
+            };
+            if next != Next::Continue {
+                break next;
+            }
+        };
+        self.make_trace();
+        next
+    }
+
+    /// Makes a trace of what was recorded, if the guest is still where it was.
+    fn make_trace(&mut self) {
+        let mut env = self.context.env_ptr();
+        // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
+        let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
+        let here = self.recorder.head().is_some_and(|(head, space)| {
+            head.mode == G::block_key(env).mode && space == G::address_space(env)
+        });
+        let Some((head, path)) = self.recorder.finish() else { return };
+        if here {
+            let with = (&self.options, &mut self.stats);
+            self.translator.trace::<G, B>(env, rt, &mut self.backend, head, path, with);
         }
     }
 
@@ -284,7 +368,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         // Without a tag no indirect jump hits: the block is left after its instruction, whatever that is.
         G::header(self.context.env_mut()).jump_tag = JUMP_TAG_NONE;
         let blocks = &self.context.runtime().blocks;
-        let code = blocks.entry(SCRATCH) + u64::from(blocks.get(SCRATCH).body);
+        let code = blocks.body(SCRATCH);
         let outcome = self.enter(env, code, Running::Once);
         match outcome {
             Outcome::Exit { .. } | Outcome::Lookup | Outcome::Poll { .. } => Stop::Poll,
@@ -383,7 +467,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 link::<B>(rt, from, exit, to);
             }
         }
-        let code = rt.blocks.entry(tb) + u64::from(rt.blocks.get(tb).body);
+        let code = rt.blocks.body(tb);
         if jump_cache {
             lookup::remember::<G>(self.context.env_mut(), rt, key, page, tb)?;
         }
@@ -405,14 +489,13 @@ fn is_linkable(rt: &Runtime, from: u32, to: u32) -> bool {
     let (a, b) = (rt.blocks.get(from), rt.blocks.get(to));
     let page = |address: u64| address & !PAGE_MASK;
     let first = page(a.pc) == page(b.pc) && page(a.phys) == page(b.phys);
-    let second = page(a.pc).wrapping_add(PAGE_SIZE) == page(b.pc) && a.page2 == page(b.phys);
+    let second = a.page2_pc == page(b.pc) && a.page2 == page(b.phys);
     a.mode == b.mode && (first || second)
 }
 
 /// Links the jumps of an exit to a block.
 fn link<B: HostBackend>(rt: &mut Runtime, from: u32, exit: u16, to: u32) {
-    let entry = rt.blocks.entry(to);
-    let body = entry + u64::from(rt.blocks.get(to).body);
+    let (entry, body) = (rt.blocks.entry(to), rt.blocks.body(to));
     while let Some((n, field, poll)) = rt.blocks.unlinked(from, exit) {
         rt.blocks.link(from, n, to, B::link_field(field, if poll { entry } else { body }));
     }

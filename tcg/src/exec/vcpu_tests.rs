@@ -1,5 +1,6 @@
 //! The execution loop with the x86-64 backend and the toy guest.
 
+use crate::memory::PAGE_SIZE;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use super::super::toy::{LEN, Op, ROM, Toy, ToyEnv, ToyMemory, asm};
 use super::*;
 use crate::backend::x86_64::X86_64;
 use crate::code_cache::CodeCache;
+use crate::env::SECOND_WAY_HITS;
 
 type ToyVcpu = Vcpu<Toy, X86_64>;
 
@@ -275,21 +277,28 @@ fn blocks_may_lie_across_pages_and_follow_the_second_one() {
     assert_eq!(m.cpu.env().r[1], 0x100 + 0x200);
 }
 
-#[test]
-fn stores_to_other_code_take_effect_at_once() {
+/// Goes `times` times to code elsewhere that adds an immediate to `r1`, `first` at first; after each time, `change` is executed
+/// and the low byte of `r5` stored to the immediate's.
+fn rewriting(times: i32, first: i32, change: [u8; 6]) -> Machine {
     let target = 0x3000;
-    let mut m = machine(&[
+    let m = machine(&[
         asm(Op::MovI, 2, 0, target),
         asm(Op::MovI, 3, 0, CODE as i32 + 4 * LEN as i32),
-        asm(Op::MovI, 4, 0, 3),
+        asm(Op::MovI, 4, 0, times),
         asm(Op::JmpR, 2, 0, 0),
-        asm(Op::AddI, 5, 0, 10),
-        asm(Op::Store8, 5, 2, 2), // immediate of the first instruction there
+        change,
+        asm(Op::Store8, 5, 2, 2),
         asm(Op::AddI, 4, 0, -1),
         asm(Op::Jnz, 4, 0, rel(7, 3)),
         asm(Op::Halt, 0, 0, 0),
     ]);
-    m.memory.poke(target as u64, &program(&[asm(Op::AddI, 1, 0, 1), asm(Op::JmpR, 3, 0, 0)]));
+    m.memory.poke(target as u64, &program(&[asm(Op::AddI, 1, 0, first), asm(Op::JmpR, 3, 0, 0)]));
+    m
+}
+
+#[test]
+fn stores_to_other_code_take_effect_at_once() {
+    let mut m = rewriting(3, 1, asm(Op::AddI, 5, 0, 10));
     assert_eq!(m.cpu.run(), 0);
     assert_eq!(m.cpu.env().r[1], 1 + 10 + 20);
     let stats = m.cpu.stats();
@@ -312,6 +321,103 @@ fn a_store_beside_code_invalidates_nothing() {
     assert_eq!(stats.blocks.invalidated, 0);
     assert!(stats.mmu.code_page_stores < 3, "generated code knows where the code is");
     assert_eq!(m.memory.peek(CODE + 0x800, 8), 1);
+}
+
+/// Where [`stores_beside_code`] stores to: in the page of its code.
+const DATA: u64 = CODE + 0x800;
+
+/// So many stores to a page are enough for a window (see `softmmu::window`).
+const MANY: i32 = 2 * SECOND_WAY_HITS as i32;
+
+/// Stores `times` times to the page of its code, and goes to `r6` with [`DATA`] in `r2`; `then` is executed when that comes back
+/// to `r3`. It has run once, with nothing at `r6`: so nothing but what is there is translated any more.
+fn stores_beside_code(times: i32, then: &[[u8; 6]]) -> Machine {
+    let first = [
+        asm(Op::MovI, 0, 0, times),
+        asm(Op::MovI, 2, 0, DATA as i32),
+        asm(Op::Store, 0, 2, 0),
+        asm(Op::AddI, 0, 0, -1),
+        asm(Op::Jnz, 0, 0, rel(4, 2)),
+        asm(Op::MovI, 3, 0, CODE as i32 + 7 * LEN as i32),
+        asm(Op::JmpR, 6, 0, 0),
+    ];
+    let mut m = machine(&[&first, then].concat());
+    m.memory.poke(0x4000, &program(&[asm(Op::JmpR, 3, 0, 0)]));
+    m.cpu.env_mut().r[6] = 0x4000;
+    assert_eq!(m.cpu.run(), 0);
+    m.cpu.env_mut().pc = CODE;
+    m
+}
+
+/// Number of places in a machine's windows where a byte can be stored to.
+fn window_bytes(m: &Machine) -> u64 {
+    m.cpu.context.runtime().windows.modes.iter().map(|window| window.room[0]).sum()
+}
+
+#[test]
+fn windows_close_with_translations() {
+    let changes: [fn(&mut ToyEnv); 5] = [
+        |_| (),
+        |env| softmmu::flush_page::<Toy>(env, 1, DATA),
+        |env| softmmu::flush_space::<Toy>(env, 1),
+        softmmu::flush_all::<Toy>,
+        softmmu::switch_space::<Toy>,
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        let mut m = stores_beside_code(MANY, &[asm(Op::Halt, 0, 0, 0)]);
+        assert_eq!(m.cpu.run(), 0);
+        assert_eq!(window_bytes(&m), 4096 - 64, "all but the line of the program");
+        change(m.cpu.env_mut());
+        assert_eq!(window_bytes(&m) != 0, n == 0, "change {n}");
+    }
+}
+
+#[test]
+fn a_block_in_a_window_closes_it() {
+    let mut m = stores_beside_code(
+        MANY,
+        &[
+            asm(Op::Store8, 3, 6, 2), // immediate of the first instruction there
+            asm(Op::MovI, 3, 0, CODE as i32 + 10 * LEN as i32),
+            asm(Op::JmpR, 6, 0, 0),
+            asm(Op::Halt, 0, 0, 0),
+        ],
+    );
+    let there = DATA + 0x100;
+    m.memory.poke(there, &program(&[asm(Op::AddI, 1, 0, 1), asm(Op::JmpR, 3, 0, 0)]));
+    m.cpu.env_mut().r[6] = there;
+    let before = m.cpu.stats().blocks.invalidated;
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!(m.cpu.env().r[1], 1 + (CODE + 7 * LEN) % 256);
+    assert_eq!(m.cpu.stats().blocks.invalidated, before + 1);
+}
+
+#[test]
+fn a_store_that_reaches_into_code_is_noticed() {
+    // By the bit map of the second way, and by the window.
+    for times in [2, MANY] {
+        let mut m = stores_beside_code(
+            times,
+            &[
+                asm(Op::Store, 7, 6, -4),
+                asm(Op::MovI, 3, 0, CODE as i32 + 10 * LEN as i32),
+                asm(Op::JmpR, 6, 0, 0),
+                asm(Op::Halt, 0, 0, 0),
+            ],
+        );
+        let there = DATA + 0x100;
+        let [one, two] = [1, 2].map(|by| program(&[asm(Op::AddI, 1, 0, by), asm(Op::JmpR, 3, 0, 0)]));
+        m.memory.poke(there, &one);
+        let mut store = [0; 8];
+        // The first time it changes nothing; everything has been translated then.
+        for (first, sum) in [(&one, 2), (&two, 3)] {
+            store[4..].copy_from_slice(&first[..4]);
+            let env = m.cpu.env_mut();
+            (env.pc, env.r[1], env.r[6], env.r[7]) = (CODE, 0, there, u64::from_le_bytes(store));
+            assert_eq!(m.cpu.run(), 0);
+            assert_eq!(m.cpu.env().r[1], sum, "after {times} stores");
+        }
+    }
 }
 
 /// Loads and stores all over a large page, several times.
@@ -634,19 +740,7 @@ fn a_breakpoint_is_seen_in_code_that_changes_back() {
 
 #[test]
 fn a_store_that_changes_nothing_invalidates_nothing() {
-    let target = 0x3000;
-    let mut m = machine(&[
-        asm(Op::MovI, 2, 0, target),
-        asm(Op::MovI, 3, 0, CODE as i32 + 4 * LEN as i32),
-        asm(Op::MovI, 4, 0, 100),
-        asm(Op::JmpR, 2, 0, 0),
-        asm(Op::MovI, 5, 0, 7),
-        asm(Op::Store8, 5, 2, 2), // immediate of the first instruction there
-        asm(Op::AddI, 4, 0, -1),
-        asm(Op::Jnz, 4, 0, rel(7, 3)),
-        asm(Op::Halt, 0, 0, 0),
-    ]);
-    m.memory.poke(target as u64, &program(&[asm(Op::AddI, 1, 0, 7), asm(Op::JmpR, 3, 0, 0)]));
+    let mut m = rewriting(100, 7, asm(Op::MovI, 5, 0, 7));
     assert_eq!(m.cpu.run(), 0);
     assert_eq!(m.cpu.env().r[1], 700);
     assert_eq!(m.cpu.stats().blocks.invalidated, 0);

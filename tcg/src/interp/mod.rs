@@ -46,7 +46,7 @@ pub trait Machine {
 pub enum End {
     /// By an exit; the program counter global is the exit's address.
     Exit(ExitId),
-    /// By [`Inst::GotoIndirect`].
+    /// By [`Inst::GotoIndirect`], or an exit that is [`indirect`](crate::ir::Exit::indirect).
     Indirect,
     /// By [`Inst::Leave`] with this code.
     Leave(u32),
@@ -97,9 +97,12 @@ pub fn run(block: &Block, guest: &GuestInfo, machine: &mut impl Machine) -> End 
         match run.step(inst) {
             Ok(Step::Value(v)) => run.values[i] = v,
             Ok(Step::End(end)) => {
-                if let End::Exit(exit) = end {
-                    run.set_pc(block.exits[exit.0 as usize].pc);
+                let End::Exit(exit) = end else { return end };
+                let exit = block.exits[exit.0 as usize];
+                if exit.indirect {
+                    return End::Indirect;
                 }
+                run.set_pc(exit.pc);
                 return end;
             }
             Err(exception) => {
@@ -210,8 +213,8 @@ impl<M: Machine> Run<'_, M> {
             }
             Inst::Pack(f) => scalar(self.flags(f) as u64),
             Inst::SetCond { cond, f } => scalar(flags::holds(cond, self.flags(f)) as u64),
-            Inst::Select { cond, f, a, b } => {
-                scalar(self.int(if flags::holds(cond, self.flags(f)) { a } else { b }))
+            Inst::Select { w, cond, f, a, b } => {
+                scalar(self.int(if flags::holds(cond, self.flags(f)) { a } else { b }) & w.mask())
             }
             Inst::Load { width, ext, addr, mem } => scalar(self.load(width, ext, addr, mem)?),
             Inst::Store { width, addr, v, mem } => {

@@ -13,7 +13,7 @@ fn ir() -> Builder {
 }
 
 fn exit(ir: &mut Builder, pc: u64) -> ExitId {
-    ir.exit(Exit { pc, poll: false, chain: true, dead: GlobalSet::NONE })
+    ir.exit(Exit { pc, indirect: false, poll: false, chain: true, dead: GlobalSet::NONE })
 }
 
 #[test]

@@ -4,11 +4,14 @@ use super::flags::FlagOp;
 use super::inst::{BinOp, CallArgs, ExitId, Ext, HelperId, Inst, MemFlags, UnOp};
 use super::types::{Cond, GlobalId, GlobalSet, Value, VecSize, Width};
 
-/// A way out of a block to a known guest address, in the same block mode.
+/// A way out of a block, in the same block mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exit {
     /// Guest program counter (linear address) of the successor.
     pub pc: u64,
+    /// The successor is not `pc`, but where the guest's program counter global says. The block has set that for this exit
+    /// alone: when it goes on behind the exit, the global is undefined. Such an exit is not chained.
+    pub indirect: bool,
     /// Whether pending events are polled on the way: set on back edges, so that no cycle of chained blocks is
     /// without a poll.
     pub poll: bool,
@@ -177,7 +180,7 @@ impl Builder {
 
     /// `a` if the condition holds, else `b`.
     pub fn select(&mut self, cond: Cond, f: Value, a: Value, b: Value) -> Value {
-        self.push(Inst::Select { cond, f, a, b })
+        self.push(Inst::Select { w: Width::W64, cond, f, a, b })
     }
 
     /// Loads an integer.

@@ -195,8 +195,8 @@ pub enum Inst {
     Pack(Value),
     /// 1 if the condition holds, else 0.
     SetCond { cond: Cond, f: Value },
-    /// `a` if the condition holds, else `b`. Integers.
-    Select { cond: Cond, f: Value, a: Value, b: Value },
+    /// `a` if the condition holds, else `b`, zero-extended from `w` (32 or 64). Integers.
+    Select { w: Width, cond: Cond, f: Value, a: Value, b: Value },
     /// Loads `width` bits from guest memory. May fault.
     Load { width: Width, ext: Ext, addr: Value, mem: MemFlags },
     /// Stores the low `width` bits of `v` to guest memory. May fault.

@@ -165,6 +165,9 @@ impl fmt::Display for Printer<'_> {
         }
         for (i, exit) in self.block.exits.iter().enumerate() {
             write!(f, "exit{i}: {:#x}", exit.pc)?;
+            if exit.indirect {
+                write!(f, " indirect")?;
+            }
             if exit.poll {
                 write!(f, " poll")?;
             }
@@ -282,8 +285,8 @@ impl Printer<'_> {
             }
             Inst::Pack(f) => write!(out, "pack {}", v(f)),
             Inst::SetCond { cond, f } => write!(out, "setcond.{} {}", cond.name(), v(f)),
-            Inst::Select { cond, f, a, b } => {
-                write!(out, "select.{} {}, {}, {}", cond.name(), v(f), v(a), v(b))
+            Inst::Select { w, cond, f, a, b } => {
+                write!(out, "select.{}.{} {}, {}, {}", cond.name(), w.name(), v(f), v(a), v(b))
             }
             Inst::Load { width, ext, addr, mem: m } => {
                 write!(out, "load.{}{} {}", width.name(), Suffix(ext), mem(addr, m))
@@ -369,7 +372,7 @@ f17 = flags.adc.8 v1, v5, f15
 f18 = flags.unpack.64 v1
 v19 = pack f18
 v20 = setcond.be f15
-v21 = select.l f15, v1, v4
+v21 = select.l.64 f15, v1, v4
 v22 = load.16.s64 [v4] mmu1
 v23 = load.32 [v4] mmu0 for_write
 store.64 [v4] mmu0, v1

@@ -81,7 +81,12 @@ impl Check<'_> {
     }
 
     fn exit(&self, exit: ExitId) -> Checked {
-        require((exit.0 as usize) < self.block.exits.len(), "there is no such exit")
+        let exit = self.block.exits.get(exit.0 as usize).ok_or("there is no such exit")?;
+        require(!(exit.indirect && exit.chain), "an indirect exit is chained")?;
+        require(
+            !(exit.indirect && exit.dead.contains(self.guest.pc)),
+            "an indirect exit needs the program counter",
+        )
     }
 
     /// What may fault comes before the first `Set` of a guest instruction.
@@ -171,7 +176,8 @@ impl Check<'_> {
                 self.ints(&[a, b])
             }
             Inst::Pack(f) | Inst::SetCond { f, .. } => self.flags(f),
-            Inst::Select { f, a, b, .. } => {
+            Inst::Select { w, f, a, b, .. } => {
+                require(w >= Width::W32, "width out of range")?;
                 self.flags(f)?;
                 self.ints(&[a, b])
             }
@@ -343,7 +349,7 @@ mod tests {
     #[test]
     fn terminals_exits_and_helpers() {
         let mut ir = Builder::new(Block::default());
-        let exit = ir.exit(Exit { pc: 0, poll: false, chain: false, dead: GlobalSet::NONE });
+        let exit = ir.exit(Exit { pc: 0, indirect: false, poll: false, chain: false, dead: GlobalSet::NONE });
         ir.push(Inst::Goto(exit));
         let mut block = ir.finish();
         block.insts.push(Inst::Nop);

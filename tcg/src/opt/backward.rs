@@ -56,9 +56,10 @@ impl Backward {
         all
     }
 
-    /// What is looked at after leaving by an exit; leaving sets the program counter.
+    /// What is looked at after leaving by an exit; leaving by one that is not indirect sets the program counter.
     fn live_at_exit(&self, exit: &Exit) -> GlobalSet {
-        GlobalSet(!self.storage_of(exit.dead).0 & !GlobalSet::of(self.guest.pc).0)
+        let pc = if exit.indirect { GlobalSet::NONE } else { GlobalSet::of(self.guest.pc) };
+        GlobalSet(!self.storage_of(exit.dead).0 & !pc.0)
     }
 
     /// Drops what is dead and closes the gaps.

@@ -189,21 +189,23 @@ impl Forward {
         }
     }
 
-    pub(super) fn select(&mut self, cond: Cond, f: Value, a: Value, b: Value) -> Value {
+    pub(super) fn select(&mut self, w: Width, cond: Cond, f: Value, a: Value, b: Value) -> Value {
         let (cond, f) = self.simplify_cond(cond, f);
+        let (a, b) = (self.low(a, w), self.low(b, w));
         if a == b {
-            return a;
+            return self.zero_extend(w, a);
         }
-        match (self.decide(cond, f), self.as_const(a), self.as_const(b)) {
-            (Some(true), _, _) => a,
-            (Some(false), _, _) => b,
+        let constant = |v: Value| self.as_const(v).map(|c| c & w.mask());
+        match (self.decide(cond, f), constant(a), constant(b)) {
+            (Some(true), _, _) => self.zero_extend(w, a),
+            (Some(false), _, _) => self.zero_extend(w, b),
             (_, Some(1), Some(0)) => self.emit(Inst::SetCond { cond, f }),
             (_, Some(0), Some(1)) => self.emit(Inst::SetCond { cond: cond.negate(), f }),
-            (_, Some(u64::MAX), Some(0)) => {
+            (_, Some(ones), Some(0)) if ones == w.mask() => {
                 let one = self.emit(Inst::SetCond { cond, f });
-                self.un(UnOp::Neg, Width::W64, one)
+                self.un(UnOp::Neg, w, one)
             }
-            _ => self.emit(Inst::Select { cond, f, a, b }),
+            _ => self.emit(Inst::Select { w, cond, f, a, b }),
         }
     }
 

@@ -52,7 +52,25 @@ impl Forward {
         if self.bits(low) <= w.bits() {
             return low;
         }
-        self.emit(Inst::Extend { from: w, ext: Ext::Zero, a: low })
+        match self.narrow(w, low) {
+            Some(v) => v,
+            None => self.emit(Inst::Extend { from: w, ext: Ext::Zero, a: low }),
+        }
+    }
+
+    /// `v`, zero-extended from `w`, by the operation that makes it in a smaller width; unless a global holds `v`, which is
+    /// then there to be extended.
+    fn narrow(&mut self, w: Width, v: Value) -> Option<Value> {
+        use BinOp::*;
+        if w != Width::W32 || self.is_homed(v) {
+            return None;
+        }
+        Some(match self.def(v) {
+            Inst::Bin { op: op @ (Add | Sub | And | Or | Xor), w: Width::W64, a, b } => self.bin(op, w, a, b),
+            Inst::Lea { w: Width::W64, base, index, scale, disp } => self.lea(w, base, index, scale, disp),
+            Inst::Select { w: Width::W64, cond, f, a, b } => self.select(w, cond, f, a, b),
+            _ => return None,
+        })
     }
 
     pub(super) fn bin(&mut self, op: BinOp, w: Width, a: Value, b: Value) -> Value {

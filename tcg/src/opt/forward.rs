@@ -130,7 +130,9 @@ impl Forward {
             }
             Inst::Pack(f) => self.pack(self.renew(f)),
             Inst::SetCond { cond, f } => self.set_cond(cond, self.renew(f)),
-            Inst::Select { cond, f, a, b } => self.select(cond, self.renew(f), self.renew(a), self.renew(b)),
+            Inst::Select { w, cond, f, a, b } => {
+                self.select(w, cond, self.renew(f), self.renew(a), self.renew(b))
+            }
             Inst::ExitIf { cond, f, exit } => self.exit_if(cond, self.renew(f), exit),
             Inst::Branch { cond, f, taken, fall } => self.branch(cond, self.renew(f), taken, fall),
             Inst::EnvStore { width, offset, v } => {
@@ -330,7 +332,7 @@ impl Forward {
             Insert { a, pos, len, .. } => of(a).max(pos as u16 + len as u16),
             Pack(_) => 16,
             SetCond { .. } => 1,
-            Select { a, b, .. } => of(a).max(of(b)),
+            Select { w, a, b, .. } => of(a).max(of(b)).min(w.bits() as u16),
             Load { width, ext, .. } => match ext {
                 crate::ir::Ext::Zero => width.bits() as u16,
                 crate::ir::Ext::Sign32 => 32.max(width.bits() as u16),

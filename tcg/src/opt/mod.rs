@@ -29,7 +29,7 @@ bitflags::bitflags! {
     /// What to do; everything by default. The passes over the IR come first, then what other parts of the translator
     /// do. Each can be left out by itself, so that a fault can be pinned to it; the guest never notices.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct OptFlags: u16 {
+    pub struct OptFlags: u32 {
         /// Reads of globals become the values known to be there; sets to the value already there go.
         const FORWARD = 1 << 0;
         /// Constant folding and algebraic identities.
@@ -50,10 +50,14 @@ bitflags::bitflags! {
         const GROUPS = 1 << 11;
         /// Generated code looks into the second way of a TLB.
         const SECOND_WAY = 1 << 12;
-        /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): x87 in the host's unit.
+        /// Host code stands in for helpers ([`Shortcut`](crate::guest::Shortcut)): division, x87 in the host's unit.
         const SHORTCUTS = 1 << 13;
         /// What goes round in a block that jumps to its own start stays in registers.
         const LOOPS = 1 << 14;
+        /// A block that jumps to its own start has several rounds.
+        const UNROLL = 1 << 15;
+        /// What hot loops execute becomes one block.
+        const TRACES = 1 << 16;
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn hash(inst: &Inst) -> u32 {
         Flags { op, w, a, b, .. } => (128 + op as u32 * 4 + w as u32, a.0, b.0),
         Pack(f) => (200, f.0, 0),
         SetCond { cond, f } => (201, cond as u32, f.0),
-        Select { cond, f, a, b } => (202 + cond as u32, f.0, a.0 ^ b.0 << 8),
+        Select { cond, f, a, b, .. } => (202 + cond as u32, f.0, a.0 ^ b.0 << 8),
         Vec { op, a, b, imm, .. } => (256 + op as u32, a.0 ^ (imm as u32) << 16, b.0),
         Vec3 { op, a, b, c, .. } => (240 + op as u32, a.0 ^ c.0 << 8, b.0),
         VecIns { op, a, b, imm } => (220 + op as u32, a.0 ^ (imm as u32) << 16, b.0),

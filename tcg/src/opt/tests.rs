@@ -420,8 +420,8 @@ fn integer_identities() {
         ("e = shiftpair.32 a, n, k0", "n"),
         ("f = flags.and.8 a, a\ne = addc.32 a, k0, f", "extend.32(a)"),
         ("f = flags.sub.64 k0, k1\ne = subc.64 a, k0, f", "sub.64(a 0x1)"),
-        ("f = flags.sub.8 a, b\ne = select.e f, a, a", "a"),
-        ("f = flags.sub.8 a, b\nx = select.e f, k0, k1\ne = extend.8 x", "setcond.ne(flags.sub.8(a b))"),
+        ("f = flags.sub.8 a, b\ne = select.e.64 f, a, a", "a"),
+        ("f = flags.sub.8 a, b\nx = select.e.64 f, k0, k1\ne = extend.8 x", "setcond.ne(flags.sub.8(a b))"),
     ] {
         assert_eq!(expression(e), result, "{e}");
     }

@@ -66,6 +66,30 @@ pub fn store<G: Guest>(env: &mut G::Env, va: u64, size: u32, value: u64, mmu: u8
     store_as::<G>(env, va, &value.to_le_bytes()[..size as usize], mmu, Writer::Helper)
 }
 
+/// Loads quadwords that follow each other if one look into the first level does for all of them.
+#[inline]
+pub fn load_quads<G: Guest, const N: usize>(env: &mut G::Env, va: u64, mmu: u8) -> Option<[u64; N]> {
+    if (va & PAGE_MASK) + 8 * N as u64 > PAGE_SIZE {
+        return None;
+    }
+    let p = direct::<G>(env, va, mmu, false)?;
+    // SAFETY: the first level says that this page is RAM or ROM, and all of them are in it.
+    Some(std::array::from_fn(|n| unsafe { host::read(p.wrapping_add(8 * n), 8) }))
+}
+
+/// Stores quadwords, the first one at the lowest address, if one look into the first level does for all of them; else
+/// nothing is stored, and the answer is no.
+#[inline]
+pub fn store_quads<G: Guest>(env: &mut G::Env, va: u64, values: &[u64], mmu: u8) -> bool {
+    let here = (va & PAGE_MASK) + 8 * values.len() as u64 <= PAGE_SIZE;
+    let Some(p) = here.then(|| direct::<G>(env, va, mmu, true)).flatten() else { return false };
+    for (n, value) in values.iter().enumerate() {
+        // SAFETY: the first level says that this page is RAM that may be written, and all of them are in it.
+        unsafe { host::write(p.wrapping_add(8 * n), 8, *value) };
+    }
+    true
+}
+
 /// Loads bytes; on an exception the buffer's content is unspecified.
 pub fn load_bytes<G: Guest>(env: &mut G::Env, va: u64, buf: &mut [u8], mmu: u8) -> Result<(), Exception> {
     if in_page(va, buf.len() as u64) == buf.len() as u64 {

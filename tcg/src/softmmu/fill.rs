@@ -1,5 +1,7 @@
 //! From a guest-virtual address to a place in memory: second level, large entries, walk, and filling the levels above.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use super::fetch::note_changes;
 use super::second_level::{Entry, GLOBAL, HOST_WRITABLE, LARGE, READ, WRITE};
 use super::table::{Fill, LARGE_BITS, LargeFill, large_of};
@@ -100,7 +102,7 @@ pub(super) fn resolve<G: Guest>(
 /// Fills the first level for an access of generated code that is about to be done: the distance from its address to the
 /// host's, if it may be done directly. Otherwise, and if it raises an exception or crosses pages, its slow path finds out
 /// again.
-pub(crate) fn refill<G: Guest>(env: &mut G::Env, va: u64, bytes: u8, write: bool, mmu: u8) -> Option<u64> {
+pub(crate) fn refill<G: Guest>(env: &mut G::Env, va: u64, bytes: u16, write: bool, mmu: u8) -> Option<u64> {
     let page = page_of(va);
     if page_of(va.wrapping_add(u64::from(bytes) - 1)) != page {
         return None;
@@ -136,6 +138,21 @@ fn enter_large<G: Guest>(env: &mut G::Env, rt: &mut Runtime, page: u64, mmu: u8,
         phys: phys | if e.has(GLOBAL) { GLOBAL } else { 0 },
     };
     rt.mmu.spaces.fill_large(G::header(env), large_of(page), mmu, fill);
+}
+
+/// Opens a window for stores around an address whose page has code, if the second level says that it may be written directly.
+pub(crate) fn open_window<G: Guest>(env: &mut G::Env, va: u64, mmu: u8) {
+    // SAFETY: the environment is bound, and callers of this crate's functions hold no reference to the runtime.
+    let rt = unsafe { runtime::<G>(env) };
+    let page = page_of(va);
+    let spaces = &rt.mmu.spaces;
+    if let Some(e) = rt.mmu.second.get(page, mmu, spaces.current().asid, spaces.global_asid())
+        && e.has(WRITE | HOST_WRITABLE)
+        && !rt.mmu.watches.of_page(page).1
+        && let Some(lines) = rt.blocks.code_lines(e.phys())
+    {
+        rt.windows.open(mmu, va, e.phys(), (e.host as u64).wrapping_sub(page), lines.load(Relaxed));
+    }
 }
 
 fn walk<G: Guest>(

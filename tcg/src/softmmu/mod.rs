@@ -32,6 +32,7 @@
 //!   so for every page in it. (`spaces` for pages that get their first block, `fill` for new entries.)
 //! - A tag is valid only if no watch wants to know of the access (`watch`).
 //! - A translation that the guest flushed is in no level when the flush returns, except as work put off.
+//! - A window says no more than the second way does (`window`).
 //! - What is in a jump cache or chained may run without a walk: flushing a page that the fetch level may know renames
 //!   the current combination (see `fetch`), so that such jumps miss.
 
@@ -52,13 +53,16 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod watch;
+mod window;
 
 pub use flush::{flush_all, flush_page, flush_space, name_mode, switch_space};
 
 pub(crate) use access::{Operand, Writer, atomic_rmw, compare_exchange_as, retry_if_running, store_as};
-pub use access::{compare_exchange, host_bytes, load, load_bytes, probe, raise, store, store_bytes};
+pub use access::{
+    compare_exchange, host_bytes, load, load_bytes, load_quads, probe, raise, store, store_bytes, store_quads,
+};
 pub(crate) use fetch::{FetchTlb, Fetched, fetch_page, jump_tag};
-pub(crate) use fill::{refill, runtime};
+pub(crate) use fill::{open_window, refill, runtime};
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
 #[cfg(test)]
@@ -70,6 +74,7 @@ pub use watch::{
     Watch, WatchHit, WatchKind, WatchOwner, add_watch, drop_watch_hits, has_watch_hits, remove_watch,
     require_alone, runs_alone, take_watch_hits, watches,
 };
+pub use window::{ACCESS_SIZES, Window, Windows};
 
 /// Number of translation regimes (MMU modes) that a guest can use.
 pub const MMU_MODES: usize = 4;

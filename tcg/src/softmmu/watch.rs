@@ -16,8 +16,6 @@
 //!   completion drops what the instruction recorded ([`drop_watch_hits`]).
 //! - Hits are bounded: one of each watch and direction until they are taken.
 
-use std::sync::atomic::Ordering;
-
 use super::fill::runtime;
 use super::{RETRY_VECTOR, Running, page_of};
 use crate::guest::{Exception, Guest};
@@ -149,7 +147,7 @@ fn compare<G: Guest>(env: &mut G::Env, va: u64, len: u64, write: bool) -> Result
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
     if rt.mmu.watches.record(va, len, write) {
-        G::header(env).exit_request.store(1, Ordering::Release);
+        G::header(env).exit_request.set();
     }
     Ok(())
 }

@@ -83,8 +83,14 @@ pub fn looping(words: &[u64]) -> Block {
     block.insts.pop();
     let back = ExitId(block.exits.len() as u16);
     let out = ExitId(back.0 + 1);
-    block.exits.push(Exit { pc: PC, poll: true, chain: true, dead: GlobalSet::NONE });
-    block.exits.push(Exit { pc: PC + 0x900, poll: false, chain: true, dead: GlobalSet::NONE });
+    block.exits.push(Exit { pc: PC, indirect: false, poll: true, chain: true, dead: GlobalSet::NONE });
+    block.exits.push(Exit {
+        pc: PC + 0x900,
+        indirect: false,
+        poll: false,
+        chain: true,
+        dead: GlobalSet::NONE,
+    });
     let mut ir = Builder::over(block);
     ir.push(Inst::InsnStart { pc: PC + 0x8f0 });
     let offset = offset_of!(TestEnv, rounds) as u32;
@@ -276,7 +282,14 @@ impl Generator {
             _ => GlobalSet::NONE,
         };
         let pc = self.rng.word() & 0x7fff_ffff_ffff;
-        self.ir.exit(Exit { pc, poll: self.rng.one_in(3), chain: !self.rng.one_in(3), dead })
+        let (poll, chain) = (self.rng.one_in(3), !self.rng.one_in(3));
+        let indirect = !chain && self.rng.one_in(2);
+        let dead = if indirect { GlobalSet::NONE } else { dead };
+        if indirect {
+            self.set_pc();
+            self.sets = true;
+        }
+        self.ir.exit(Exit { pc, indirect, poll, chain, dead })
     }
 
     fn instruction(&mut self) {
@@ -297,6 +310,9 @@ impl Generator {
             _ => {
                 let (cond, f, exit) = (self.cond(), self.flag(), self.exit());
                 self.push(Inst::ExitIf { cond, f, exit });
+                if self.ir.block().exits[exit.0 as usize].indirect {
+                    self.set_pc();
+                }
             }
         }
     }
@@ -401,7 +417,8 @@ impl Generator {
                 self.push(Inst::SetCond { cond, f })
             }
             2 => {
-                let inst = Inst::Select { cond: self.cond(), f: self.flag(), a: self.int(), b: self.int() };
+                let (w, cond, f) = (self.wide_width(), self.cond(), self.flag());
+                let inst = Inst::Select { w, cond, f, a: self.int(), b: self.int() };
                 self.push(inst)
             }
             _ => {

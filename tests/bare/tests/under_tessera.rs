@@ -97,9 +97,17 @@ fn translator_with_fewer_optimisations() {
         "second-way",
         "shortcuts",
         "loops",
+        "unroll",
+        "traces",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }
+}
+
+/// Whatever is executed twice becomes a trace.
+#[test]
+fn translator_with_traces_of_everything() {
+    all_pass(&Setup::accelerator(&emulator(), "tcg,hot=0"));
 }
 
 /// Blocks are not linked, and every one is looked up.

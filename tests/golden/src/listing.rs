@@ -15,7 +15,7 @@ use iced_x86::{
 };
 use tessera_tcg::backend::Outcome;
 use tessera_tcg::backend::x86_64::ENV_BIAS;
-use tessera_tcg::env::{Header, Runtime, SPILL_SLOTS};
+use tessera_tcg::env::{Header, RUNTIME_DISTANCE, Runtime, SPILL_SLOTS};
 use tessera_tcg::exec::Listing;
 use tessera_tcg::guest::Guest;
 use tessera_tcg::jump_cache::JumpEntry;
@@ -196,11 +196,16 @@ fn field(insn: &Instruction) -> Option<String> {
         Register::RBP if insn.mnemonic() == Mnemonic::Lea && displacement as i64 == -i64::from(ENV_BIAS) => {
             Some("env".into())
         }
-        Register::RBP => Some(env_field(displacement.wrapping_add(ENV_BIAS as u64))),
-        Register::None | Register::RSP | Register::RIP => None,
-        _ if insn.mnemonic() == Mnemonic::Lea => None,
-        _ if insn.memory_index() != Register::None => jump_cache_field(displacement),
-        _ => runtime_field(displacement),
+        Register::RBP => {
+            let offset = (displacement as i64).wrapping_add(ENV_BIAS.into());
+            if offset < 0 {
+                // The runtime lies before the environment.
+                runtime_field(offset.wrapping_add(RUNTIME_DISTANCE as i64) as u64)
+            } else {
+                Some(env_field(offset as u64))
+            }
+        }
+        _ => None,
     }
 }
 
@@ -211,7 +216,6 @@ fn env_field(offset: u64) -> String {
         (offset_of!(Header, helper_fault), "env.helper_fault".into()),
         (offset_of!(Header, tlb_main), "env.tlb_main".into()),
         (offset_of!(Header, jump_tag), "env.jump_tag".into()),
-        (offset_of!(Header, runtime), "env.runtime".into()),
     ];
     fields.extend((0..MMU_MODES).map(|mmu| (offset_of!(Header, tlb) + 8 * mmu, format!("env.tlb{mmu}"))));
     fields.extend(X86::globals().iter().map(|g| (g.offset as usize, format!("env.{}", g.name))));

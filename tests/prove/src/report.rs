@@ -71,12 +71,19 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
         GuestInfo { globals: X86::globals(), pc: PC, helpers: X86::helpers(), fp_control: X86::fp_control() };
     let start = code.insns.first().map_or(0, |p| p.ip);
     let side_exits = config.opt.contains(OptFlags::SIDE_EXITS);
+    let unroll = config.opt.contains(OptFlags::UNROLL);
     let mut at = 0;
     // The jump at the end has five bytes.
     while at + 5 < code.bytes.len() {
         let pc = start + at as u64;
         let mut b = Builder::default();
-        let limits = TranslateLimits { max_insns: config.max_insns, single_step: false, side_exits };
+        let limits = TranslateLimits {
+            max_insns: config.max_insns,
+            single_step: false,
+            side_exits,
+            unroll,
+            path: &[],
+        };
         let mut bytes = Bytes { at: start, bytes: &code.bytes };
         let Ok(done) = X86::translate(env, BlockKey { pc, mode }, limits, &mut bytes, &mut b) else { break };
         let mut block = b.finish();

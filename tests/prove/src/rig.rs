@@ -25,9 +25,10 @@ pub fn configs(seed: u64) -> Vec<Config> {
         Config { opt: OptFlags::empty(), interpret: true, ..usual },
         Config { max_insns: 1, ..usual },
         Config { max_insns: 3, chain: false, ..usual },
+        Config { hot: 0, ..usual },
     ];
     for n in 0..3 {
-        let opt = OptFlags::from_bits_truncate(r.word() as u16);
+        let opt = OptFlags::from_bits_truncate(r.word() as u32);
         all.push(Config { opt, count: n == 0, ..usual });
     }
     all
@@ -39,7 +40,7 @@ pub fn config_of(seed: u64, batch: u64) -> usize {
     match r.below(100) {
         0..=64 => 0,
         65 | 66 => 2,
-        _ => r.pick(&[1, 3, 4, 5, 6, 7]),
+        _ => r.pick(&[1, 3, 4, 5, 5, 6, 7, 8]),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Helpers of the integer instructions: exceptions, segment and alignment checks, division, rotation through carry,
 //! flags of double shifts, decimal adjustment, wide compare-and-exchange.
 
-use tessera_tcg::guest::Effects;
+use tessera_tcg::guest::{Effects, Shortcut};
 use tessera_tcg::ir::{FlagOp, Width, flags};
 use tessera_tcg::softmmu;
 
@@ -26,18 +26,18 @@ helpers! { super::INT_BASE;
     DIV8 = div8(2), Effects::FAULTS;
     /// `(dividend, divisor)`: quotient of an unsigned division of 32 by 16 bits.
     DIV16 = div16(2), Effects::FAULTS;
-    /// `(dividend, divisor)`: quotient of an unsigned division of 64 by 32 bits.
-    DIV32 = div32(2), Effects::FAULTS;
+    /// `(high, low, divisor)`: quotient of an unsigned division of 64 by 32 bits.
+    DIV32 = div32(3), Effects::FAULTS, Shortcut::Divide { signed: false, w: Width::W32 };
     /// `(high, low, divisor)`: quotient of an unsigned division of 128 by 64 bits.
-    DIV64 = div64(3), Effects::FAULTS;
+    DIV64 = div64(3), Effects::FAULTS, Shortcut::Divide { signed: false, w: Width::W64 };
     /// `(ax, divisor)`: AX after IDIV of 8 bits.
     IDIV8 = idiv8(2), Effects::FAULTS;
     /// `(dividend, divisor)`: quotient of a signed division of 32 by 16 bits.
     IDIV16 = idiv16(2), Effects::FAULTS;
-    /// `(dividend, divisor)`: quotient of a signed division of 64 by 32 bits.
-    IDIV32 = idiv32(2), Effects::FAULTS;
+    /// `(high, low, divisor)`: quotient of a signed division of 64 by 32 bits.
+    IDIV32 = idiv32(3), Effects::FAULTS, Shortcut::Divide { signed: true, w: Width::W32 };
     /// `(high, low, divisor)`: quotient of a signed division of 128 by 64 bits.
-    IDIV64 = idiv64(3), Effects::FAULTS;
+    IDIV64 = idiv64(3), Effects::FAULTS, Shortcut::Divide { signed: true, w: Width::W64 };
     /// `(value, count, packed flags, width)`: RCL's or RCR's result (RCR if bit 7 of the width is set).
     RC_RESULT = rc_result(4), Effects::PURE;
     /// As `RC_RESULT`: packed flags after it.
@@ -142,13 +142,9 @@ extern "C" fn div16(env: &mut X86Env, dividend: u64, divisor: u64) -> u64 {
     }
 }
 
-extern "C" fn div32(env: &mut X86Env, dividend: u64, divisor: u64) -> u64 {
-    let d = divisor as u32;
-    // The short division is several times faster on many hosts.
-    if dividend >> 32 == 0 && d != 0 {
-        return (dividend as u32 / d) as u64;
-    }
-    match dividend.checked_div(d as u64) {
+extern "C" fn div32(env: &mut X86Env, high: u64, low: u64, divisor: u64) -> u64 {
+    let (n, d) = (high << 32 | low as u32 as u64, divisor as u32 as u64);
+    match n.checked_div(d) {
         Some(q) if q <= 0xffff_ffff => q,
         _ => divide_error(env),
     }
@@ -176,13 +172,8 @@ extern "C" fn idiv16(env: &mut X86Env, dividend: u64, divisor: u64) -> u64 {
     }
 }
 
-extern "C" fn idiv32(env: &mut X86Env, dividend: u64, divisor: u64) -> u64 {
-    let (n, d) = (dividend as i64, divisor as i32);
-    if n as i32 as i64 == n
-        && let Some(q) = (n as i32).checked_div(d)
-    {
-        return q as u32 as u64;
-    }
+extern "C" fn idiv32(env: &mut X86Env, high: u64, low: u64, divisor: u64) -> u64 {
+    let (n, d) = ((high << 32 | low as u32 as u64) as i64, divisor as i32);
     match n.checked_div(d as i64) {
         Some(q) if q as i32 as i64 == q => q as u32 as u64,
         _ => divide_error(env),

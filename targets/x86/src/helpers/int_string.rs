@@ -10,8 +10,6 @@
 //! when the execution loop is asked for, so that interrupts are taken between iterations as the manual demands
 //! (SDM volume 2, REP).
 
-use std::sync::atomic::Ordering;
-
 use tessera_tcg::guest::Exception;
 use tessera_tcg::ir::{FlagOp, Width, flags};
 use tessera_tcg::memory::PAGE_MASK;
@@ -291,7 +289,7 @@ impl Run {
                 Err(e) if self.done == 0 => return fault(env, e),
                 Err(_) => break,
             }
-            if self.op.one || self.done >= MAX_BYTES || env.header.exit_request.load(Ordering::Relaxed) != 0 {
+            if self.op.one || self.done >= MAX_BYTES || env.header.exit_request.is_set() {
                 break;
             }
         }

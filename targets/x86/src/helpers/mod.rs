@@ -21,7 +21,9 @@ use crate::state::X86Env;
 /// `helpers! { base; NAME = function(number of arguments), effects; … }` defines `pub const NAME: HelperId` for every
 /// row and `pub(super) const TABLE`, the part's rows in order. `base` is the part's first index in [`HELPERS`].
 macro_rules! helpers {
-    ($base:expr; $($(#[$meta:meta])* $id:ident = $func:ident($args:tt), $effects:expr;)*) => {
+    (@shortcut) => { None };
+    (@shortcut $shortcut:expr) => { Some($shortcut) };
+    ($base:expr; $($(#[$meta:meta])* $id:ident = $func:ident($args:tt), $effects:expr $(, $shortcut:expr)?;)*) => {
         #[allow(dead_code, non_camel_case_types, clippy::upper_case_acronyms, clippy::enum_variant_names)]
         enum Row { $($id,)* }
         $(
@@ -38,7 +40,7 @@ macro_rules! helpers {
                 },
                 args: $args,
                 effects: $effects,
-                shortcut: None,
+                shortcut: helpers!(@shortcut $($shortcut)?),
             },
         )*];
     };

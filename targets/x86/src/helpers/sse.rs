@@ -86,9 +86,13 @@ pub fn mxcsr(env: &mut X86Env) -> u32 {
 
 /// Sets the guest's MXCSR, from a helper; the value has no reserved bit. The block mode may change: the block must be left.
 pub fn set_mxcsr(env: &mut X86Env, value: u32) {
+    let masks = (env.mxcsr ^ value) & MXCSR_MASKS;
     env.mxcsr = value & MXCSR_EXISTING;
     host::write(value);
-    env.update_mode();
+    // Of the mode, the masks decide one bit, and nothing else does.
+    if masks != 0 {
+        env.update_mode();
+    }
 }
 
 extern "C" fn ldmxcsr(env: &mut X86Env, value: u64) -> u64 {

@@ -76,7 +76,7 @@ helpers! { super::SYSTEM_BASE;
     /// `()`: opens an interrupt shadow.
     OPEN_SHADOW = open_shadow(0), touches(&[global::EFLAGS], &[], false);
     /// `(on)`: STAC or CLAC.
-    SET_AC = set_ac(1), Effects::ALL;
+    SET_AC = set_ac(1), touches(&[global::EFLAGS], &[global::EFLAGS], false);
     /// `()`: CR8.
     READ_CR8 = read_cr8(0), Effects::STATE;
     /// `(value)`: MOV to CR8.

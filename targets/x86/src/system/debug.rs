@@ -111,8 +111,9 @@ pub fn checks_instructions(env: &X86Env) -> bool {
 }
 
 /// Whether an instruction breakpoint is enabled in DR7.
+#[inline]
 pub fn code_breakpoints(env: &X86Env) -> bool {
-    (0..4).any(|n| enabled(env, n) && condition_of(env, n) == condition::EXECUTE)
+    env.dr[7] & 0xff != 0 && (0..4).any(|n| enabled(env, n) && condition_of(env, n) == condition::EXECUTE)
 }
 
 fn io_breakpoints(env: &X86Env) -> bool {

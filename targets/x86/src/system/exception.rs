@@ -364,15 +364,14 @@ fn deliver_long(env: &mut X86Env, event: &Event) -> Result<()> {
     let sp = if inner || ist != 0 { inner_stack_long(env, cpl, ist, ext)? } else { old_sp };
     let mut stack = Stack::new(Segment::default(), true, sp & !0xf, data_mmu(env, cpl), ext);
     let frame = [
-        env.seg[seg::SS].selector as u64,
-        old_sp,
-        event.flags_image(env),
-        env.seg[seg::CS].selector as u64,
-        env.ip(),
         event.error.unwrap_or(0) as u64,
+        env.ip(),
+        env.seg[seg::CS].selector as u64,
+        event.flags_image(env),
+        old_sp,
+        env.seg[seg::SS].selector as u64,
     ];
-    let words = if event.error.is_some() { 6 } else { 5 };
-    stack.push_quads(env, &frame[..words])?;
+    stack.push_quads(env, &frame[event.error.is_none() as usize..])?;
     mark_accessed(env, &mut entry)?;
 
     if inner {

@@ -9,8 +9,6 @@
 //! off for one more instruction. They set `interrupt_shadow`, which makes the next block a single instruction
 //! (`mode::SHADOW`); leaving that block ends the shadow.
 
-use std::sync::atomic::Ordering;
-
 use tessera_tcg::guest::Next;
 
 use super::exception::{deliver_exception, deliver_interrupt, vector};
@@ -38,7 +36,7 @@ const APIC_BASE_BSP: u64 = 1 << 8;
 /// Makes generated code return to the execution loop at its next poll.
 #[inline]
 pub fn request_exit(env: &X86Env) {
-    env.header.exit_request.store(1, Ordering::Release);
+    env.header.exit_request.set();
 }
 
 /// To be called by what may make a waiting interrupt deliverable: setting IF, lowering the task priority.

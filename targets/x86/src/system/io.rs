@@ -138,7 +138,7 @@ pub fn string_io(env: &mut X86Env, op: StringIo, pc: u64) -> Result<()> {
         if count == 0 {
             return Ok(());
         }
-        if done == CHUNK || env.header.exit_request.load(std::sync::atomic::Ordering::Relaxed) != 0 {
+        if done == CHUNK || env.header.exit_request.is_set() {
             env.repeating = true;
             env.rip = pc;
             return Ok(());

@@ -123,9 +123,12 @@ fn protected(env: &mut X86Env, size: u32) -> Result<()> {
     let cpl = env.cpl;
     let from64 = env.code64();
     let mut stack = Stack::current(env);
-    let ip = stack.pop(env, size)?;
-    let selector = stack.pop(env, size)? as u16;
-    let flags = stack.pop(env, size)?;
+    // What 64-bit code returns by is a frame of five quadwords.
+    let frame = if size == 8 { stack.next_quads::<5>(env) } else { None };
+    let (ip, selector, flags) = match frame {
+        Some([ip, cs, flags, ..]) => (ip, cs as u16, flags),
+        None => (stack.pop(env, size)?, stack.pop(env, size)? as u16, stack.pop(env, size)?),
+    };
     if size == 4 && flags & RFlags::VM.bits() != 0 && cpl == 0 && !long_mode(env) {
         return to_virtual(env, stack, ip, selector, flags);
     }
@@ -149,8 +152,10 @@ fn protected(env: &mut X86Env, size: u32) -> Result<()> {
 
     // 64-bit code always returns with a stack.
     let new_stack = if rpl > cpl || from64 {
-        let sp = stack.pop(env, size)?;
-        let ss = stack.pop(env, size)? as u16;
+        let (sp, ss) = match frame {
+            Some([.., sp, ss]) => (sp, ss as u16),
+            None => (stack.pop(env, size)?, stack.pop(env, size)? as u16),
+        };
         let segment = if is_null(ss) {
             if !to64 || rpl == 3 || (ss & 3) as u8 != rpl {
                 return Err(gp(0));

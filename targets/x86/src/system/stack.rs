@@ -84,19 +84,32 @@ impl Stack {
         Ok(())
     }
 
-    /// Pushes quadwords, the first one first, in one access: what 64-bit delivery does. Only on a 64-bit stack.
+    /// Pushes quadwords, the last one first, in one access: what 64-bit delivery does. Only on a 64-bit stack.
+    #[inline]
     pub fn push_quads(&mut self, env: &mut X86Env, values: &[u64]) -> Result<()> {
         debug_assert!(self.mask == u64::MAX && values.len() <= 6);
-        let mut bytes = [0u8; 48];
         let len = 8 * values.len().min(6);
-        for (chunk, value) in bytes.chunks_exact_mut(8).zip(values.iter().rev()) {
-            chunk.copy_from_slice(&value.to_le_bytes());
-        }
         let sp = self.sp.wrapping_sub(len as u64);
         let va = self.address(env, sp, len as u32)?;
-        softmmu::store_bytes::<X86>(env, va, &bytes[..len], self.mmu)?;
+        if !softmmu::store_quads::<X86>(env, va, values, self.mmu) {
+            let mut bytes = [0u8; 48];
+            for (chunk, value) in bytes.chunks_exact_mut(8).zip(values) {
+                chunk.copy_from_slice(&value.to_le_bytes());
+            }
+            softmmu::store_bytes::<X86>(env, va, &bytes[..len], self.mmu)?;
+        }
         self.sp = sp;
         Ok(())
+    }
+
+    /// The next quadwords on a 64-bit stack, without popping them, if that takes one look into the TLB.
+    #[inline]
+    pub fn next_quads<const N: usize>(&self, env: &mut X86Env) -> Option<[u64; N]> {
+        if self.mask != u64::MAX {
+            return None;
+        }
+        let va = self.address(env, self.sp, 8 * N as u32).ok()?;
+        softmmu::load_quads::<X86, N>(env, va, self.mmu)
     }
 
     /// Pops `size` bytes.

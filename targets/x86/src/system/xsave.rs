@@ -1,7 +1,7 @@
 //! FXSAVE, XSAVE and their inverses (SDM volume 1, sections 10.5 and 13.7 to 13.11).
 //!
-//! An area is built or parsed in a buffer of the host; guest memory is accessed in one piece. What an instruction does not
-//! define stays as it is: FXSAVE does not write it, the XSAVE family writes back what it has read.
+//! An area is built or parsed in a buffer of the host. What an instruction does not define stays as it is: only the
+//! [`Parts`] that it saves are copied to guest memory.
 //!
 //! Choices: XSAVEOPT and XSAVEC use the init optimisation (a component in its initial configuration is not written), not
 //! the modified one. There are no supervisor components ([`SUPERVISOR`]), so XSAVES and XRSTORS differ from XSAVEC and XRSTOR
@@ -46,6 +46,34 @@ pub enum Form {
     Compact,
     /// XSAVES: XSAVEC that also saves what IA32_XSS enables.
     Supervisor,
+}
+
+/// Which bytes of an area are to be written: stretches in ascending order.
+#[derive(Default)]
+struct Parts {
+    stretches: [(usize, usize); 8],
+    count: usize,
+}
+
+impl Parts {
+    /// Adds `len` bytes from `start` on.
+    fn add(&mut self, start: usize, len: usize) {
+        match self.stretches[..self.count].last_mut() {
+            Some((at, before)) if *at + *before == start => *before += len,
+            _ => {
+                self.stretches[self.count] = (start, len);
+                self.count += 1;
+            }
+        }
+    }
+
+    /// Copies them to guest memory, which is known to be writable.
+    fn store(&self, env: &mut X86Env, va: u64, area: &[u8], mmu: u8) -> Result<()> {
+        self.stretches[..self.count].iter().try_for_each(|&(start, len)| {
+            let bytes = &area[start..start + len];
+            softmmu::store_bytes::<X86>(env, va.wrapping_add(start as u64), bytes, mmu)
+        })
+    }
 }
 
 fn put(area: &mut [u8], at: usize, value: u64, len: usize) {
@@ -155,23 +183,28 @@ pub fn fxrstor(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
 
 /// The state components that are not in their initial configuration (XINUSE).
 pub fn in_use(env: &X86Env) -> u64 {
-    let zero = |words: std::ops::Range<usize>| {
-        env.vec[..xmm_count(env)].iter().all(|v| v.0[words.clone()].iter().all(|&w| w == 0))
-    };
-    let mut mask = 0;
-    if env.fpu != Fpu::INITIAL {
-        mask |= X87;
+    let (mut low, mut high) = (0, 0);
+    for v in &env.vec[..xmm_count(env)] {
+        low |= v.0[0] | v.0[1];
+        high |= v.0[2] | v.0[3];
     }
-    if !zero(0..2) {
-        mask |= SSE;
+    let bit = |component: u64, used: bool| if used { component } else { 0 };
+    bit(X87, !is_initial(&env.fpu)) | bit(SSE, low != 0) | bit(AVX, high != 0) | bit(PKRU, env.pkru != 0)
+}
+
+/// Whether the x87 unit is in its initial configuration.
+fn is_initial(fpu: &Fpu) -> bool {
+    let words = |f: &Fpu| (f.control, f.status, f.valid, f.opcode, f.ip, f.cs, f.dp, f.ds);
+    // The registers last, and all at once.
+    words(fpu) == words(&Fpu::INITIAL) && fpu.regs.as_flattened() == Fpu::INITIAL.regs.as_flattened()
+}
+
+/// Bytes of an extended component that an instruction accesses: outside of 64-bit mode, half of the registers.
+fn component_size(env: &X86Env, index: u32) -> usize {
+    match index {
+        component::AVX => 16 * xmm_count(env),
+        _ => 8,
     }
-    if !zero(2..4) {
-        mask |= AVX;
-    }
-    if env.pkru != 0 {
-        mask |= PKRU;
-    }
-    mask
 }
 
 fn put_component(env: &X86Env, index: u32, out: &mut [u8]) {
@@ -214,39 +247,49 @@ pub fn xsave(env: &mut X86Env, va: u64, mask: u64, form: Form, wide: bool) -> Re
     // What is written: XSAVE writes initial configurations, too.
     let saved = if form == Form::Plain { rfbm } else { rfbm & used };
 
-    // The whole area must be writable before any of it is written; what is not saved keeps its content.
+    // The whole area must be writable before any of it is written.
     let len = if compact { xstate::compact_size(rfbm) } else { xstate::standard_size(rfbm) } as usize;
     let mut area: Area = [0; AREA];
     let area = &mut area[..len];
     probe_area(env, va, len as u64, mmu)?;
-    softmmu::load_bytes::<X86>(env, va, area, mmu)?;
 
+    let mut parts = Parts::default();
     if saved & X87 != 0 {
         put_x87(&env.fpu, area, wide);
+        parts.add(0, 24);
     }
     let control = if compact { saved & SSE != 0 } else { rfbm & (SSE | AVX) != 0 };
     if control {
         put_mxcsr(env, area);
+        parts.add(24, 8);
+    }
+    if saved & X87 != 0 {
+        parts.add(32, 128);
     }
     if saved & SSE != 0 {
         put_xmm(env, area);
+        parts.add(160, 16 * xmm_count(env));
+    }
+    if compact {
+        put(area, HEADER, rfbm & used, 8);
+        put(area, HEADER + 8, rfbm | COMPACT, 8);
+        parts.add(HEADER, 16);
+    } else {
+        let old = softmmu::load::<X86>(env, va.wrapping_add(HEADER as u64), 8, mmu)?;
+        put(area, HEADER, old & !rfbm | used & rfbm, 8);
+        parts.add(HEADER, 8);
     }
     let mut at = xstate::EXTENDED;
     for c in COMPONENTS.iter().filter(|c| rfbm >> c.index & 1 != 0) {
         let start = if compact { at } else { c.offset } as usize;
         at += c.size;
         if saved >> c.index & 1 != 0 {
-            put_component(env, c.index, &mut area[start..start + c.size as usize]);
+            let size = component_size(env, c.index);
+            put_component(env, c.index, &mut area[start..start + size]);
+            parts.add(start, size);
         }
     }
-    if compact {
-        put(area, HEADER, rfbm & used, 8);
-        put(area, HEADER + 8, rfbm | COMPACT, 8);
-    } else {
-        let old = get(area, HEADER, 8);
-        put(area, HEADER, old & !rfbm | used & rfbm, 8);
-    }
-    softmmu::store_bytes::<X86>(env, va, area, mmu)
+    parts.store(env, va, area, mmu)
 }
 
 /// XRSTOR, or as `supervisor` XRSTORS, of the components in `mask` (EDX:EAX).

@@ -333,7 +333,8 @@ fn one(env: &X86Env, case: &Case, guest: &GuestInfo, storage: Block) -> Result<(
     let expected = expected(env, case);
     let mut builder = Builder::new(storage);
     let key = BlockKey { pc: case.pc, mode: case.mode };
-    let limits = TranslateLimits { max_insns: 1, single_step: false, side_exits: false };
+    let limits =
+        TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false, path: &[] };
     let mut pages = Pages { case, fetched: 0, wrong: None };
     let got = X86::translate(env, key, limits, &mut pages, &mut builder);
     if let Some(pc) = pages.wrong {

@@ -8,8 +8,11 @@
 //! - A block goes on behind its first forward conditional branch, whose taken side leaves by a side exit: the registers and
 //!   flags of the path that compilers lay out straight stay where they are. More of them cost more in translation
 //!   than they save (measured at 4, on a kernel's boot and on shell workloads).
+//! - A block that jumps to its own start goes on there, for a few rounds: what one round leaves for the next stays where it is,
+//!   accesses to neighbouring addresses share a look into the TLB, and one poll serves several rounds.
 //! - A jump to an address that is not canonical goes there: the fetch raises #GP, with the target as the instruction
 //!   pointer (which the manual allows, and one of the two vendors does).
+//! - A trace goes on wherever its path does: see [`trace`](super::trace).
 //! - In single-stepping blocks (`Translator::single`) nothing is chained: the program counter is set and the block
 //!   leaves, with [`leave::SINGLE_STEP`] under EFLAGS.TF.
 
@@ -21,15 +24,36 @@ use crate::state::{PC, leave, mode};
 
 /// Side exits of a block, at most, if it may have any.
 pub(super) const MAX_SIDE_EXITS: u8 = 1;
+/// Rounds of a block that jumps to its own start, at most.
+const MAX_ROUNDS: u32 = 4;
+/// Instructions in all of these rounds, at most.
+const MAX_UNROLLED: u32 = 24;
 
 impl Translator<'_> {
-    fn same_page(&self, target: u64) -> bool {
-        (target ^ self.pc) & !0xfff == 0
+    /// Whether a jump there may be chained: it stays in the page. A trace's start is valid as long as the trace is.
+    pub(super) fn is_near(&self, target: u64) -> bool {
+        (target ^ self.pc) & !0xfff == 0 || self.trail.is_some_and(|trail| trail.head == target)
     }
 
-    fn near_exit(&mut self, target: u64) -> ExitId {
-        let poll = target <= self.pc || self.shadowed;
-        self.b.exit(Exit { pc: target, poll, chain: true, dead: GlobalSet::NONE })
+    pub(super) fn near_exit(&mut self, target: u64) -> ExitId {
+        let poll = target <= self.pc || self.shadowed || self.trail.is_some_and(|trail| trail.polls(target));
+        self.b.exit(Exit { pc: target, indirect: false, poll, chain: true, dead: GlobalSet::NONE })
+    }
+
+    /// Whether a jump to `target` is to be followed by another round of the block. If so, the caller leaves the block open, and
+    /// the front end goes on at its start.
+    fn another_round(&mut self, target: u64) -> bool {
+        if !self.unroll || target != self.start || self.single || self.shadowed || !self.is_near(target) {
+            return false;
+        }
+        self.rounds += 1;
+        let round = self.insns / self.rounds;
+        if self.rounds >= MAX_ROUNDS || self.insns + round > MAX_UNROLLED {
+            return false;
+        }
+        self.side_exits = self.all_side_exits;
+        self.restarted = true;
+        true
     }
 
     fn end(&mut self, terminal: Inst) {
@@ -54,12 +78,21 @@ impl Translator<'_> {
         self.b.set(PC, v);
     }
 
-    /// Goes on at a linear address.
+    /// Jumps to a linear address.
+    pub fn jump(&mut self, target: u64) {
+        if !self.follow(target) {
+            self.goto(target);
+        }
+    }
+
+    /// Goes on at a linear address in another block.
     pub fn goto(&mut self, target: u64) {
         if self.single {
             self.set_pc(target);
             self.leave_after_step();
-        } else if self.same_page(target) {
+        } else if self.another_round(target) {
+            // The block goes on.
+        } else if self.is_near(target) {
             let exit = self.near_exit(target);
             self.end(Inst::Goto(exit));
         } else {
@@ -70,6 +103,7 @@ impl Translator<'_> {
 
     /// Ends a block that is full at a linear address. An STI just before has its shadow seen to.
     pub fn end_full(&mut self, next: u64) {
+        self.unroll = false;
         if std::mem::take(&mut self.opens_shadow) {
             self.call(helpers::system::OPEN_SHADOW, &[]);
             self.set_pc(next);
@@ -91,7 +125,17 @@ impl Translator<'_> {
             self.leave_after_step();
             return;
         }
-        match (self.same_page(taken), self.same_page(fall)) {
+        if self.follow_branch(cond, f, taken, fall) {
+            return;
+        }
+        if self.another_round(taken) {
+            let chain = self.is_near(fall);
+            let exit = Exit { pc: fall, indirect: false, poll: false, chain, dead: GlobalSet::NONE };
+            let exit = self.b.exit(exit);
+            self.b.push(Inst::ExitIf { cond: cond.negate(), f, exit });
+            return;
+        }
+        match (self.is_near(taken), self.is_near(fall)) {
             (true, true) => {
                 let (taken, fall) = (self.near_exit(taken), self.near_exit(fall));
                 self.end(Inst::Branch { cond, f, taken, fall });
@@ -115,12 +159,13 @@ impl Translator<'_> {
 
     /// Goes on at `taken` if the condition holds, else with the next instruction in the same block, if that may be.
     pub fn branch_aside(&mut self, cond: Cond, f: Value, taken: u64) {
-        if self.single || self.shadowed || taken <= self.pc || self.side_exits == 0 {
+        if self.single || self.shadowed || taken <= self.pc || self.side_exits == 0 || self.trail.is_some() {
             return self.branch(cond, f, taken, self.next);
         }
         self.side_exits -= 1;
-        let chain = self.same_page(taken);
-        let exit = self.b.exit(Exit { pc: taken, poll: false, chain, dead: GlobalSet::NONE });
+        let chain = self.is_near(taken);
+        let exit =
+            self.b.exit(Exit { pc: taken, indirect: false, poll: false, chain, dead: GlobalSet::NONE });
         self.b.push(Inst::ExitIf { cond, f, exit });
     }
 
@@ -132,7 +177,13 @@ impl Translator<'_> {
 
     /// Runs this instruction again from its start if the condition holds. Not after a `Set`.
     pub fn retry_if(&mut self, cond: Cond, f: Value) {
-        let exit = self.b.exit(Exit { pc: self.pc, poll: true, chain: !self.single, dead: GlobalSet::NONE });
+        let exit = self.b.exit(Exit {
+            pc: self.pc,
+            indirect: false,
+            poll: true,
+            chain: !self.single,
+            dead: GlobalSet::NONE,
+        });
         self.b.push(Inst::ExitIf { cond, f, exit });
     }
 
@@ -140,6 +191,9 @@ impl Translator<'_> {
     /// already cut to the operand size.
     pub fn goto_indirect(&mut self, ip: Value) {
         let linear = self.linear_of_ip(ip);
+        if !self.single && self.follow_indirect(linear) {
+            return;
+        }
         self.b.set(PC, linear);
         if self.single {
             self.leave_after_step();

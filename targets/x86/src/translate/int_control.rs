@@ -87,7 +87,7 @@ fn jmp(t: &mut Translator<'_>, i: &Instruction) {
         let ip = t.b.iconst(target);
         t.check_target(ip);
     }
-    t.goto(t.linear_target(target));
+    t.jump(t.linear_target(target));
 }
 
 fn jmp_indirect(t: &mut Translator<'_>, i: &Instruction) {
@@ -105,7 +105,7 @@ fn call(t: &mut Translator<'_>, i: &Instruction, w: Width) {
     }
     let ret = t.b.iconst(t.next_ip());
     t.push(w, ret);
-    t.goto(t.linear_target(target));
+    t.jump(t.linear_target(target));
 }
 
 fn call_indirect(t: &mut Translator<'_>, i: &Instruction) {

@@ -84,18 +84,17 @@ fn divide(t: &mut Translator<'_>, i: &Instruction, signed: bool) {
         return t.set_gpr(reg::RAX, Width::W16, ax);
     }
     let high = t.gpr(reg::RDX);
-    let bits = w.bits() as u8;
-    let q = if w == Width::W64 {
-        t.call(if signed { IDIV64 } else { DIV64 }, &[high, a, d])
+    let q = if w == Width::W16 {
+        let dividend = t.b.push(Inst::Insert { a, b: high, pos: 16, len: 16 });
+        t.call(if signed { IDIV16 } else { DIV16 }, &[dividend, d])
     } else {
         let helper = match (w, signed) {
-            (Width::W16, false) => DIV16,
-            (Width::W16, true) => IDIV16,
-            (_, false) => DIV32,
-            (_, true) => IDIV32,
+            (Width::W32, false) => DIV32,
+            (Width::W32, true) => IDIV32,
+            (_, false) => DIV64,
+            (_, true) => IDIV64,
         };
-        let dividend = t.b.push(Inst::Insert { a, b: high, pos: bits, len: bits });
-        t.call(helper, &[dividend, d])
+        t.call(helper, &[high, a, d])
     };
     let back = t.b.bin(BinOp::Mul, w, q, d);
     let remainder = t.b.bin(BinOp::Sub, w, a, back);

@@ -19,7 +19,7 @@
 use std::sync::LazyLock;
 
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic};
-use tessera_tcg::guest::TranslateLimits;
+use tessera_tcg::guest::{BlockKey, TranslateLimits};
 use tessera_tcg::ir::{Builder, Inst, MemFlags, Value};
 
 use crate::helpers;
@@ -27,6 +27,7 @@ use crate::state::{X86Env, leave, mode};
 
 pub mod exits;
 pub mod operand;
+pub(crate) mod trace;
 
 mod avx;
 mod avx_fma;
@@ -173,15 +174,36 @@ pub struct Translator<'a> {
     pub opens_shadow: bool,
     /// The x87 unit's state is in the host's unit (see `x87`).
     x87_loaded: bool,
-    /// Forward branches that the block may still go on behind.
+    /// Forward branches that the block, or its current round, may still go on behind.
     pub side_exits: u8,
+    /// The path to follow, if the block is a trace.
+    pub trail: Option<trace::Trail>,
+    /// Those that a round may.
+    all_side_exits: u8,
+    /// Linear address of the block's first instruction.
+    start: u64,
+    /// The block may have several rounds.
+    pub unroll: bool,
+    /// Jumps to the block's start so far.
+    rounds: u32,
+    /// Instructions so far.
+    insns: u32,
+    /// The instruction just translated jumps to the block's start, where the block goes on.
+    pub restarted: bool,
     /// The block has its terminal.
     pub ended: bool,
 }
 
 impl<'a> Translator<'a> {
-    /// A translator for a block in `mode`.
-    pub fn new(b: &'a mut Builder, env: &'a X86Env, mode: u64, limits: TranslateLimits) -> Translator<'a> {
+    /// A translator for a block.
+    pub fn new(
+        b: &'a mut Builder,
+        env: &'a X86Env,
+        key: BlockKey,
+        limits: TranslateLimits<'_>,
+    ) -> Translator<'a> {
+        let BlockKey { pc: start, mode } = key;
+        let side_exits = if limits.side_exits { exits::MAX_SIDE_EXITS } else { 0 };
         Translator {
             b,
             env,
@@ -195,7 +217,14 @@ impl<'a> Translator<'a> {
             shadowed: false,
             opens_shadow: false,
             x87_loaded: false,
-            side_exits: if limits.side_exits { exits::MAX_SIDE_EXITS } else { 0 },
+            trail: None,
+            side_exits,
+            all_side_exits: side_exits,
+            start,
+            unroll: limits.unroll && limits.path.is_empty(),
+            rounds: 0,
+            insns: 0,
+            restarted: false,
             ended: false,
         }
     }
@@ -205,6 +234,7 @@ impl<'a> Translator<'a> {
         self.pc = pc;
         self.next = self.wrap(pc.wrapping_add(i.len() as u64));
         self.shadowed = std::mem::take(&mut self.opens_shadow);
+        self.insns += 1;
         self.b.push(Inst::InsnStart { pc });
         if self.is(mode::DEBUG) {
             let pc = self.b.iconst(pc);

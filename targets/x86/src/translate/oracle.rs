@@ -215,7 +215,8 @@ pub(super) fn guest_info() -> GuestInfo {
 pub(super) fn translate(env: &X86Env, bytes: &[u8]) -> Block {
     let mut b = Builder::default();
     let key = tessera_tcg::guest::BlockKey { pc: CODE_AT, mode: env.mode };
-    let limits = TranslateLimits { max_insns: 1, single_step: false, side_exits: false };
+    let limits =
+        TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false, path: &[] };
     X86::translate(env, key, limits, &mut Bytes(bytes), &mut b).expect("bytes are there");
     b.finish()
 }

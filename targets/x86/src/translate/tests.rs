@@ -131,7 +131,7 @@ fn translate(
     single_step: bool,
 ) -> Result<(Block, Translated), Exception> {
     let mut b = Builder::default();
-    let limits = TranslateLimits { max_insns: 64, single_step, side_exits: true };
+    let limits = TranslateLimits { max_insns: 64, single_step, side_exits: true, unroll: false, path: &[] };
     let key = BlockKey { pc: at, mode: env.mode };
     let done = X86::translate(env, key, limits, &mut Code { at, bytes }, &mut b)?;
     Ok((b.finish(), done))

@@ -264,7 +264,13 @@ impl Translator<'_> {
         let now = self.b.push(Inst::EnvLoad { width: Width::W64, offset });
         let was = self.b.iconst(self.mode);
         let f = self.b.flags(FlagOp::Sub, Width::W64, now, was);
-        let exit = self.b.exit(Exit { pc: self.next, poll: false, chain: false, dead: GlobalSet::NONE });
+        let exit = self.b.exit(Exit {
+            pc: self.next,
+            indirect: false,
+            poll: false,
+            chain: false,
+            dead: GlobalSet::NONE,
+        });
         self.b.push(Inst::ExitIf { cond: Cond::NE, f, exit });
     }
 

@@ -4,15 +4,15 @@
 //! globals to their registers by a parallel move. The allocator's state is not changed by that, so the same code
 //! serves side exits, which are emitted out of line while the state is current.
 
-use super::emitter::{Emitter, MemLoc, NONE, Part, PendingJump, Target, env_mem};
+use super::emitter::{Emitter, MemLoc, NONE, Part, PendingJump, Target, env_mem, runtime_disp, runtime_mem};
 use super::encode::{Alu, Asm, Mem, Shift, r};
 use super::liveness::NO_VALUE;
 use super::{ABI_ARGS, CALLER_SAVED, PIN_OFF, VEC_ALLOC};
 use crate::backend::Outcome;
 use crate::env::{Header, Runtime};
 use crate::guest::{Shortcut, ShortcutArgs};
-use crate::ir::{CallArgs, Cond, ExitId, GlobalSet, HelperId, Ty, Value, Width};
-use crate::jump_cache::{self, JUMP_CACHE_ENTRIES, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
+use crate::ir::{CallArgs, Cond, Exit, ExitId, GlobalSet, HelperId, Ty, Value, Width};
+use crate::jump_cache::{self, FIRST_FACTOR, JumpEntry, SECOND_FACTOR, SECOND_SHIFT};
 use crate::opt::OptFlags;
 
 /// A source of a parallel move.
@@ -145,6 +145,15 @@ impl Emitter<'_> {
         away
     }
 
+    /// An exit, with the program counter among what is dead there if the exit says where it goes.
+    pub fn exit(&self, exit: ExitId) -> Exit {
+        let mut exit = self.block.exits[exit.0 as usize];
+        if !exit.indirect {
+            exit.dead.insert(self.guest.pc);
+        }
+        exit
+    }
+
     /// Makes the jump with its field at `jump` one that can be linked. Unlinked, it leads to code that returns to the
     /// execution loop.
     fn linkable(&mut self, jump: usize, exit: ExitId) {
@@ -179,7 +188,12 @@ impl Emitter<'_> {
     fn jump_exit(&mut self, exit: ExitId) {
         let e = self.block.exits[exit.0 as usize];
         if !e.chain {
-            self.asm().mov_ri(r::RCX, e.pc);
+            if e.indirect {
+                let pc = env_mem(self.guest.globals[self.guest.pc.0 as usize].offset);
+                self.asm().load(Width::W64, r::RCX, pc);
+            } else {
+                self.asm().mov_ri(r::RCX, e.pc);
+            }
             let lookup = self.thunks.lookup;
             self.jump_to(Target::Abs(lookup));
             return;
@@ -197,7 +211,7 @@ impl Emitter<'_> {
         if self.loop_goto(exit) {
             return;
         }
-        self.flush(self.block.exits[exit.0 as usize].dead);
+        self.flush(self.exit(exit).dead);
         self.jump_exit(exit);
     }
 
@@ -214,7 +228,7 @@ impl Emitter<'_> {
         let host_flags = self.host_flags;
         let was = self.branch_to(Part::Side, at);
         self.count_side_exit(!self.block.exits[exit.0 as usize].chain);
-        self.flush(self.block.exits[exit.0 as usize].dead);
+        self.flush(self.exit(exit).dead);
         self.end_side_exit();
         self.jump_exit(exit);
         self.part = was;
@@ -226,11 +240,17 @@ impl Emitter<'_> {
         let f = self.b.live.resolve(f);
         let host = self.condition(cond, f);
         self.count_exit();
-        let e = self.block.exits[exit.0 as usize];
+        let e = self.exit(exit);
         if e.chain && self.away() & !e.dead.0 == 0 && !self.upper {
             self.jcc_exit(host, exit);
         } else {
             self.jcc_side(host, exit);
+        }
+        if e.indirect {
+            // The program counter was for this exit alone.
+            let pc = self.guest.pc.0 as usize;
+            self.current[pc] = NO_VALUE;
+            self.dirty &= !(1 << pc);
         }
     }
 
@@ -240,7 +260,7 @@ impl Emitter<'_> {
             return;
         }
         let f = self.b.live.resolve(f);
-        let (t, n) = (self.block.exits[taken.0 as usize], self.block.exits[fall.0 as usize]);
+        let (t, n) = (self.exit(taken), self.exit(fall));
         let away = self.away();
         if t.chain && away & t.dead.0 == away & n.dead.0 && self.survives_flush(f, n.dead) {
             // One flush serves both ways, and the moves leave the condition alone.
@@ -289,12 +309,14 @@ impl Emitter<'_> {
             self.flush(GlobalSet::NONE);
             let m = env_mem(self.guest.globals[pc].offset);
             self.asm().load(Width::W64, r::RCX, m);
+            self.lookup_jump(None);
         } else {
             self.flush_flags();
             self.read_value(r::RCX, v as usize);
             self.flush(dead.or(self.kinds.flags));
+            let known = self.constant(v as usize);
+            self.lookup_jump(known);
         }
-        self.lookup_jump();
     }
 
     fn flush_flags(&mut self) {
@@ -305,10 +327,11 @@ impl Emitter<'_> {
         }
     }
 
-    /// Jumps to the block at the guest address in RCX by way of the jump cache; all globals are home.
-    fn lookup_jump(&mut self) {
+    /// Jumps to the block at the guest address in RCX, which is the constant `known`, if that is one, by way of the jump
+    /// cache; all globals are home.
+    fn lookup_jump(&mut self, known: Option<u64>) {
         let lookup_miss = self.thunks.lookup_miss;
-        emit_lookup(self.asm());
+        emit_lookup(self.asm(), known);
         let at = self.asm().jcc(Cond::NE);
         self.fix(at, Target::Abs(lookup_miss));
         emit_lookup_hit(self.asm());
@@ -320,10 +343,16 @@ impl Emitter<'_> {
         self.leave(Outcome::Leave(code));
     }
 
+    /// Jumps if there is a request to return; the jump's field.
+    pub fn jump_if_requested(&mut self) -> usize {
+        self.asm().cmp_mem32(exit_request(), 0);
+        self.clobber_flags();
+        self.asm().jcc(Cond::E)
+    }
+
     /// The polled entry, at offset 0: returns to the execution loop if that was asked for.
     pub fn poll_entry(&mut self) {
-        self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
-        let at = self.asm().jcc(Cond::NE);
+        let at = self.jump_if_requested();
         let was = self.branch_to(Part::Cold, at);
         self.leave_by(self.thunks.poll);
         self.part = was;
@@ -336,6 +365,7 @@ impl Emitter<'_> {
         match desc.shortcut.filter(|_| self.opt.contains(OptFlags::SHORTCUTS)) {
             Some(Shortcut::X86_64(code)) => return self.call_shortcut(code, args),
             Some(Shortcut::Unless { offset, value, func }) => return self.call_unless(func, offset, value),
+            Some(Shortcut::Divide { signed, w }) => return self.divide(signed, w, desc.func, args),
             None => {}
         }
         self.count_helper();
@@ -428,11 +458,7 @@ impl Emitter<'_> {
             self.test_env_zero(std::mem::offset_of!(Header, helper_fault) as u32);
             let jcc = self.asm().jcc(Cond::NE);
             let was = self.branch_to(Part::Cold, jcc);
-            self.asm().mov_ri(r::RAX, point as u64);
-            let tb = self.tb;
-            self.asm().mov_ri(r::RCX, tb as u64);
-            let thunk = self.thunks.helper_fault;
-            self.jump_to(Target::Abs(thunk));
+            self.leave_faulted(point);
             self.part = was;
         }
         self.env_unsafe = 0;
@@ -441,6 +467,15 @@ impl Emitter<'_> {
             let dst = self.define(NONE, 0);
             self.asm().mov_rr(dst, r::RAX);
         }
+    }
+
+    /// Leaves the block because a helper has faulted, with the guest's state of this point.
+    pub fn leave_faulted(&mut self, point: u32) {
+        self.asm().mov_ri(r::RAX, point as u64);
+        let tb = self.tb;
+        self.asm().mov_ri(r::RCX, tb as u64);
+        let thunk = self.thunks.helper_fault;
+        self.jump_to(Target::Abs(thunk));
     }
 
     /// A call whose work is done by other code.
@@ -529,9 +564,9 @@ pub fn emit_load_tlb(asm: &mut Asm) {
 
 /// log2 of the size of an entry of the jump cache.
 const ENTRY_BITS: u8 = size_of::<JumpEntry>().trailing_zeros() as u8;
-/// The first way of the jump cache, from the runtime.
-const FIRST_WAY: i32 = std::mem::offset_of!(Runtime, jump_cache) as i32;
-/// The second way.
+/// Displacement of the first way of the jump cache from RBP.
+const FIRST_WAY: i32 = runtime_disp(std::mem::offset_of!(Runtime, jump_cache));
+/// That of the second way.
 const SECOND_WAY: i32 = FIRST_WAY + jump_cache::SECOND_WAY as i32;
 /// Offset of the code's address in an entry.
 const CODE: i32 = std::mem::offset_of!(JumpEntry, code) as i32;
@@ -540,43 +575,50 @@ fn jump_tag() -> Mem {
     env_mem(std::mem::offset_of!(Header, jump_tag) as u32)
 }
 
-/// RCX = guest address, RDX free: the host's flags are "equal" afterwards if the first way of the jump cache has the address,
-/// for [`emit_lookup_hit`]; RCX is the tag, RDX the runtime.
-pub fn emit_lookup(asm: &mut Asm) {
-    // Bit 0 of the address takes no part in the index: this is twice the index, scaled to the size of an entry below.
-    asm.rorx32(r::RAX, r::RCX, 12);
-    asm.load(Width::W64, r::RDX, super::emitter::runtime_mem());
-    asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
-    asm.alu_ri(Alu::And, Width::W32, r::RAX, 2 * (JUMP_CACHE_ENTRIES as i32 - 1));
+fn exit_request() -> Mem {
+    env_mem(std::mem::offset_of!(Header, exit_request) as u32)
+}
+
+/// RCX = guest address, a constant if `known`: the host's flags are "equal" afterwards if the first way of the jump cache has
+/// the address and there is no request to return, for [`emit_lookup_hit`]; RCX is the tag. Clobbers RAX.
+pub fn emit_lookup(asm: &mut Asm, known: Option<u64>) {
+    match known {
+        Some(pc) => asm.mov_ri(r::RAX, (JumpEntry::first_index(pc) as u64) << ENTRY_BITS),
+        None => asm.imul_rri(Width::W32, r::RAX, r::RCX, FIRST_FACTOR as i32),
+    }
+    // The mask of the index, or 0 if there is a request: see `ExitRequest`.
+    asm.alu_rm(Alu::And, Width::W32, r::RAX, exit_request());
     asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY));
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RBP, r::RAX, 0, FIRST_WAY));
 }
 
 /// Jumps to the code of the entry that [`emit_lookup`] found.
 pub fn emit_lookup_hit(asm: &mut Asm) {
-    jump_to(asm, Mem::Scaled(r::RDX, r::RAX, ENTRY_BITS - 1, FIRST_WAY + CODE));
+    jump_to(asm, Mem::Scaled(r::RBP, r::RAX, 0, FIRST_WAY + CODE));
 }
 
-/// After [`emit_lookup`]: jumps to what is in the second way, unless that is due to be moved. Otherwise RCX is the guest
-/// address.
-pub fn emit_second_lookup(asm: &mut Asm) {
-    asm.mov_rr(r::RAX, r::RCX);
-    asm.alu_rm(Alu::Xor, Width::W64, r::RAX, jump_tag());
-    asm.imul_rri(Width::W32, r::RAX, r::RAX, SECOND_FACTOR as i32);
+/// After [`emit_lookup`]: stores the guest address at `pc`, and jumps to what is in the second way, unless that is due to be
+/// moved. Clobbers RAX and RCX. Returns the field of a jump that is taken if there is a request to return.
+pub fn emit_second_lookup(asm: &mut Asm, pc: Mem) -> usize {
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+    asm.store(Width::W64, pc, r::RCX);
+    asm.cmp_mem32(exit_request(), 0);
+    let requested = asm.jcc(Cond::E);
+    asm.imul_rri(Width::W32, r::RAX, r::RCX, SECOND_FACTOR as i32);
     asm.shift_ri(Shift::Shr, Width::W32, r::RAX, SECOND_SHIFT as u8);
     asm.shift_ri(Shift::Shl, Width::W32, r::RAX, ENTRY_BITS);
-    asm.alu_rr(Alu::Add, Width::W64, r::RAX, r::RDX);
-    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(r::RAX, SECOND_WAY));
+    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+    asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RBP, r::RAX, 0, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
     // dec dword
     asm.buf.push(0xff);
-    asm.modrm_mem(1, Mem::Base(r::RDX, std::mem::offset_of!(Runtime, second_jumps_left) as i32));
+    asm.modrm_mem(1, runtime_mem(std::mem::offset_of!(Runtime, second_jumps_left)));
     let due = asm.jcc(Cond::S);
-    jump_to(asm, Mem::Base(r::RAX, SECOND_WAY + CODE));
+    jump_to(asm, Mem::Scaled(r::RBP, r::RAX, 0, SECOND_WAY + CODE));
     let here = asm.len();
     asm.patch_rel32(miss, here);
     asm.patch_rel32(due, here);
-    asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
+    requested
 }
 
 /// `jmp qword mem`.

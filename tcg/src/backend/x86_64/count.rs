@@ -15,7 +15,7 @@ use std::mem::offset_of;
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 
 use super::emitter::{Emitter, Part, runtime_mem};
-use super::encode::{Mem, r};
+use super::encode::r;
 use crate::env::{Executed, Runtime};
 use crate::ir::Width;
 
@@ -136,7 +136,6 @@ impl Emitter<'_> {
             }
             self.b.count.ended = false;
         }
-        self.asm().load(Width::W64, r::RAX, runtime_mem());
         if block {
             self.add(offset_of!(Executed, blocks), 1);
         }
@@ -163,9 +162,9 @@ impl Emitter<'_> {
         });
     }
 
-    /// Adds to a counter of the runtime, whose address RAX is; where the constant is.
+    /// Adds to a counter of the runtime; where the constant is.
     fn add(&mut self, field: usize, constant: u32) -> usize {
-        let counter = Mem::Base(r::RAX, (offset_of!(Runtime, executed) + field) as i32);
+        let counter = runtime_mem(offset_of!(Runtime, executed) + field);
         let asm = self.asm();
         asm.load(Width::W64, r::RCX, counter);
         // lea rcx, [rcx + disp32]: unlike an addition it leaves the flags alone.

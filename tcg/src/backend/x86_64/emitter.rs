@@ -23,7 +23,7 @@ use super::loops::LoopHead;
 use super::vec::{VecMem, emit_vec_load, emit_vec_move, emit_vec_store, emit_vec_zero};
 use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
 use crate::backend::{Compiled, FlagRecipe, GuestInfo, Loc, StatePoint};
-use crate::env::{Header, Runtime, SPILL_SLOTS};
+use crate::env::{RUNTIME_DISTANCE, Runtime, SPILL_SLOTS};
 use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty, Value, VecSize, Width};
 use crate::opt::OptFlags;
 
@@ -193,14 +193,19 @@ pub fn env_vec_mem(offset: u32) -> VecMem {
     VecMem::base(r::RBP, env_disp(offset))
 }
 
-/// The header's pointer to the runtime.
-pub fn runtime_mem() -> Mem {
-    env_mem(std::mem::offset_of!(Header, runtime) as u32)
+/// Displacement of an offset in the runtime from RBP.
+pub const fn runtime_disp(offset: usize) -> i32 {
+    offset as i32 - RUNTIME_DISTANCE as i32 - ENV_BIAS
 }
 
-/// `[base + spill slot]`, base being the runtime's address.
+/// `[runtime + offset]`.
+pub fn runtime_mem(offset: usize) -> Mem {
+    Mem::Base(r::RBP, runtime_disp(offset))
+}
+
+/// Displacement of a spill slot from RBP.
 fn spill_disp(slot: u16) -> i32 {
-    (std::mem::offset_of!(Runtime, spill) + 8 * slot as usize) as i32
+    runtime_disp(std::mem::offset_of!(Runtime, spill) + 8 * slot as usize)
 }
 
 impl<'a> Emitter<'a> {
@@ -386,8 +391,9 @@ impl<'a> Emitter<'a> {
             }
             slot += count;
         }
-        // Blocks are limited to far fewer simultaneously live values than there are slots.
-        panic!("translation block needs more than {SPILL_SLOTS} spill slots");
+        // Blocks have far fewer live values at a time, but a trace may have more.
+        self.out.overflow = true;
+        0
     }
 
     /// Writes a value that is in a register to memory, if it is in none yet.
@@ -408,15 +414,11 @@ impl<'a> Emitter<'a> {
             return;
         }
         let slot = self.take_slots(v, if vec { 4 } else { 1 });
-        // RAX may be in use by the current instruction, since defining its result can bring us here.
-        self.asm().buf.push(0x50); // push rax
-        self.asm().load(Width::W64, r::RAX, runtime_mem());
         if vec {
-            emit_vec_store(&mut self.asm().buf, VecSize::B32, reg, VecMem::base(r::RAX, spill_disp(slot)));
+            emit_vec_store(&mut self.asm().buf, VecSize::B32, reg, VecMem::base(r::RBP, spill_disp(slot)));
         } else {
-            self.asm().store(Width::W64, Mem::Base(r::RAX, spill_disp(slot)), reg);
+            self.asm().store(Width::W64, Mem::Base(r::RBP, spill_disp(slot)), reg);
         }
-        self.asm().buf.push(0x58); // pop rax
         self.b.mem[v as usize] = MemLoc::Spill(slot);
     }
 
@@ -426,7 +428,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Whether nothing alive depends on the environment's copy of global `g`.
-    fn env_claimable(&self, g: usize) -> bool {
+    pub fn env_claimable(&self, g: usize) -> bool {
         let o = self.env_owner[g];
         o == NO_VALUE
             || self.b.mem[o as usize] != MemLoc::Env(g as u8)
@@ -480,14 +482,12 @@ impl<'a> Emitter<'a> {
             let size = if self.guest.globals[g].bytes == 32 { VecSize::B32 } else { VecSize::B16 };
             self.upper |= size == VecSize::B32;
             emit_vec_load(&mut self.asm().buf, size, 15, env_vec_mem(offset));
-            self.asm().load(Width::W64, r::RAX, runtime_mem());
-            emit_vec_store(&mut self.asm().buf, VecSize::B32, 15, VecMem::base(r::RAX, spill_disp(slot)));
+            emit_vec_store(&mut self.asm().buf, VecSize::B32, 15, VecMem::base(r::RBP, spill_disp(slot)));
             self.b.mem[o as usize] = MemLoc::Spill(slot);
         } else {
             let slot = self.take_slots(o, 1);
             self.asm().load(Width::W64, r::RCX, env_mem(offset));
-            self.asm().load(Width::W64, r::RAX, runtime_mem());
-            self.asm().store(Width::W64, Mem::Base(r::RAX, spill_disp(slot)), r::RCX);
+            self.asm().store(Width::W64, Mem::Base(r::RBP, spill_disp(slot)), r::RCX);
             self.b.mem[o as usize] = MemLoc::Spill(slot);
         }
     }
@@ -638,11 +638,23 @@ impl<'a> Emitter<'a> {
                 self.asm().load(Width::W64, reg, m);
             }
             MemLoc::Spill(slot) => {
-                self.asm().load(Width::W64, reg, runtime_mem());
-                self.asm().load(Width::W64, reg, Mem::Base(reg, spill_disp(slot)));
+                self.asm().load(Width::W64, reg, Mem::Base(r::RBP, spill_disp(slot)));
             }
             MemLoc::None => unreachable!("v{v} is live but nowhere"),
         }
+    }
+
+    /// The place in the environment of an integer that is in no register.
+    pub fn only_home(&self, v: usize) -> Option<Mem> {
+        match self.b.mem[v] {
+            MemLoc::Env(g) if self.b.reg[v] == NONE => Some(env_mem(self.global_offset(g as usize))),
+            _ => None,
+        }
+    }
+
+    /// The place in the environment of an integer that is in no register, if the current instruction is the last that wants it.
+    pub fn last_home(&self, v: usize) -> Option<Mem> {
+        self.only_home(v).filter(|_| self.last_use(v as u32) <= self.at as u32)
     }
 
     /// A register that holds the value: its own, or `scratch` after a copy.
@@ -676,8 +688,7 @@ impl<'a> Emitter<'a> {
                 emit_vec_load(&mut self.asm().buf, size, reg, m);
             }
             MemLoc::Spill(slot) => {
-                self.asm().load(Width::W64, r::RAX, runtime_mem());
-                let m = VecMem::base(r::RAX, spill_disp(slot));
+                let m = VecMem::base(r::RBP, spill_disp(slot));
                 self.upper = true;
                 emit_vec_load(&mut self.asm().buf, VecSize::B32, reg, m);
             }
@@ -693,11 +704,32 @@ impl<'a> Emitter<'a> {
         let at = self.at as u32 + 1;
         let usable =
             |e: &Self, reg: u8| reg != NONE && avoid >> reg & 1 == 0 && e.is_free(e.owner[reg as usize], at);
-        let choice = if usable(self, hint) { hint } else { prefer };
+        let choice = if usable(self, hint) || self.make_room(hint, avoid) { hint } else { prefer };
         let reg = self.pick_int(choice, avoid, true);
         self.owner[reg as usize] = v as u32;
         self.b.reg[v] = reg;
         reg
+    }
+
+    /// Frees a register that is wanted, by bringing the value in it to its own home: that has to be done anyway, and later it
+    /// would take two moves. Operands of the current instruction stay readable where they were.
+    fn make_room(&mut self, reg: u8, avoid: u32) -> bool {
+        if reg == NONE || avoid >> reg & 1 != 0 {
+            return false;
+        }
+        let v = self.owner[reg as usize];
+        let homes = self.kinds.pinned.iter().filter(|g| self.current[g.0 as usize] == v);
+        let mut homes = homes.map(|g| self.pin_reg[g.0 as usize]);
+        let free = |home: &u8| {
+            *home != reg && avoid >> home & 1 == 0 && self.is_free(self.owner[*home as usize], self.at as u32)
+        };
+        let Some(home) = homes.find(free) else { return false };
+        self.vacate(home);
+        self.asm().mov_rr(home, reg);
+        self.owner[home as usize] = v;
+        self.b.reg[v as usize] = home;
+        self.owner[reg as usize] = NO_VALUE;
+        true
     }
 
     /// Register for the vector that the current instruction defines, as [`Emitter::define`].

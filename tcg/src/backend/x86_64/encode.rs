@@ -6,7 +6,7 @@
 
 use dynasmrt::{AssemblyOffset, DynasmApi};
 
-use crate::ir::{Cond, Width};
+use crate::ir::{Cond, Ext, Width};
 
 /// Host integer registers by hardware number.
 pub mod r {
@@ -265,6 +265,34 @@ impl Asm {
         self.op_rm(w, &[base], dst, mem);
     }
 
+    /// `op [mem], src`.
+    pub fn alu_mr(&mut self, op: Alu, w: Width, mem: Mem, src: u8) {
+        let base = (op as u8) << 3 | (w != Width::W8) as u8;
+        self.op_rm(w, &[base], src, mem);
+    }
+
+    /// `op [mem], imm`, immediate as in [`Asm::alu_ri`].
+    pub fn alu_mi(&mut self, op: Alu, w: Width, mem: Mem, imm: i32) {
+        match w {
+            Width::W8 => {
+                self.op_rm(w, &[0x80], op as u8, mem);
+                self.byte(imm as u8);
+            }
+            _ if imm == imm as i8 as i32 || w == Width::W16 && imm as i16 == imm as i8 as i16 => {
+                self.op_rm(w, &[0x83], op as u8, mem);
+                self.byte(imm as u8);
+            }
+            Width::W16 => {
+                self.op_rm(w, &[0x81], op as u8, mem);
+                self.buf.extend_from_slice(&(imm as i16).to_le_bytes());
+            }
+            _ => {
+                self.op_rm(w, &[0x81], op as u8, mem);
+                self.imm32(imm);
+            }
+        }
+    }
+
     /// `op dst, imm`; the immediate is sign-extended to 64 bits, and truncated to narrower widths.
     pub fn alu_ri(&mut self, op: Alu, w: Width, dst: u8, imm: i32) {
         match w {
@@ -291,6 +319,21 @@ impl Asm {
     /// `test a, imm`, immediate as in [`Asm::alu_ri`].
     pub fn test_ri(&mut self, w: Width, a: u8, imm: i32) {
         self.op_rr(w, &[0xf6 | (w != Width::W8) as u8], 0, a);
+        match w {
+            Width::W8 => self.byte(imm as u8),
+            Width::W16 => self.buf.extend_from_slice(&(imm as i16).to_le_bytes()),
+            _ => self.imm32(imm),
+        }
+    }
+
+    /// `test [mem], a`.
+    pub fn test_mr(&mut self, w: Width, mem: Mem, a: u8) {
+        self.op_rm(w, &[0x84 | (w != Width::W8) as u8], a, mem);
+    }
+
+    /// `test [mem], imm`, immediate as in [`Asm::alu_ri`].
+    pub fn test_mi(&mut self, w: Width, mem: Mem, imm: i32) {
+        self.op_rm(w, &[0xf6 | (w != Width::W8) as u8], 0, mem);
         match w {
             Width::W8 => self.byte(imm as u8),
             Width::W16 => self.buf.extend_from_slice(&(imm as i16).to_le_bytes()),
@@ -328,6 +371,18 @@ impl Asm {
         }
     }
 
+    /// `mov dst, imm` in 8 or 16 bits, which merges.
+    pub fn mov_low(&mut self, w: Width, dst: u8, imm: u16) {
+        let imm = imm.to_le_bytes();
+        match w {
+            Width::W8 => self.op_ri8(w, &[0xc6], 0, dst, imm[0]),
+            _ => {
+                self.op_rr(Width::W16, &[0xc7], 0, dst);
+                self.buf.extend_from_slice(&imm);
+            }
+        }
+    }
+
     /// `mov dst, [mem]`: 32 and 64 bits; narrower ones zero-extend.
     pub fn load(&mut self, w: Width, dst: u8, mem: Mem) {
         match w {
@@ -344,6 +399,16 @@ impl Asm {
             Width::W16 => self.op_rm(to, &[0x0f, 0xbf], dst, mem),
             Width::W32 if to == Width::W64 => self.op_rm(to, &[0x63], dst, mem),
             _ => self.op_rm(from, &[0x8b], dst, mem),
+        }
+    }
+
+    /// `dst` = `from` bits at `mem`, extended.
+    pub fn load_ext(&mut self, from: Width, ext: Ext, dst: u8, mem: Mem) {
+        match ext {
+            Ext::Zero => self.load(from, dst, mem),
+            Ext::Sign32 if from >= Width::W32 => self.load(Width::W32, dst, mem),
+            Ext::Sign32 => self.load_sx(from, Width::W32, dst, mem),
+            Ext::Sign64 => self.load_sx(from, Width::W64, dst, mem),
         }
     }
 
@@ -449,6 +514,15 @@ impl Asm {
         self.op_rr(w, &[0xf6 | (w != Width::W8) as u8], digit, reg);
     }
 
+    /// `cdq` or `cqo`: RDX is filled with RAX's sign, in 32 or 64 bits.
+    pub fn sign_to_rdx(&mut self, w: Width) {
+        self.word(if w == Width::W64 {
+            Word { bytes: 0x9948, bits: 16 }
+        } else {
+            Word { bytes: 0x99, bits: 8 }
+        });
+    }
+
     /// `inc` (digit 0) or `dec` (digit 1).
     pub fn incdec(&mut self, digit: u8, w: Width, reg: u8) {
         self.op_rr(w, &[0xfe | (w != Width::W8) as u8], digit, reg);
@@ -457,6 +531,11 @@ impl Asm {
     /// `imul dst, src` in 16, 32 or 64 bits.
     pub fn imul_rr(&mut self, w: Width, dst: u8, src: u8) {
         self.op_rr(w, &[0x0f, 0xaf], dst, src);
+    }
+
+    /// `imul dst, [mem]` in 16, 32 or 64 bits.
+    pub fn imul_rm(&mut self, w: Width, dst: u8, mem: Mem) {
+        self.op_rm(w, &[0x0f, 0xaf], dst, mem);
     }
 
     /// `imul dst, src, imm` in 32 or 64 bits.
@@ -528,9 +607,9 @@ impl Asm {
         self.op_rr(Width::W8, &[0x0f, 0x90 | cond as u8], 0, dst);
     }
 
-    /// `cmovcc dst, src` in 64 bits.
-    pub fn cmov(&mut self, cond: Cond, dst: u8, src: u8) {
-        self.op_rr(Width::W64, &[0x0f, 0x40 | cond as u8], dst, src);
+    /// `cmovcc dst, src` in 32 or 64 bits.
+    pub fn cmov(&mut self, w: Width, cond: Cond, dst: u8, src: u8) {
+        self.op_rr(w, &[0x0f, 0x40 | cond as u8], dst, src);
     }
 
     /// `shrd dst, src, cl`.

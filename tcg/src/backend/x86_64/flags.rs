@@ -4,10 +4,10 @@
 //! on the way to its result, see [`Liveness::companion`](super::liveness::Liveness)), that is nothing; otherwise its
 //! operation is repeated on its operands into a scratch register. Nothing here changes where values are.
 
-use super::emitter::{Emitter, MemLoc, env_mem};
+use super::emitter::{Emitter, MemLoc, NONE, env_mem};
 use super::encode::{Alu, Shift, r};
 use super::liveness::{NO_VALUE, flag_inputs};
-use crate::ir::{Cond, FlagOp, Inst, Value, Width, flags};
+use crate::ir::{Cond, FlagOp, GlobalSet, Inst, Value, Width, flags};
 
 impl Emitter<'_> {
     /// Makes `cond` of flags value `f` (resolved) testable; returns the host condition to test.
@@ -78,6 +78,11 @@ impl Emitter<'_> {
             && self.host_flags != f as u32
         {
             let a = self.b.live.resolve(a);
+            if let Some(packed) = self.constant(a) {
+                let packed = packed as u32 & flags::ALL;
+                self.asm().store_imm(Width::W16, env_mem(offset), packed as i32);
+                return;
+            }
             self.read_value(r::RAX, a);
             self.asm().alu_ri(Alu::And, Width::W32, r::RAX, flags::ALL as i32);
             self.clobber_flags();
@@ -100,10 +105,12 @@ impl Emitter<'_> {
         self.asm().movzx(Width::W16, dst, r::RAX);
     }
 
-    /// An operand as an immediate, or in a register.
+    /// An operand as an immediate, in memory, or in a register.
     fn alu_operand(&mut self, op: Alu, w: Width, dst: u8, v: usize) {
         if let Some(imm) = self.imm(v, w) {
             self.asm().alu_ri(op, w, dst, imm);
+        } else if let Some(mem) = self.only_home(v) {
+            self.asm().alu_rm(op, w, dst, mem);
         } else {
             let reg = self.value_in(v, r::RCX);
             self.asm().alu_rr(op, w, dst, reg);
@@ -129,6 +136,15 @@ impl Emitter<'_> {
                 self.alu_operand(Alu::Cmp, w, r::RAX, b);
             }
             FlagOp::Sub => {
+                if let Some(mem) = self.only_home(a) {
+                    if let Some(imm) = self.imm(b, w) {
+                        return self.asm().alu_mi(Alu::Cmp, w, mem, imm);
+                    }
+                    if self.b.reg[b] != NONE {
+                        let rb = self.b.reg[b];
+                        return self.asm().alu_mr(Alu::Cmp, w, mem, rb);
+                    }
+                }
                 let ra = self.value_in(a, r::RAX);
                 if self.constant(b) == Some(0) {
                     self.asm().test_rr(w, ra, ra);
@@ -145,15 +161,30 @@ impl Emitter<'_> {
                 }
                 self.alu_operand(Alu::Add, w, r::RAX, b);
             }
-            FlagOp::And => {
-                let ra = self.value_in(a, r::RAX);
-                if let Some(imm) = self.imm(b, w) {
+            FlagOp::And => match (self.only_home(a), self.imm(b, w)) {
+                // Comparing with zero says the same as testing for bits of itself.
+                (Some(mem), _) if a == b => self.asm().alu_mi(Alu::Cmp, w, mem, 0),
+                (Some(mem), Some(imm)) => self.asm().test_mi(w, mem, imm),
+                (None, Some(imm)) => {
+                    let ra = self.value_in(a, r::RAX);
                     self.asm().test_ri(w, ra, imm);
-                } else {
-                    let rb = if a == b { ra } else { self.value_in(b, r::RCX) };
-                    self.asm().test_rr(w, ra, rb);
                 }
-            }
+                (Some(mem), None) => {
+                    let rb = self.value_in(b, r::RCX);
+                    self.asm().test_mr(w, mem, rb);
+                }
+                (None, None) => {
+                    let ra = self.value_in(a, r::RAX);
+                    match self.only_home(b) {
+                        _ if a == b => self.asm().test_rr(w, ra, ra),
+                        Some(mem) => self.asm().test_mr(w, mem, ra),
+                        None => {
+                            let rb = self.value_in(b, r::RCX);
+                            self.asm().test_rr(w, ra, rb);
+                        }
+                    }
+                }
+            },
             FlagOp::Adc | FlagOp::Sbb => {
                 self.flags_to_host(old.expect("carry operations have old flags"));
                 self.read_value(r::RAX, a);
@@ -221,6 +252,51 @@ impl Emitter<'_> {
                 self.asm().alu_ri(Alu::And, Width::W8, r::RAX, flags::V as i32);
                 self.unpack();
             }
+        }
+    }
+
+    /// Before something that destroys the host's flags: stores those that are still wanted at the block's end, if
+    /// computing them again would take several instructions.
+    pub fn keep_flags(&mut self) {
+        let f = self.host_flags;
+        if f == NO_VALUE {
+            return;
+        }
+        let end = self.block.insts.len() - 1;
+        let wanted =
+            GlobalSet(self.kinds.flags.0 & self.dirty).iter().find(|g| self.current[g.0 as usize] == f);
+        let Some(g) = wanted.map(|g| g.0 as usize) else { return };
+        let f = f as usize;
+        if self.b.live.values[f].last_use < end as u32
+            || self.b.mem[f] != MemLoc::None
+            || !self.env_claimable(g)
+            || self.is_cheap(f)
+        {
+            return;
+        }
+        // A branch on them has to have them in the host's flags, and stores them from there.
+        if let Inst::Branch { f: tested, .. } = self.block.insts[end]
+            && self.b.live.resolve(tested) == f
+        {
+            return;
+        }
+        self.write_home(g, f);
+        self.dirty &= !(1 << g);
+        self.own_env(g, f as u32);
+    }
+
+    /// Whether the host's flags hold what is wanted after the current instruction.
+    pub fn flags_wanted(&self) -> bool {
+        let f = self.host_flags;
+        f != NO_VALUE && self.b.live.values[f as usize].last_use > self.at as u32
+    }
+
+    /// Whether a flags value is computed by one instruction.
+    fn is_cheap(&self, f: usize) -> bool {
+        match self.block.insts[f] {
+            Inst::Flags { op: FlagOp::And, .. } => true,
+            Inst::Flags { op: FlagOp::Sub, .. } => !self.b.live.uses_result(self.block, f),
+            _ => false,
         }
     }
 

@@ -5,8 +5,8 @@
 //!
 //! Strategy: before emission, accesses whose addresses differ by a constant, in the same MMU mode, are grouped. The first,
 //! the *leader*, tests its TLB entry for the whole range that the group touches, and leaves the page's addend in a word
-//! of the stack frame (or zero if the test failed). The *followers* take the addend from there, and look into the TLB's
-//! second way and then the slow path, as ever, if it is zero.
+//! of the stack frame, or if the test failed, that of the second way; or zero, if that has no page for the group, either.
+//! The *followers* take the addend from there, and look into the TLB's second way and then the slow path, as ever, if it is zero.
 //!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.

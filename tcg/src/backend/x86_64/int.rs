@@ -17,17 +17,22 @@ impl Emitter<'_> {
         self.b.live.values[self.at].demand as u32
     }
 
+    /// Whether the current operation keeps the upper bits of its first operand.
+    fn merges(&self) -> bool {
+        self.b.live.values[self.at].merges
+    }
+
     /// Zero-extends the result if anyone looks above its width.
     fn finish_narrow(&mut self, w: Width, dst: u8) {
-        if w < Width::W32 && self.demand() > w.bits() {
+        if w < Width::W32 && self.demand() > w.bits() && !self.merges() {
             self.asm().movzx(w, dst, dst);
         }
     }
 
-    /// `dst = src`, of at least the width.
+    /// `dst = src`, of at least what the current operation of the width makes use of.
     fn copy(&mut self, w: Width, dst: u8, src: u8) {
         if dst != src {
-            if w == Width::W64 {
+            if w == Width::W64 || self.merges() {
                 self.asm().mov_rr(dst, src);
             } else {
                 self.asm().mov_rr_w(Width::W32, dst, src);
@@ -65,7 +70,8 @@ impl Emitter<'_> {
 
     fn alu(&mut self, op: BinOp, w: Width, a: Value, b: Value) {
         let (mut a, mut b) = (a, b);
-        let commutes = op != BinOp::Sub;
+        let merges = self.merges();
+        let commutes = op != BinOp::Sub && !merges;
         // Not two constants: an increment is one of the first operand.
         let immediate = |e: &Self, v| e.imm(e.b.live.resolve(v), w).is_some();
         if commutes && immediate(self, a) && !immediate(self, b) {
@@ -84,7 +90,7 @@ impl Emitter<'_> {
                 fused = None;
             }
         }
-        let native = if fused.is_some() { w } else { w.max(Width::W32) };
+        let native = if fused.is_some() || merges { w } else { w.max(Width::W32) };
         let alu = match op {
             BinOp::Add => Alu::Add,
             BinOp::Sub => Alu::Sub,
@@ -98,29 +104,39 @@ impl Emitter<'_> {
             // Computed in 32 bits; the immediate's upper bits do not matter.
             imm = imm.map(|i| i as i16 as i32);
         }
+        if commutes && imm.is_none() && self.last_home(self.b.live.resolve(a)).is_some() {
+            std::mem::swap(&mut a, &mut b);
+        }
+        // LEA leaves flags alone that somebody still wants.
+        let spare_flags = self.flags_wanted();
+        let home = if imm.is_some() { None } else { self.last_home(self.b.live.resolve(b)) };
         let ra = self.use_int(a);
-        let rb = if imm.is_some() { NONE } else { self.use_int(b) };
+        let rb = if imm.is_some() || home.is_some() { NONE } else { self.use_int(b) };
         let dst = self.define(ra, if rb != NONE && rb != ra && !commutes { 1 << rb } else { 0 });
-        if let Some(digit) = incdec {
+        if let Some(mem) = home {
+            self.copy(w, dst, ra);
+            self.asm().alu_rm(alu, native, dst, mem);
+        } else if let Some(digit) = incdec {
             self.copy(w, dst, ra);
             self.asm().incdec(digit, w, dst);
         } else if let Some(imm) = imm {
             let negated = if op == BinOp::Sub { imm.checked_neg() } else { Some(imm) };
-            if dst != ra && fused.is_none() && matches!(op, BinOp::Add | BinOp::Sub) && negated.is_some() {
+            let sum = matches!(op, BinOp::Add | BinOp::Sub) && !merges;
+            if (dst != ra || spare_flags) && fused.is_none() && sum && negated.is_some() {
                 self.asm().lea(native, dst, ra, None, negated.unwrap_or(0));
                 self.finish_narrow(w, dst);
                 return;
             }
             self.copy(w, dst, ra);
             self.asm().alu_ri(alu, native, dst, imm);
+        } else if op == BinOp::Add && fused.is_none() && !merges && (spare_flags || dst != ra && dst != rb) {
+            self.asm().lea(native, dst, ra, Some((rb, 0)), 0);
+            self.finish_narrow(w, dst);
+            return;
         } else if dst == ra {
             self.asm().alu_rr(alu, native, dst, rb);
         } else if dst == rb {
             self.asm().alu_rr(alu, native, dst, ra);
-        } else if op == BinOp::Add && fused.is_none() {
-            self.asm().lea(native, dst, ra, Some((rb, 0)), 0);
-            self.finish_narrow(w, dst);
-            return;
         } else {
             self.copy(w, dst, ra);
             self.asm().alu_rr(alu, native, dst, rb);
@@ -143,6 +159,14 @@ impl Emitter<'_> {
         {
             let dst = self.define(ra, 0);
             self.asm().imul_rri(native, dst, ra, imm);
+            self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+            self.finish_narrow(w, dst);
+            return;
+        }
+        if let Some(mem) = self.last_home(bv) {
+            let dst = self.define(ra, 0);
+            self.copy(w, dst, ra);
+            self.asm().imul_rm(native, dst, mem);
             self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
             self.finish_narrow(w, dst);
             return;
@@ -310,6 +334,10 @@ impl Emitter<'_> {
 
     /// [`Inst::Extend`].
     pub fn extend(&mut self, from: Width, ext: Ext, a: Value) {
+        if let Some(mem) = self.last_home(self.b.live.resolve(a)) {
+            let dst = self.define(NONE, 0);
+            return self.asm().load_ext(from, ext, dst, mem);
+        }
         let ra = self.use_int(a);
         let dst = self.define(ra, 0);
         match ext {
@@ -364,6 +392,25 @@ impl Emitter<'_> {
     /// [`Inst::Insert`].
     pub fn insert(&mut self, a: Value, b: Value, pos: u8, len: u8) {
         let ra = self.use_int(a);
+        let from = self.b.live.resolve(b);
+        if let Some(&Inst::SetCond { cond, f }) = self.block.insts.get(from)
+            && self.b.live.values[from].deferred
+        {
+            let host = self.condition(cond, self.b.live.resolve(f));
+            let dst = self.define(ra, 0);
+            self.asm().mov_rr(dst, ra);
+            self.asm().setcc(host, dst);
+            return;
+        }
+        if pos == 0
+            && (len == 8 || len == 16)
+            && let Some(imm) = self.constant(from)
+        {
+            let dst = self.define(ra, 0);
+            self.asm().mov_rr(dst, ra);
+            self.asm().mov_low(if len == 8 { Width::W8 } else { Width::W16 }, dst, imm as u16);
+            return;
+        }
         let rb = self.use_int(b);
         if pos == 0 && len == 64 {
             let dst = self.define(rb, 0);
@@ -374,6 +421,20 @@ impl Emitter<'_> {
             let dst = self.define(ra, if rb != ra { 1 << rb } else { 0 });
             self.asm().mov_rr(dst, ra);
             self.asm().mov_rr_w(if len == 8 { Width::W8 } else { Width::W16 }, dst, rb);
+            return;
+        }
+        if len == 8 && pos + len <= 32 {
+            // Rotated, the field is a register's low byte.
+            let dst = self.define(ra, if rb != ra { 1 << rb } else { 0 });
+            if rb == ra {
+                self.asm().mov_rr(r::RCX, rb);
+            }
+            let rb = if rb == ra { r::RCX } else { rb };
+            self.asm().mov_rr(dst, ra);
+            self.asm().shift_ri(Shift::Ror, Width::W64, dst, pos);
+            self.asm().mov_rr_w(Width::W8, dst, rb);
+            self.asm().shift_ri(Shift::Rol, Width::W64, dst, pos);
+            self.clobber_flags();
             return;
         }
         self.asm().mov_rr(r::RCX, rb);
@@ -414,6 +475,9 @@ impl Emitter<'_> {
 
     /// [`Inst::SetCond`].
     pub fn set_cond(&mut self, cond: Cond, f: Value) {
+        if self.b.live.values[self.at].deferred {
+            return;
+        }
         let f = self.b.live.resolve(f);
         let host = self.condition(cond, f);
         self.asm().setcc(host, r::RAX);
@@ -422,16 +486,17 @@ impl Emitter<'_> {
     }
 
     /// [`Inst::Select`].
-    pub fn select(&mut self, cond: Cond, f: Value, a: Value, b: Value) {
+    pub fn select(&mut self, w: Width, cond: Cond, f: Value, a: Value, b: Value) {
         let f = self.b.live.resolve(f);
         let (ra, rb) = (self.use_int(a), self.use_int(b));
         let host = self.condition(cond, f);
         let dst = self.define(rb, 0);
+        // In 32 bits it zero-extends, whether it moves or not.
         if dst == ra && ra != rb {
-            self.asm().cmov(host.negate(), dst, rb);
+            self.asm().cmov(w, host.negate(), dst, rb);
         } else {
             self.asm().mov_rr(dst, rb);
-            self.asm().cmov(host, dst, ra);
+            self.asm().cmov(w, host, dst, ra);
         }
     }
 

@@ -10,7 +10,8 @@
 
 use crate::backend::GuestInfo;
 use crate::ir::{
-    BinOp, Block, Cond, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width, flags,
+    BinOp, Block, Cond, ExitId, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width,
+    flags,
 };
 
 /// No value.
@@ -38,6 +39,10 @@ pub struct Info {
     pub demand: u8,
     /// It is a `Set` that no one observes.
     pub dead_set: bool,
+    /// An operation of 8 or 16 bits keeps the bits above of its first operand: it stands for the `Insert` of its result there.
+    pub merges: bool,
+    /// A `SetCond` is emitted by the `Insert` of its result, as the only one who wants it.
+    pub deferred: bool,
 }
 
 impl Info {
@@ -51,6 +56,8 @@ impl Info {
             hint: 255,
             demand: 0,
             dead_set: false,
+            merges: false,
+            deferred: false,
         }
     }
 }
@@ -143,6 +150,18 @@ fn low_half_only(block: &Block, guest: &GuestInfo, v: usize) -> bool {
     }
 }
 
+/// Instructions between an operation and the `Insert` of its result, at most.
+const MERGE_REACH: usize = 4;
+
+/// Whether the emitter can do an operation in the low bits of a register.
+fn merges(op: BinOp, second: Option<u64>) -> bool {
+    match op {
+        BinOp::Add | BinOp::Sub | BinOp::And | BinOp::Or | BinOp::Xor => true,
+        BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror => second.is_some_and(|c| c & 31 != 0),
+        _ => false,
+    }
+}
+
 impl Liveness {
     /// Analyses a block.
     pub fn run(&mut self, block: &Block, guest: &GuestInfo, (pin_reg, pinned): (&[u8; 64], GlobalSet)) {
@@ -166,6 +185,13 @@ impl Liveness {
     /// The value that `v` stands for; pseudo-values stand for themselves.
     #[inline]
     pub fn resolve(&self, v: Value) -> usize {
+        // A `Get` of what was inserted stands for the `Insert`, and that may stand for what makes it.
+        self.values[self.known(v)].alias as usize
+    }
+
+    /// Going forward, the value that `v` stands for.
+    #[inline]
+    fn known(&self, v: Value) -> usize {
         self.values[v.index()].alias as usize
     }
 
@@ -183,7 +209,7 @@ impl Liveness {
                     }
                 }
                 Inst::Set(g, v) => {
-                    let value = self.resolve(v);
+                    let value = self.known(v);
                     // What is cut off by the store may not come back by a `Get`: that one reads memory.
                     let cut = guest.globals[g.0 as usize].bytes == 16 && !low_half_only(block, guest, value);
                     self.current[g.0 as usize] = if cut { NO_VALUE } else { value as u32 };
@@ -253,6 +279,18 @@ impl Liveness {
         info.demand = info.demand.max(bits);
     }
 
+    /// As [`Liveness::use_at`], of the operand whose register the result of instruction `at` takes if nobody else wants the
+    /// operand: then it may as well be made where the result is wanted.
+    #[inline]
+    fn become_at(&mut self, v: usize, at: u32, bits: u8) {
+        let hint = self.values[at as usize].hint;
+        let info = &mut self.values[v];
+        if info.last_use == NEVER && info.hint == 255 {
+            info.hint = hint;
+        }
+        self.use_at(v, at, bits);
+    }
+
     fn use_flags(&mut self, v: usize, at: u32, bits: u32) {
         self.use_at(v, at, 64);
         self.values[v].flag_demand |= bits;
@@ -263,19 +301,27 @@ impl Liveness {
         self.observed_until = [NEVER; 64];
         self.unobserved = GlobalSet::ALL;
         let mut pseudo_left = self.pseudo.len();
+        let live_at = |exit: ExitId| {
+            let exit = &block.exits[exit.0 as usize];
+            let pc = if exit.indirect { GlobalSet::NONE } else { GlobalSet::of(guest.pc) };
+            GlobalSet(!exit.dead.or(pc).0)
+        };
         for i in (0..n).rev() {
             let at = i as u32;
             let inst = &block.insts[i];
             match *inst {
-                Inst::Goto(e) => self.observe(at, GlobalSet(!block.exits[e.0 as usize].dead.0)),
+                Inst::Goto(e) => self.observe(at, live_at(e)),
                 Inst::Branch { cond, f, taken, fall } => {
-                    let dead = block.exits[taken.0 as usize].dead.0 & block.exits[fall.0 as usize].dead.0;
-                    self.observe(at, GlobalSet(!dead));
+                    self.observe(at, live_at(taken).or(live_at(fall)));
                     self.use_flags(self.resolve(f), at, cond_bits(cond));
                 }
                 Inst::GotoIndirect | Inst::Leave { .. } => self.observe(at, GlobalSet::ALL),
                 Inst::ExitIf { cond, f, exit } => {
-                    self.observe(at, GlobalSet(!block.exits[exit.0 as usize].dead.0));
+                    if block.exits[exit.0 as usize].indirect {
+                        // It was set for this exit alone.
+                        self.forget(guest.pc);
+                    }
+                    self.observe(at, live_at(exit));
                     self.use_flags(self.resolve(f), at, cond_bits(cond));
                 }
                 Inst::Call { helper, args } => {
@@ -360,8 +406,8 @@ impl Liveness {
                 Inst::Bin { op, w, a, b } => {
                     // Right shifts and high products are emitted at their own width, so they read no more either.
                     let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
-                    let bits = w.bits() as u8;
-                    self.use_at(self.resolve(a), at, bits);
+                    let bits = if self.values[i].merges { 64 } else { w.bits() as u8 };
+                    self.become_at(self.resolve(a), at, bits);
                     self.use_at(self.resolve(b), at, if shift { 8 } else { bits });
                 }
                 _ => {
@@ -388,9 +434,9 @@ impl Liveness {
         let at = i as u32;
         let bits = |w: Width| w.bits() as u8;
         match block.insts[i] {
-            Inst::Un { w, a, .. } => self.use_at(self.resolve(a), at, bits(w)),
+            Inst::Un { w, a, .. } => self.become_at(self.resolve(a), at, bits(w)),
             Inst::Carry { w, a, b, f, .. } => {
-                self.use_at(self.resolve(a), at, bits(w));
+                self.become_at(self.resolve(a), at, bits(w));
                 self.use_at(self.resolve(b), at, bits(w));
                 self.use_flags(self.resolve(f), at, flags::C);
             }
@@ -405,10 +451,13 @@ impl Liveness {
             Inst::Extract { a, pos, len } => {
                 let top = pos + len;
                 let b = [8, 16, 32].into_iter().find(|b| top <= *b).unwrap_or(64);
-                self.use_at(self.resolve(a), at, b);
+                self.become_at(self.resolve(a), at, b);
             }
-            Inst::Insert { a, b, len, .. } => {
-                self.use_at(self.resolve(a), at, 64);
+            Inst::Insert { a, b, pos, len } => {
+                if pos == 0 && self.merge(block, i, (a, b), len) {
+                    return;
+                }
+                self.become_at(self.resolve(a), at, 64);
                 let bits = [8, 16, 32].into_iter().find(|x| len <= *x).unwrap_or(64);
                 self.use_at(self.resolve(b), at, bits);
             }
@@ -438,10 +487,10 @@ impl Liveness {
             }
             Inst::Pack(f) => self.use_flags(self.resolve(f), at, flags::ALL),
             Inst::SetCond { cond, f } => self.use_flags(self.resolve(f), at, cond_bits(cond)),
-            Inst::Select { cond, f, a, b } => {
+            Inst::Select { w, cond, f, a, b } => {
                 self.use_flags(self.resolve(f), at, cond_bits(cond));
-                self.use_at(self.resolve(a), at, 64);
-                self.use_at(self.resolve(b), at, 64);
+                self.use_at(self.resolve(a), at, bits(w));
+                self.become_at(self.resolve(b), at, bits(w));
             }
             Inst::EnvStore { width, v, .. } => self.use_at(self.resolve(v), at, bits(width)),
             Inst::AtomicCas { width, addr, expect, new, .. } => {
@@ -453,6 +502,41 @@ impl Liveness {
                 let v = self.resolve(v);
                 self.use_at(v, at, 64);
             }),
+        }
+    }
+
+    /// Of `Insert` `i` of the low `len` bits of `b` in `a`: whether `b` itself can be made in the place of these bits. Then
+    /// it is the `Insert`'s value, too.
+    fn merge(&mut self, block: &Block, i: usize, (a, b): (Value, Value), len: u8) -> bool {
+        let (a, b) = (self.resolve(a), self.resolve(b));
+        let near = |k: &Inst| matches!(k, Inst::Flags { .. } | Inst::Const(_) | Inst::Get(_) | Inst::Nop);
+        if b + MERGE_REACH < i || b >= i || !block.insts[b + 1..i].iter().all(near) {
+            return false;
+        }
+        match block.insts[b] {
+            Inst::SetCond { cond, f } if len == 8 && self.values[b].last_use == NEVER => {
+                self.values[b].deferred = true;
+                self.use_flags(self.resolve(f), i as u32, cond_bits(cond));
+                false
+            }
+            Inst::Bin { op, w, a: first, b: second }
+                if w.bits() == len.into()
+                    && self.resolve(first) == a
+                    && block.constant(first).is_none()
+                    && self.values[b].demand <= len
+                    && merges(op, block.constant(second)) =>
+            {
+                let Info { last_use, hint, .. } = self.values[i];
+                let info = &mut self.values[b];
+                info.last_use = info.last_use.max(last_use);
+                info.hint = hint;
+                info.demand = 64;
+                info.merges = true;
+                self.values[i].alias = b as u32;
+                self.values[i].last_use = NEVER;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -470,8 +554,7 @@ impl Liveness {
     fn find_companion(&mut self, block: &Block, j: usize) {
         let Inst::Flags { op: fop, w: fw, a: fa, b: fb, old } = block.insts[j] else { return };
         let same = |x: Value, y: Value| {
-            self.resolve(x) == self.resolve(y)
-                || block.constant(x).is_some_and(|c| block.constant(y) == Some(c))
+            self.known(x) == self.known(y) || block.constant(x).is_some_and(|c| block.constant(y) == Some(c))
         };
         let matches = |i: usize| match block.insts[i] {
             Inst::Bin { op, w, a, b } if w == fw => match (op, fop) {

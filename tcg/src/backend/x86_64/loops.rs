@@ -18,7 +18,6 @@ use super::control::Moves;
 use super::emitter::{Emitter, NONE, Part, Target, env_mem, env_vec_mem};
 use super::liveness::NO_VALUE;
 use super::vec::{emit_vec_load, emit_vec_move};
-use crate::env::Header;
 use crate::ir::{Cond, Exit, ExitId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width};
 use crate::opt::OptFlags;
 
@@ -58,7 +57,7 @@ impl Emitter<'_> {
         if !self.opt.contains(OptFlags::LOOPS | OptFlags::LINK) {
             return;
         }
-        let exit = |e: ExitId| self.block.exits[e.0 as usize];
+        let exit = |e: ExitId| self.exit(e);
         let back = match self.block.insts.last() {
             Some(Inst::Goto(e)) => self.is_back(exit(*e)),
             Some(Inst::Branch { taken, fall, .. }) => self.is_back(exit(*taken)) || self.is_back(exit(*fall)),
@@ -124,7 +123,7 @@ impl Emitter<'_> {
 
     /// Emits the end of a block that goes to `exit`, if that is the head.
     pub fn loop_goto(&mut self, exit: ExitId) -> bool {
-        let exit = self.block.exits[exit.0 as usize];
+        let exit = self.exit(exit);
         let Some(head) = self.head.filter(|_| self.is_back(exit)) else { return false };
         self.flush_to_head(&head, exit.dead);
         self.jump_back(&head);
@@ -133,7 +132,7 @@ impl Emitter<'_> {
 
     /// Emits the end of a block that goes one of two ways, if one of them is the head.
     pub fn loop_branch(&mut self, cond: Cond, f: Value, taken: ExitId, fall: ExitId) -> bool {
-        let exits = [taken, fall].map(|e| self.block.exits[e.0 as usize]);
+        let exits = [taken, fall].map(|e| self.exit(e));
         let (stay, back, out) = match self.head {
             Some(_) if self.is_back(exits[0]) => (cond, exits[0], fall),
             Some(_) if self.is_back(exits[1]) => (cond.negate(), exits[1], taken),
@@ -141,7 +140,7 @@ impl Emitter<'_> {
         };
         let Some(head) = self.head else { return false };
         let f = self.b.live.resolve(f);
-        let there = self.block.exits[out.0 as usize];
+        let there = self.exit(out);
         // One flush serves both ways if it leaves the condition in the host's flags.
         if there.chain && there.dead == back.dead && self.survives_flush(f, back.dead) && !head.upper {
             let host = self.condition_for_flush(stay, f, back.dead);
@@ -238,8 +237,7 @@ impl Emitter<'_> {
 
     /// Jumps to the head, or to the polled entry if there is a request.
     fn jump_back(&mut self, head: &LoopHead) {
-        self.test_env_zero(std::mem::offset_of!(Header, exit_request) as u32);
-        let requested = self.asm().jcc(Cond::NE);
+        let requested = self.jump_if_requested();
         let entry = Target::In(Part::Main, 0);
         if head.upper {
             let was = self.branch_to(Part::Cold, requested);

@@ -11,7 +11,7 @@
 //! …    [addr + rax]
 //! ```
 //!
-//! R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
+//! Of an address that is constant, entry and tag are constants, too. R11 is the TLB of the block's main MMU mode; accesses in another add that mode's `env.tlb` to RAX instead.
 //!
 //! Out of line, a thunk first looks at the table's second way (see [`crate::softmmu`]), from whose entry the hit path can
 //! go on:
@@ -19,7 +19,7 @@
 //! ```text
 //! slow: mov  rax, addr
 //!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend; may enter the page in the TLB
-//!       je   hit
+//!       jb   hit
 //!       mov  eax, point
 //!       mov  ecx, block
 //!       call slow_access
@@ -37,7 +37,8 @@ use super::thunks::group_addend;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, DISCARD, Loc, Refill, SlowAccess};
 use crate::env::Header;
-use crate::ir::{Cond, Ext, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
+use crate::ir::{Cond, Ext, Inst, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::OptFlags;
 use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 
@@ -47,13 +48,26 @@ struct Miss {
     jcc: usize,
     /// Where it is to be continued with the entry's addend in RAX.
     hit: Target,
-    /// The slot that says to followers that they have to look for themselves.
-    leads: Option<u8>,
+    /// The group that it leads.
+    leads: Option<Leads>,
     addr: u8,
     /// What is to be looked for in the rest of the TLB.
     of: Refill,
     /// Whether the page may be entered in the TLB before anything else is known: not if the access may turn out not to be one.
     refill: bool,
+}
+
+/// What the leader of a group does out of line: it asks the second way for the group, and if that is of no use, says to its
+/// followers that they have to look for themselves, and asks for itself.
+struct Leads {
+    /// The slot of the group.
+    slot: u8,
+    /// Distance of the group's first byte.
+    low: i32,
+    /// The group's own.
+    of: Refill,
+    /// Where it is to be continued with the group's addend in RAX.
+    hit: Target,
 }
 
 /// Bytes of a vector.
@@ -80,8 +94,11 @@ impl Emitter<'_> {
             }
             Member::Leader { slot, low, high, write } => {
                 let jcc = self.test_entry(addr, low.into(), high.into(), mem.mmu, write);
+                let hit = self.here();
                 self.asm().store(Width::W64, group_addend(slot), r::RAX);
-                (jcc, Some(slot))
+                let size = (i32::from(high) - i32::from(low)) as u32;
+                let of = Refill { mmu: mem.mmu, write, bytes: size.next_power_of_two() as u16 };
+                (jcc, Some(Leads { slot, low: low.into(), of, hit }))
             }
             Member::Alone => (self.test_entry(addr, 0, bytes as i32, mem.mmu, write), None),
         };
@@ -91,7 +108,7 @@ impl Emitter<'_> {
             hit: self.here(),
             leads,
             addr,
-            of: Refill { mmu: mem.mmu, write, bytes: bytes as u8 },
+            of: Refill { mmu: mem.mmu, write, bytes: bytes as u16 },
             refill: true,
         }
     }
@@ -105,6 +122,18 @@ impl Emitter<'_> {
             if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
         let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
         let main = mmu == self.block.main_mmu;
+        if main && let Some((page, entry)) = self.constant_page(low, high) {
+            // Entry and tag are known.
+            if page as i64 == page as i32 as i64 {
+                self.asm().alu_mi(Alu::Cmp, Width::W64, Mem::Base(TLB, entry + tag as i32), page as i32);
+            } else {
+                self.asm().mov_ri(r::RCX, page);
+                self.asm().alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Base(TLB, entry + tag as i32));
+            }
+            let miss = self.asm().jcc(Cond::NE);
+            self.asm().load(Width::W64, r::RAX, Mem::Base(TLB, entry + ADDEND));
+            return miss;
+        }
         let asm = self.asm();
         if low == 0 {
             asm.rorx32(r::RAX, addr, (12 - ENTRY_BITS) as u8);
@@ -133,26 +162,45 @@ impl Emitter<'_> {
         miss
     }
 
+    /// The page of the bytes from `low` to `high` (exclusive) from the current access's address, if that is a constant and they
+    /// are in one page; and its entry's offset.
+    fn constant_page(&self, low: i32, high: i32) -> Option<(u64, i32)> {
+        let addr = match self.block.insts[self.at] {
+            Inst::Load { addr, .. }
+            | Inst::Store { addr, .. }
+            | Inst::LoadVec { addr, .. }
+            | Inst::StoreVec { addr, .. } => self.constant(self.b.live.resolve(addr))?,
+            _ => return None,
+        };
+        let page = addr.wrapping_add_signed(low.into()) & !PAGE_MASK;
+        let last = addr.wrapping_add_signed(i64::from(high) - 1);
+        let entry = (page / PAGE_SIZE % TLB_ENTRIES as u64) as usize * size_of::<TlbEntry>();
+        (last & !PAGE_MASK == page).then_some((page, entry as i32))
+    }
+
     /// Emits the slow path of an access whose hit path ends here.
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
         let was = self.branch_to(Part::Cold, miss.jcc);
-        if let Some(slot) = miss.leads {
-            self.asm().store_imm(Width::W64, group_addend(slot), 0);
-        }
         let uses_vec = self.b.live.has_vec;
-        if self.opt.contains(OptFlags::SECOND_WAY) {
-            let on_miss = match (miss.refill, uses_vec) {
-                (true, false) => OnMiss::Refill,
-                (true, true) if !self.upper => OnMiss::RefillVec,
-                _ => OnMiss::Return,
-            };
-            let Refill { mmu, write, bytes } = miss.of;
-            let routine = second_way::routine(self.thunks.second_way, on_miss, mmu, write, bytes.into());
-            self.asm().mov_rr(r::RAX, miss.addr);
-            self.call_thunk(routine);
-            let hit = self.asm().jcc(Cond::E);
-            self.fix(hit, miss.hit);
+        let second_way = self.opt.contains(OptFlags::SECOND_WAY);
+        // The access is certain to be done, so its page may be entered in the TLB; that of a group is not, or not to be written.
+        let on_miss = match (miss.refill, uses_vec) {
+            (true, false) => OnMiss::Refill,
+            (true, true) if !self.upper => OnMiss::RefillVec,
+            _ => OnMiss::Return,
+        };
+        let mut asked = false;
+        if let Some(group) = miss.leads {
+            if second_way {
+                asked = (group.low, group.of) == (0, miss.of);
+                let on_miss = if asked { on_miss } else { OnMiss::Return };
+                self.ask_second_way(miss.addr, group.low, on_miss, group.of, group.hit);
+            }
+            self.asm().store_imm(Width::W64, group_addend(group.slot), 0);
+        }
+        if second_way && !asked {
+            self.ask_second_way(miss.addr, 0, on_miss, miss.of, miss.hit);
         }
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
         let (p, tb) = (point.to_le_bytes(), self.tb.to_le_bytes());
@@ -169,6 +217,18 @@ impl Emitter<'_> {
         let at = self.asm().jmp();
         self.fix(at, back);
         self.part = was;
+    }
+
+    /// Calls a routine of the second way for `addr + distance`, which goes on at `hit` if there is an entry.
+    fn ask_second_way(&mut self, addr: u8, distance: i32, on_miss: OnMiss, of: Refill, hit: Target) {
+        let routine = second_way::routine(self.thunks.second_way, on_miss, of);
+        match distance {
+            0 => self.asm().mov_rr(r::RAX, addr),
+            _ => self.asm().lea(Width::W64, r::RAX, addr, None, distance),
+        }
+        self.call_thunk(routine);
+        let jcc = self.asm().jcc(Cond::B);
+        self.fix(jcc, hit);
     }
 
     /// `call rel32` of a thunk.
@@ -204,13 +264,7 @@ impl Emitter<'_> {
         let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
-        let host = Mem::Index(ra, r::RAX);
-        match ext {
-            Ext::Zero => self.asm().load(width, dst, host),
-            Ext::Sign32 if width >= Width::W32 => self.asm().load(Width::W32, dst, host),
-            Ext::Sign32 => self.asm().load_sx(width, Width::W32, dst, host),
-            Ext::Sign64 => self.asm().load_sx(width, Width::W64, dst, host),
-        }
+        self.asm().load_ext(width, ext, dst, Mem::Index(ra, r::RAX));
         self.slow(miss, point);
     }
 

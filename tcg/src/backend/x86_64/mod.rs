@@ -15,6 +15,7 @@
 
 mod control;
 mod count;
+mod divide;
 mod emitter;
 mod encode;
 mod flags;
@@ -177,10 +178,22 @@ fn emit(e: &mut Emitter, inst: &Inst) {
         }
         Inst::Set(g, v) => e.set(g, v),
         Inst::ZeroUpper(set) => e.zero_upper(set),
-        Inst::Load { width, ext, addr, mem } => e.load(width, ext, addr, mem),
-        Inst::Store { width, addr, v, mem } => e.store(width, addr, v, mem),
-        Inst::LoadVec { size, addr, mem } => e.load_vec(size, addr, mem),
-        Inst::StoreVec { size, addr, v, mem } => e.store_vec(size, addr, v, mem),
+        Inst::Load { width, ext, addr, mem } => {
+            e.keep_flags();
+            e.load(width, ext, addr, mem);
+        }
+        Inst::Store { width, addr, v, mem } => {
+            e.keep_flags();
+            e.store(width, addr, v, mem);
+        }
+        Inst::LoadVec { size, addr, mem } => {
+            e.keep_flags();
+            e.load_vec(size, addr, mem);
+        }
+        Inst::StoreVec { size, addr, v, mem } => {
+            e.keep_flags();
+            e.store_vec(size, addr, v, mem);
+        }
         Inst::LoadMasked { width, len, addr, mask, mem } => e.load_masked(width, len, addr, mask, mem),
         Inst::StoreMasked { width, len, addr, v, mask, mem } => {
             e.store_masked(width, len, addr, v, mask, mem)
@@ -191,6 +204,7 @@ fn emit(e: &mut Emitter, inst: &Inst) {
         Inst::Call { helper, args } => {
             let pure = e.guest.helpers[helper.0 as usize].effects.pure;
             if !(pure && unused(e)) {
+                e.keep_flags();
                 e.call(helper, args);
             }
         }
@@ -212,7 +226,7 @@ fn emit(e: &mut Emitter, inst: &Inst) {
         Inst::ShiftPair { w, hi, lo, count } => e.shift_pair(w, hi, lo, count),
         Inst::Pack(f) => e.pack(f),
         Inst::SetCond { cond, f } => e.set_cond(cond, f),
-        Inst::Select { cond, f, a, b } => e.select(cond, f, a, b),
+        Inst::Select { w, cond, f, a, b } => e.select(w, cond, f, a, b),
         Inst::Vec { op, len, a, b, imm } => e.vec(op, len, a, b, imm),
         Inst::Vec3 { op, len, a, b, c } => e.vec3(op, len, a, b, c),
         Inst::VecIns { op, a, b, imm } => e.vec_ins(op, a, b, imm),

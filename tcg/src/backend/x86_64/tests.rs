@@ -4,13 +4,14 @@ use std::alloc::Layout;
 use std::cell::Cell;
 use std::ptr;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::X86_64;
 use crate::backend::{
     AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, REFILL_NONE, Refill, Room, RuntimeFns,
     StatePoint,
 };
-use crate::env::Runtime;
+use crate::env::{Bound, ExitRequest};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::vec::selected_lanes;
@@ -39,8 +40,11 @@ struct Harness {
     code: memmap2::MmapMut,
     enter: u32,
     body: usize,
-    runtime: *mut Runtime,
+    /// The runtime, and room for the environment of the machine that runs.
+    bound: *mut Bound<TestEnv>,
     tlb: [TablePtr; MMU_MODES],
+    /// Blocks run so far.
+    runs: u64,
 }
 
 impl Harness {
@@ -55,17 +59,18 @@ impl Harness {
         };
         let thunks = backend.thunks(code.as_ptr() as u64, fns);
         code[..thunks.code.len()].copy_from_slice(&thunks.code);
-        let layout = Layout::new::<Runtime>();
+        let layout = Layout::new::<Bound<TestEnv>>();
         // SAFETY: the layout is not zero-sized. Only plain fields are used, through the pointer; it is never dropped.
-        let runtime = unsafe { std::alloc::alloc_zeroed(layout).cast::<Runtime>() };
+        let bound = unsafe { std::alloc::alloc_zeroed(layout).cast::<Bound<TestEnv>>() };
         let tlb = std::array::from_fn(|_| TablePtr::new());
         Harness {
             backend,
             body: thunks.code.len().next_multiple_of(64),
             enter: thunks.enter,
             code,
-            runtime,
+            bound,
             tlb,
+            runs: 0,
         }
     }
 
@@ -79,6 +84,11 @@ impl Harness {
         for (at, part) in [(0, &compiled.hot), (compiled.cold_at as usize, &compiled.cold)] {
             self.code[self.body + at..self.body + at + part.len()].copy_from_slice(part);
         }
+        // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
+        let rt = unsafe { &mut (*self.bound).runtime };
+        rt.windows.close();
+        rt.second_way_left = 1000;
+        self.runs += 1;
         for (mmu, table) in self.tlb.iter_mut().enumerate() {
             table.clear_local();
             for page in 0..TestMemory::PAGES {
@@ -88,15 +98,35 @@ impl Harness {
                     // Some pages seem to hold code, so that only the second way can be hit, and not everywhere.
                     let code = (page % 2 == 1).then_some(&SOME_LINES);
                     let fill = Fill { read, write, host, phys: page * 4096, code };
-                    table.set(TestMemory::BASE + page * 4096, fill);
+                    let va = TestMemory::BASE + page * 4096;
+                    table.set(va, fill);
+                    if let Some(lines) = code
+                        && write
+                        && self.runs % TestMemory::PAGES == page
+                    {
+                        let addend = (host as u64).wrapping_sub(va);
+                        rt.windows.open(
+                            mmu as u8,
+                            va | self.runs * 64 % 4096,
+                            page * 4096,
+                            addend,
+                            lines.load(Relaxed),
+                        );
+                    }
                 }
             }
             machine.env.header.tlb[mmu] = table.as_ptr();
         }
         machine.env.header.tlb_main = machine.env.header.tlb[block.main_mmu as usize];
-        machine.env.header.runtime = self.runtime;
-        // SAFETY: the runtime was allocated for this harness, and generated code does not run now.
-        unsafe { (*self.runtime).jump_cache.clear() };
+        // SAFETY: both were allocated for this harness, and generated code does not run now. The box in the place of the
+        // machine's own is forgotten below, not freed.
+        let own = unsafe {
+            machine.env.header.runtime = &raw mut (*self.bound).runtime;
+            machine.env.header.exit_request = ExitRequest::none();
+            (*self.bound).runtime.jump_cache.clear();
+            ptr::copy_nonoverlapping(&*machine.env, &raw mut (*self.bound).env, 1);
+            std::mem::replace(&mut machine.env, Box::from_raw(&raw mut (*self.bound).env))
+        };
         let code = self.code.make_exec().expect("executable memory");
         let mut context =
             Context { compiled: &compiled, machine, pinned: self.backend.pinned(), exception: None };
@@ -109,6 +139,8 @@ impl Harness {
             enter(&mut *machine.env, entry)
         };
         CONTEXT.set(ptr::null_mut());
+        let result = std::mem::replace(&mut machine.env, own);
+        machine.env.bytes().copy_from_slice(Box::leak(result).bytes());
         self.code = code.make_mut().expect("writable memory");
         let end = match Outcome::decode(outcome) {
             Outcome::Exit { tb, exit } => {
@@ -117,12 +149,7 @@ impl Harness {
                 machine.env.pc = block.exits[exit as usize].pc;
                 End::Exit(crate::ir::ExitId(exit))
             }
-            Outcome::Lookup => match block.insts.last() {
-                Some(crate::ir::Inst::GotoIndirect) if !exits_unchained_to(block, machine.env.pc) => {
-                    End::Indirect
-                }
-                _ => unchained(block, machine.env.pc),
-            },
+            Outcome::Lookup => unchained(block, machine.env.pc).unwrap_or(End::Indirect),
             Outcome::Leave(code) => End::Leave(code),
             Outcome::Exception => End::Fault(context.exception.expect("an exception was raised")),
             Outcome::Poll { .. } => panic!("nobody asked for a poll"),
@@ -131,14 +158,10 @@ impl Harness {
     }
 }
 
-fn exits_unchained_to(block: &Block, pc: u64) -> bool {
-    block.exits.iter().any(|e| !e.chain && e.pc == pc)
-}
-
-/// An exit without chaining goes through the jump cache and ends in a lookup.
-fn unchained(block: &Block, pc: u64) -> End {
-    let exit = block.exits.iter().position(|e| !e.chain && e.pc == pc).expect("some exit was taken");
-    End::Exit(crate::ir::ExitId(exit as u16))
+/// An exit without chaining goes through the jump cache and ends in a lookup, as an indirect jump does.
+fn unchained(block: &Block, pc: u64) -> Option<End> {
+    let exit = block.exits.iter().position(|e| !e.chain && !e.indirect && e.pc == pc)?;
+    Some(End::Exit(crate::ir::ExitId(exit as u16)))
 }
 
 fn context<'a>() -> &'a mut Context {

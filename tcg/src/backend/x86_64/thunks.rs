@@ -4,7 +4,7 @@
 //! and the guest's floating-point control, and for the addends of access groups (`groups`).
 
 use super::control::{emit_load_tlb, emit_lookup, emit_lookup_hit, emit_second_lookup};
-use super::emitter::{ThunkAddrs, env_mem, runtime_mem};
+use super::emitter::{ThunkAddrs, env_mem, runtime_disp, runtime_mem};
 use super::encode::{Asm, Mem, r};
 use super::vec::{VecMem, emit_vec_load, emit_vec_store};
 use super::{ENV_BIAS, PIN_OFF, groups};
@@ -58,28 +58,26 @@ pub(super) fn call(asm: &mut Asm, address: usize) {
     asm.buf.extend_from_slice(&[0xff, 0xd0]);
 }
 
-fn saved_int(reg: u8) -> i32 {
-    (std::mem::offset_of!(Runtime, saved_int) + 8 * reg as usize) as i32
+fn saved_int(reg: u8) -> Mem {
+    runtime_mem(std::mem::offset_of!(Runtime, saved_int) + 8 * reg as usize)
 }
 
-fn saved_vec(reg: u8) -> i32 {
-    (std::mem::offset_of!(Runtime, saved_vec) + 32 * reg as usize) as i32
+fn saved_vec(reg: u8) -> VecMem {
+    VecMem::base(r::RBP, runtime_disp(std::mem::offset_of!(Runtime, saved_vec) + 32 * reg as usize))
 }
 
-/// Saves (or restores) all allocatable registers in the runtime's save area; RDI is the runtime's address and is
-/// itself saved from (restored to) `[rsp + rdi_at]`.
+/// Saves (or restores) all allocatable registers in the runtime's save area.
 fn save_area(asm: &mut Asm, restore: bool, vec: bool) {
     for reg in super::INT_ALLOC {
-        let m = Mem::Base(r::RDI, saved_int(reg));
-        match (restore, reg == r::RDI) {
-            (_, true) => {}
-            (true, _) => asm.load(Width::W64, reg, m),
-            (false, _) => asm.store(Width::W64, m, reg),
+        if restore {
+            asm.load(Width::W64, reg, saved_int(reg));
+        } else {
+            asm.store(Width::W64, saved_int(reg), reg);
         }
     }
     if vec {
         for reg in super::VEC_ALLOC {
-            let m = VecMem::base(r::RDI, saved_vec(reg));
+            let m = saved_vec(reg);
             if restore {
                 emit_vec_load(&mut asm.buf, VecSize::B32, reg, m);
             } else {
@@ -177,13 +175,9 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         } else {
             addrs.slow = address;
         }
-        push(&mut asm, r::RDI);
-        asm.load(Width::W64, r::RDI, runtime_mem());
         save_area(&mut asm, false, vec);
         asm.mov_rr(r::RDX, r::RAX);
         asm.mov_rr(r::RSI, r::RCX);
-        pop(&mut asm, r::RAX);
-        asm.store(Width::W64, Mem::Base(r::RDI, saved_int(r::RDI)), r::RAX);
         asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
         // The call that came here pushed eight bytes.
         asm.lea(Width::W64, r::RSP, r::RSP, None, -8);
@@ -191,9 +185,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
         asm.lea(Width::W64, r::RSP, r::RSP, None, 8);
         asm.test_rr(Width::W64, r::RAX, r::RAX);
         let fault = asm.jcc(Cond::NE);
-        asm.load(Width::W64, r::RDI, runtime_mem());
         save_area(&mut asm, true, vec);
-        asm.load(Width::W64, r::RDI, Mem::Base(r::RDI, saved_int(r::RDI)));
         emit_load_tlb(&mut asm);
         asm.buf.push(0xc3);
         let here = asm.len();
@@ -206,26 +198,21 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
 
     // call of a function of the environment, whose address is in RAX, that leaves all registers alone
     addrs.call_saved = at(&mut asm);
-    push(&mut asm, r::RDI);
-    asm.load(Width::W64, r::RDI, runtime_mem());
     save_area(&mut asm, false, true);
     asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
+    // The call that came here pushed eight bytes.
+    asm.lea(Width::W64, r::RSP, r::RSP, None, -8);
     asm.buf.extend_from_slice(&[0xff, 0xd0]); // call rax
-    asm.load(Width::W64, r::RDI, runtime_mem());
+    asm.lea(Width::W64, r::RSP, r::RSP, None, 8);
     save_area(&mut asm, true, true);
-    pop(&mut asm, r::RDI);
     emit_load_tlb(&mut asm);
     asm.buf.push(0xc3);
 
     // helper fault: point in RAX, block in RCX, jumped to
     addrs.helper_fault = at(&mut asm);
-    push(&mut asm, r::RDI);
-    asm.load(Width::W64, r::RDI, runtime_mem());
     save_area(&mut asm, false, false);
     asm.mov_rr(r::RDX, r::RAX);
     asm.mov_rr(r::RSI, r::RCX);
-    pop(&mut asm, r::RAX);
-    asm.store(Width::W64, Mem::Base(r::RDI, saved_int(r::RDI)), r::RAX);
     asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
     call(&mut asm, fns.helper_fault);
     asm.mov_ri(r::RAX, Outcome::Exception.encode());
@@ -236,15 +223,14 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
 
     // lookup: guest address in RCX, jumped to
     addrs.lookup = at(&mut asm);
-    emit_lookup(&mut asm);
+    emit_lookup(&mut asm, None);
     let miss = asm.jcc(Cond::NE);
     emit_lookup_hit(&mut asm);
     // lookup miss: tag in RCX
     addrs.lookup_miss = at(&mut asm);
     let here = asm.len();
     asm.patch_rel32(miss, here);
-    emit_second_lookup(&mut asm);
-    asm.store(Width::W64, env_mem(guest.globals[guest.pc.0 as usize].offset), r::RCX);
+    let requested = emit_second_lookup(&mut asm, env_mem(guest.globals[guest.pc.0 as usize].offset));
     let destroyed = |reg: u8| super::CALLER_SAVED.contains(&reg);
     pinned_home(&mut asm, guest, pin_reg, destroyed);
     asm.lea(Width::W64, r::RDI, r::RBP, None, -ENV_BIAS);
@@ -256,6 +242,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     asm.buf.extend_from_slice(&[0xff, 0xe0]); // jmp rax
     let here = asm.len();
     asm.patch_rel32(none, here);
+    asm.patch_rel32(requested, here);
     asm.mov_ri(r::RAX, Outcome::Lookup.encode());
     let exit = (addrs.exit - base) as usize;
     let out = asm.jmp();

@@ -137,9 +137,10 @@ impl Parser<'_> {
         }
         let mut o = Operands { tokens: tokens(rest), at: 0 };
         let pc = o.number()?;
-        let mut exit = Exit { pc, poll: false, chain: false, dead: GlobalSet::NONE };
+        let mut exit = Exit { pc, indirect: false, poll: false, chain: false, dead: GlobalSet::NONE };
         while o.at < o.tokens.len() {
             match o.next()? {
+                "indirect" => exit.indirect = true,
                 "poll" => exit.poll = true,
                 "chain" => exit.chain = true,
                 "dead" => {
@@ -287,8 +288,9 @@ impl Parser<'_> {
             "pack" => Inst::Pack(self.value(o)?),
             "setcond" => Inst::SetCond { cond: cond(parts)?, f: self.value(o)? },
             "select" => {
+                let (name, w) = last_part(parts);
                 let (f, a, b) = (self.value(o)?, self.next_value(o)?, self.next_value(o)?);
-                Inst::Select { cond: cond(parts)?, f, a, b }
+                Inst::Select { w: width(w)?, cond: cond(name)?, f, a, b }
             }
             "load" => {
                 let ((width, ext), (addr, mem)) = (extended()?, self.mem(o)?);

@@ -51,6 +51,9 @@ pub const LOOPS: Theme = Theme {
             anonymous_label(); movsd_2(xmm0, qword_ptr(rsi + rax * 8)); mulsd(xmm0, qword_ptr(rdi));
             addsd(xmm1, xmm0); add(rdi, 512i32); inc(rax); cmp(rax, 64i32); jne(a.bwd()?)
         }
+        previous_value User64 {
+            anonymous_label(); mov(rax, r9); add(r9, 8i32); cmp(r9, rcx); jne(a.bwd()?)
+        }
         search_with_exit User64 {
             anonymous_label(); cmp(dword_ptr(rsi), edx); je(NEAR); add(rsi, 4i32); dec(ecx); jne(a.bwd()?)
         }

@@ -22,6 +22,7 @@ pub const INTEGER: Theme = Theme {
         lea_sums User64 { lea(rax, qword_ptr(rbx + rcx * 4 + 16)); lea(edx, qword_ptr(rsi + rdi)) }
         lea_of_pc User64 { lea(rax, qword_ptr(0x8100)) }
         move_constants User64 { mov(eax, 1u32); mov(rbx, 0x1122334455667788u64); mov(rcx, -1i64) }
+        move_then_change User64 { mov(rdi, rdx); add(rdx, 16i32); mov(rcx, rax); lea(rax, qword_ptr(rax + 8)) }
         move_extended User64 { movzx(eax, bl); movsx(rcx, dl); movzx(esi, di); movsxd(r8, r9d) }
         move_partial User64 { mov(al, bl); mov(ch, dl); mov(si, di) }
         move_upper_registers User64 { mov(r8, r9); mov(r10, r11); mov(r12, r13); mov(r14, r15) }
@@ -117,6 +118,8 @@ pub const MULTIPLY_DIVIDE: Theme = Theme {
         divide_64 User64 { xor(edx, edx); div(rcx) }
         divide_signed_32 User64 { cdq(); idiv(ecx) }
         divide_signed_64 User64 { cqo(); idiv(rcx) }
+        divide_signed_any User64 { idiv(ecx) }
+        divide_by_rdx User64 { xor(edi, edi); mov(rsi, rdx); xor(edx, edx); div(rsi) }
         divide_byte User64 { div(cl) }
     },
 };

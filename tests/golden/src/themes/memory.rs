@@ -14,6 +14,7 @@ pub const MEMORY: Theme = Theme {
         load_kernel Kernel64 { mov(rax, qword_ptr(rbx)) }
         load_indexed User64 { mov(eax, dword_ptr(rbx + rcx * 4 + 16)) }
         load_absolute User64 { mov(rax, qword_ptr(0x12340)) }
+        globals_of_a_page User64 { mov(eax, dword_ptr(0x12340)); mov(ecx, dword_ptr(0x12350)); mov(edx, dword_ptr(0x13000)) }
         load_extended User64 { movzx(eax, byte_ptr(rsi)); movsx(rcx, word_ptr(rdi)); movsxd(rdx, dword_ptr(r8)) }
         load_low_byte User64 { mov(al, byte_ptr(rbx)) }
         store User64 { mov(qword_ptr(rbx), rax) }

@@ -116,7 +116,8 @@ pub fn run(vcpu: &mut Vcpu<User, X86_64>, memory: &GuestMemory) -> u32 {
         }
         let key = X86::block_key(env);
         let mut b = Builder::default();
-        let limits = TranslateLimits { max_insns: 1, single_step: false, side_exits: false };
+        let limits =
+            TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false, path: &[] };
         if key.pc & !(PAGE as u64 - 1) == DONE {
             return COMPLETE;
         }

@@ -73,7 +73,7 @@ impl Guest for User {
     fn translate(
         env: &X86Env,
         key: BlockKey,
-        limits: TranslateLimits,
+        limits: TranslateLimits<'_>,
         code: &mut dyn CodeFetch,
         ir: &mut Builder,
     ) -> Result<Translated, Exception> {
@@ -146,6 +146,8 @@ pub struct Config {
     pub max_insns: u32,
     /// Whether blocks are linked.
     pub chain: bool,
+    /// Samples that make a block hot; with 0 whatever is executed twice becomes a trace.
+    pub hot: u8,
     /// Whether generated code counts what it executes.
     pub count: bool,
     /// Whether the IR is interpreted instead of compiled.
@@ -158,6 +160,7 @@ impl Config {
         opt: OptFlags::all(),
         max_insns: tessera_tcg::exec::MAX_INSNS,
         chain: true,
+        hot: tessera_tcg::exec::DEFAULT_HOT,
         count: false,
         interpret: false,
     };
@@ -217,6 +220,7 @@ impl GuestCpu {
             max_insns: config.max_insns,
             chain: config.chain,
             opt: config.opt,
+            hot: config.hot,
             count: config.count,
             ..Options::default()
         };

@@ -1,0 +1,269 @@
+//! Recording of what hot loops execute, for traces.
+//!
+//! Problem: most time is spent in few loops, whose code is in several blocks; which way their branches and indirect jumps
+//! usually go is known only when they run. Counting in generated code would cost all code, to find the little that is hot.
+//! Strategy: *samples*. Whenever generated code is left because somebody asked for it, it is at a block's polled entry: the start
+//! of a loop or the target of an indirect jump. A [sampler](super::Remote::kick) asks once a millisecond. A block that was
+//! found often enough is the *head* of a trace: the execution loop runs the guest one instruction at a time and notes where it
+//! goes, until it has come back to the head and gone the same way twice, or something gets in the way. From that
+//! path the translator makes a trace, a block that stands in for the head's.
+//!
+//! Invariants:
+//! - A path is a hint: the trace made from it is right for whatever the guest does later.
+//! - All instructions of a path were executed in one block mode and address space, and lie in two pages at most.
+//! - Recording takes a small share of the time, whatever the guest does: see [`Recorder::sampled`].
+
+use crate::guest::BlockKey;
+use crate::memory::{PAGE_MASK, PAGE_SIZE};
+
+/// Instructions of a trace, at most.
+pub(super) const MAX_TRACE: usize = 256;
+/// Of a trace that does not lead back to its start.
+const MAX_STRAIGHT: usize = 64;
+/// Executions of one instruction on a path, at most: more are a loop within, which is hotter than the one around it.
+const MAX_VISITS: usize = 8;
+/// Instructions that are executed for one recording, at most.
+const MAX_STEPS: usize = 3 * MAX_TRACE;
+/// Instructions that may be recorded for each sample: some 2 µs each.
+const STEPS_PER_SAMPLE: i32 = 32;
+/// Instructions that may be recorded at a time in the end.
+const MAX_BUDGET: i32 = 4 * MAX_TRACE as i32;
+
+/// Bytes of any guest's longest instruction, or more.
+const LONGEST: u64 = 16;
+
+/// What becomes of a recording after an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Progress {
+    /// The instruction is on the path: it is to be executed.
+    Execute,
+    /// The path is complete.
+    Done,
+}
+
+/// Records the path of one trace at a time.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    /// The head, if something is being recorded, and the address space.
+    head: Option<(BlockKey, u64)>,
+    /// Addresses of the instructions executed so far, the first being the head's.
+    path: Vec<u64>,
+    /// Where in the path the head was executed again.
+    returns: Vec<usize>,
+    /// The pages of the path.
+    pages: [Option<u64>; 2],
+    /// Instructions executed so far, rounds of repeated ones counted each.
+    steps: usize,
+    /// Instructions that may still be executed for recordings.
+    budget: i32,
+}
+
+impl Recorder {
+    pub fn new() -> Recorder {
+        Recorder {
+            head: None,
+            path: Vec::new(),
+            returns: Vec::new(),
+            pages: [None; 2],
+            steps: 0,
+            budget: MAX_BUDGET,
+        }
+    }
+
+    /// Notes a sample; whether there is time to record something.
+    pub fn sampled(&mut self) -> bool {
+        self.budget = (self.budget + STEPS_PER_SAMPLE).min(MAX_BUDGET);
+        self.budget > 0
+    }
+
+    /// Begins to record at `head`, in an address space.
+    pub fn start(&mut self, head: BlockKey, space: u64) {
+        self.head = Some((head, space));
+        self.path.clear();
+        self.returns.clear();
+        self.pages = [None; 2];
+        self.steps = 0;
+    }
+
+    /// The head and address space of what is to be recorded.
+    pub fn head(&self) -> Option<(BlockKey, u64)> {
+        self.head
+    }
+
+    /// The guest is about to execute the instruction at `key`, in the address space of the head.
+    pub fn step(&mut self, key: BlockKey) -> Progress {
+        self.budget -= 1;
+        let Some((head, _)) = self.head else { return Progress::Done };
+        self.steps += 1;
+        let elsewhere = self.path.is_empty() && key != head;
+        if elsewhere || self.steps > MAX_STEPS || key.mode != head.mode || self.path.len() >= 2 * MAX_TRACE {
+            return Progress::Done;
+        }
+        if self.path.last() == Some(&key.pc) {
+            // The next round of a repeated instruction.
+            return Progress::Execute;
+        }
+        let visits = self.path.iter().filter(|pc| **pc == key.pc).count();
+        if key.pc == head.pc && visits > 0 {
+            let at = self.path.len();
+            let period = at / 2;
+            let twice = at.is_multiple_of(2)
+                && self.returns.contains(&period)
+                && self.path[..period] == self.path[period..];
+            self.returns.push(at);
+            if twice {
+                self.returns = vec![period];
+                return Progress::Done;
+            }
+        }
+        if visits >= MAX_VISITS || !self.has_room(key.pc) {
+            return Progress::Done;
+        }
+        self.path.push(key.pc);
+        Progress::Execute
+    }
+
+    /// Sees to it that the instruction at `pc` is in the pages of the path, if there may be one more.
+    fn has_room(&mut self, pc: u64) -> bool {
+        // Wherever its last byte is: its length is not known here.
+        [pc, pc.wrapping_add(LONGEST - 1)].into_iter().all(|address| {
+            let page = address & !PAGE_MASK;
+            if self.pages.contains(&Some(page)) {
+                return true;
+            }
+            match self.pages.iter_mut().find(|slot| slot.is_none()) {
+                Some(slot) => {
+                    *slot = Some(page);
+                    true
+                }
+                None => false,
+            }
+        })
+    }
+
+    /// Ends the recording: the head and the path, if it is worth a trace. A path that leads back to the head has it at its end,
+    /// too.
+    pub fn finish(&mut self) -> Option<(BlockKey, &[u64])> {
+        let (head, _) = self.head.take()?;
+        match self.returns.first() {
+            Some(&back) if back <= MAX_TRACE => {
+                self.path.truncate(back);
+                self.path.push(head.pc);
+            }
+            _ => self.path.truncate(MAX_STRAIGHT),
+        }
+        (self.path.len() > 2).then_some((head, &self.path))
+    }
+}
+
+/// What a trace was made from, in each of its pages: the offsets of the first and behind the last byte of its instructions. Where
+/// exactly the last one ends does not matter.
+pub(super) fn spans(path: &[u64]) -> [(u64, (u16, u16)); 2] {
+    let first = path[0] & !PAGE_MASK;
+    let second = path
+        .iter()
+        .flat_map(|pc| [*pc, pc.wrapping_add(LONGEST - 1)])
+        .map(|address| address & !PAGE_MASK)
+        .find(|page| *page != first);
+    let mut spans = [(first, (u16::MAX, 0)), (second.unwrap_or(first), (u16::MAX, 0))];
+    for (n, (page, (from, to))) in spans.iter_mut().enumerate() {
+        if n == 1 && second.is_none() {
+            *from = 0;
+            break;
+        }
+        for &pc in path {
+            let start = pc.wrapping_sub(*page) as i64;
+            let end = start.wrapping_add(LONGEST as i64);
+            if end > 0 && start < PAGE_SIZE as i64 {
+                *from = (*from).min(start.max(0) as u16);
+                *to = (*to).max(end.min(PAGE_SIZE as i64) as u16);
+            }
+        }
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(pc: u64) -> BlockKey {
+        BlockKey { pc, mode: 5 }
+    }
+
+    /// The path that is recorded while the guest executes these, the first being the head.
+    fn recorded(pcs: impl IntoIterator<Item = u64>) -> Option<Vec<u64>> {
+        let mut recorder = Recorder::new();
+        let mut pcs = pcs.into_iter().peekable();
+        recorder.start(key(*pcs.peek().unwrap()), 0);
+        for pc in pcs {
+            if recorder.step(key(pc)) == Progress::Done {
+                break;
+            }
+        }
+        recorder.finish().map(|(head, path)| {
+            assert_eq!(head.pc, path[0]);
+            path.to_vec()
+        })
+    }
+
+    #[test]
+    fn a_loop_is_recorded_to_its_start() {
+        let round = [0x1000, 0x1003, 0x1008, 0x1010];
+        let rounds = round.into_iter().cycle().take(100);
+        assert_eq!(recorded(rounds).unwrap(), [0x1000, 0x1003, 0x1008, 0x1010, 0x1000]);
+    }
+
+    #[test]
+    fn a_head_that_is_executed_twice_a_round_does_not_end_it() {
+        let round = [0x1000, 0x1100, 0x1000, 0x1200, 0x1300];
+        let rounds = round.into_iter().cycle().take(100);
+        assert_eq!(recorded(rounds).unwrap(), [0x1000, 0x1100, 0x1000, 0x1200, 0x1300, 0x1000]);
+    }
+
+    #[test]
+    fn without_a_period_the_first_return_counts() {
+        // Never the same way twice.
+        let pcs = (0..300).flat_map(|n| [0x1000, 0x1100 + n % 7, 0x1200 + n % 11 * n]);
+        let path = recorded(pcs).unwrap();
+        assert_eq!(path, [0x1000, 0x1100, 0x1200, 0x1000]);
+    }
+
+    #[test]
+    fn a_path_ends_at_the_third_page_and_has_a_limit() {
+        let pcs = [0x1000, 0x5000, 0x1004, 0x5004, 0x7000, 0x1000];
+        assert_eq!(recorded(pcs).unwrap(), [0x1000, 0x5000, 0x1004, 0x5004]);
+        // The instruction may go on in the third.
+        let pcs = [0x1000, 0x5000, 0x1004, 0x5ffe, 0x1000];
+        assert_eq!(recorded(pcs).unwrap(), [0x1000, 0x5000, 0x1004]);
+        assert_eq!(recorded((0..600).map(|n| 0x1000 + 4 * n)).unwrap().len(), MAX_STRAIGHT);
+    }
+
+    #[test]
+    fn repeated_instructions_and_inner_loops() {
+        let pcs = [0x1000, 0x1002, 0x1002, 0x1002, 0x1004, 0x1000, 0x1002, 0x1004, 0x1000];
+        assert_eq!(recorded(pcs).unwrap(), [0x1000, 0x1002, 0x1004, 0x1000]);
+        let inner = std::iter::once(0x1000).chain([0x1010, 0x1014].into_iter().cycle().take(100));
+        assert_eq!(recorded(inner).unwrap().len(), 1 + 2 * MAX_VISITS);
+    }
+
+    #[test]
+    fn recording_stops_when_there_is_no_time() {
+        let mut recorder = Recorder::new();
+        assert!(recorder.sampled());
+        for n in 0..MAX_BUDGET as u64 {
+            recorder.start(key(0x1000), 0);
+            recorder.step(key(0x1000 + n));
+        }
+        recorder.budget -= STEPS_PER_SAMPLE;
+        assert!(!recorder.sampled());
+        assert!(recorder.sampled());
+    }
+
+    #[test]
+    fn spans_hold_all_instructions() {
+        assert_eq!(spans(&[0x1100, 0x1180, 0x1020]), [(0x1000, (0x20, 0x190)), (0x1000, (0, 0))]);
+        assert_eq!(spans(&[0x5100, 0x1ff8, 0x5000]), [(0x5000, (0, 0x110)), (0x1000, (0xff8, 0x1000))]);
+        assert_eq!(spans(&[0x1ff8, 0x2010]), [(0x1000, (0xff8, 0x1000)), (0x2000, (0, 0x20))]);
+    }
+}
