@@ -64,6 +64,13 @@ impl PhysMemory for Memory {
         }
     }
 
+    fn ram_range(&self, phys: u64, bytes: u64) -> Option<RamPage> {
+        match self.space.lookup(phys & !PAGE_MASK) {
+            Region::Ram { host, len, writable, .. } if len >= bytes => Some(RamPage { host, writable }),
+            _ => None,
+        }
+    }
+
     fn mmio_read(&self, phys: u64, size: u32) -> u64 {
         timed(self.time.as_ref().map(|time| &time.memory), || self.space.read(phys, size as u8))
     }

@@ -28,6 +28,10 @@ pub const SPILL_SLOTS: usize = 128;
 /// Every so many hits of second ways, generated code takes the slow path instead. It enters the page in the first way, too: a
 /// page that another has displaced there would else be found in its second way for ever.
 pub const SECOND_WAY_HITS: u32 = 256;
+/// Every so many hits of large entries, generated code takes the slow path, too. It enters the page of 4 KiB in the first way,
+/// where accesses to it take a fraction of the time; rarely enough that accesses all over a large page, which displace
+/// each other there, lose little.
+pub const LARGE_HITS: u32 = 16;
 
 /// Head of every guest environment.
 #[repr(C, align(64))]
@@ -149,6 +153,8 @@ pub struct Runtime {
     pub slow_time: Duration,
     /// Hits of second ways until one is left to the slow path; see [`SECOND_WAY_HITS`].
     pub second_way_left: u32,
+    /// Hits of large entries until one is left to the slow path; see [`LARGE_HITS`].
+    pub large_left: u32,
     /// Where generated code may store in pages with code.
     pub windows: Windows,
     /// Times that a block was looked for by physical address, or that an entry of the jump cache was renewed.

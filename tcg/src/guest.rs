@@ -35,6 +35,9 @@ pub struct Mapping {
     pub phys: u64,
     /// log2 of the size of the guest page it is part of (12 for 4 KiB, 21, 30 …): for invalidation.
     pub page_bits: u8,
+    /// log2 of the size of the naturally aligned range around the address that is mapped alike: with the same rights, to a
+    /// range of guest-physical memory as aligned, in the same order. 12 for 4 KiB; at most `page_bits`.
+    pub alike_bits: u8,
     /// Reads are allowed in this MMU mode.
     pub read: bool,
     /// Writes are allowed *and* need no further bookkeeping (the dirty bit is set).

@@ -19,6 +19,11 @@ pub struct RamPage {
 pub trait PhysMemory: Send + Sync {
     /// The RAM or ROM page that contains `phys`, if it is one.
     fn ram_page(&self, phys: u64) -> Option<RamPage>;
+    /// The RAM or ROM page that contains `phys`, if what follows it up to `len` bytes is RAM or ROM like it and in the host's
+    /// memory in the same order. Nothing goes wrong where this is not known: then each page is looked at by itself.
+    fn ram_range(&self, _phys: u64, _len: u64) -> Option<RamPage> {
+        None
+    }
     /// Reads 1, 2, 4 or 8 bytes that no RAM page backs; does not cross a page. Zero-extended.
     fn mmio_read(&self, phys: u64, size: u32) -> u64;
     /// Writes 1, 2, 4 or 8 bytes that no writable RAM page backs; does not cross a page.

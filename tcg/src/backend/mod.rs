@@ -283,11 +283,41 @@ pub struct RuntimeFns {
     /// `extern "C" fn(env, tb: u32, point: u32) -> u64`: completes the point's access on the save area; 0 to go on.
     /// Otherwise an exception is pending and the state has been restored to the environment: leave.
     pub slow_access: usize,
+    /// `extern "C" fn(env, va: u64, how: u32) -> u64`: enters the page of an access in the TLB, `how` being a [`Refill`]. The addend
+    /// (host address minus `va`), or [`REFILL_NONE`] if the access needs [`RuntimeFns::slow_access`]: nothing has happened then
+    /// that the guest could tell from a speculative read of its page tables.
+    pub refill: usize,
     /// `extern "C" fn(env, tb: u32, point: u32)`: a helper has set `helper_fault`: restores the state.
     pub helper_fault: usize,
     /// `extern "C" fn(env) -> u64`: the program counter global is set, the pinned globals need not be home. Address of the entry of the block
     /// there, the one with the poll; 0 to leave with [`Outcome::Lookup`].
     pub next_block: usize,
+}
+
+/// What [`RuntimeFns::refill`] returns if there is no addend: addends are multiples of the size of a page.
+pub const REFILL_NONE: u64 = 1;
+
+/// An access that missed the TLB, as far as its page is concerned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refill {
+    /// MMU mode.
+    pub mmu: u8,
+    /// Whether it needs to write.
+    pub write: bool,
+    /// Bytes, of which the first is at the address.
+    pub bytes: u16,
+}
+
+impl Refill {
+    /// As an argument of [`RuntimeFns::refill`].
+    pub const fn encode(self) -> u32 {
+        self.bytes as u32 | (self.mmu as u32) << 16 | (self.write as u32) << 24
+    }
+
+    /// The reverse of [`Refill::encode`].
+    pub const fn decode(how: u32) -> Refill {
+        Refill { bytes: how as u16, mmu: (how >> 16) as u8, write: how >> 24 & 1 != 0 }
+    }
 }
 
 /// The guest's constants that a backend needs.

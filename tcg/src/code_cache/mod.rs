@@ -39,7 +39,7 @@ pub const DEFAULT_MIB: u32 = 128;
 /// Alignment of blocks.
 const ALIGN: usize = Compiled::ALIGN;
 /// Room for the backend's thunks.
-const THUNKS: usize = 64 << 10;
+const THUNKS: usize = 128 << 10;
 /// Room for the block that runs once.
 const SCRATCH: usize = 64 << 10;
 /// Segments: the part of the code that an eviction takes is one of so many.

@@ -25,6 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::code_lines::{CodeLines, PageHasher, lines};
+use super::code_regions::CodeRegions;
 use super::remote::Remote;
 use super::side_tables::{self, Tables};
 use crate::backend::Compiled;
@@ -264,6 +265,7 @@ pub struct Blocks {
     retired: usize,
     pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
     lines: CodeLines,
+    regions: CodeRegions,
     segments: Vec<Segment>,
     scratch: Vec<u8>,
     /// Where its exits go.
@@ -295,6 +297,7 @@ impl Blocks {
             retired: 0,
             pages: HashMap::default(),
             lines: CodeLines::default(),
+            regions: CodeRegions::default(),
             segments,
             scratch: Vec::new(),
             scratch_exits: Vec::new(),
@@ -313,6 +316,12 @@ impl Blocks {
     /// A bit for each 64-byte line of a page from which blocks were made; none if there are no blocks.
     pub(crate) fn code_lines(&self, phys_page: u64) -> Option<&AtomicU64> {
         self.pages.get(&phys_page).map(|page| self.lines.get(page.lines))
+    }
+
+    /// Whether blocks were made from any page of the stretch of memory that begins at `phys` and that a large entry of a TLB
+    /// is for.
+    pub(crate) fn has_code_in(&self, phys: u64) -> bool {
+        self.regions.have(phys)
     }
 
     /// Number of blocks that can be found.
@@ -833,8 +842,11 @@ impl Blocks {
     fn page_insert(&mut self, id: u32, which: usize) -> bool {
         let (address, from, to) = self.get(id).span(which);
         let all_lines = &mut self.lines;
-        let page =
-            self.pages.entry(address).or_insert_with(|| Page { first: NONE, lines: all_lines.allocate() });
+        let regions = &mut self.regions;
+        let page = self.pages.entry(address).or_insert_with(|| {
+            regions.add(address);
+            Page { first: NONE, lines: all_lines.allocate() }
+        });
         all_lines.get(page.lines).fetch_or(lines(from, to), Relaxed);
         let node = id * 2 + which as u32;
         let next = std::mem::replace(&mut page.first, node);
@@ -858,6 +870,7 @@ impl Blocks {
         } else if next == NONE {
             if let Some(page) = self.pages.remove(&address) {
                 self.lines.release(page.lines);
+                self.regions.remove(address);
             }
         } else if let Some(page) = self.pages.get_mut(&address) {
             page.first = next;

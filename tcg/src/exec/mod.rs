@@ -46,6 +46,7 @@
 
 mod blocks;
 mod code_lines;
+mod code_regions;
 mod context;
 mod lookup;
 mod remote;

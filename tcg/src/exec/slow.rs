@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use super::lookup::next_block;
 use super::side_tables::Tables;
-use crate::backend::{AccessKind, DISCARD, FlagRecipe, Loc, RuntimeFns, SlowAccess};
-use crate::env::{Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY_HITS, SPILL_SLOTS};
+use crate::backend::{AccessKind, DISCARD, FlagRecipe, Loc, REFILL_NONE, Refill, RuntimeFns, SlowAccess};
+use crate::env::{LARGE_HITS, Runtime, SAVED_INT_REGS, SAVED_VEC_REGS, SECOND_WAY_HITS, SPILL_SLOTS};
 use crate::guest::{Access, Exception, Guest};
 use crate::ir::vec::selected_lanes;
 use crate::ir::{Ext, GlobalId, Ty, Width};
@@ -24,6 +24,7 @@ pub(super) fn functions<G: Guest>(timed: bool) -> RuntimeFns {
     RuntimeFns {
         slow_access: if timed { timed_access::<G> as *const () } else { slow_access::<G> as *const () }
             as usize,
+        refill: if timed { timed_refill::<G> as *const () } else { refill::<G> as *const () } as usize,
         helper_fault: helper_fault::<G> as *const () as usize,
         next_block: next_block::<G> as *const () as usize,
     }
@@ -38,7 +39,7 @@ extern "C" fn slow_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) -
     let rt = unsafe { runtime::<G>(env) };
     rt.slow_accesses += 1;
     let hit = rt.second_way_left.cast_signed() < 0;
-    rt.second_way_left = SECOND_WAY_HITS;
+    (rt.second_way_left, rt.large_left) = (SECOND_WAY_HITS, LARGE_HITS);
     let access = rt.blocks.tables(tb).access(point as usize).expect("the point is an access");
     if hit {
         // Generated code would have found the page, if not as quickly as it should.
@@ -73,6 +74,37 @@ extern "C" fn timed_access<G: Guest>(env: NonNull<G::Env>, tb: u32, point: u32) 
     let result = slow_access::<G>(env, tb, point);
     let mut env = env;
     // SAFETY: as in `slow_access`, which has returned; the references are gone when this returns.
+    let rt = unsafe { runtime::<G>(env.as_mut()) };
+    rt.slow_time += start.elapsed();
+    result
+}
+
+/// Enters the page of an access in the TLB; see [`RuntimeFns::refill`].
+extern "C" fn refill<G: Guest>(env: NonNull<G::Env>, va: u64, how: u32) -> u64 {
+    let mut env = env;
+    // SAFETY: generated code passes the bound environment it runs on, and holds no reference into it.
+    let env = unsafe { env.as_mut() };
+    let Refill { mmu, write, bytes } = Refill::decode(how);
+    let addend = softmmu::refill::<G>(env, va, bytes, write, mmu);
+    // SAFETY: the environment is bound, and no other reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    rt.large_left = LARGE_HITS;
+    match addend {
+        Some(addend) => {
+            rt.slow_accesses += 1;
+            addend
+        }
+        // It is counted when its slow path is taken.
+        None => REFILL_NONE,
+    }
+}
+
+/// [`refill`], and the time that it takes.
+extern "C" fn timed_refill<G: Guest>(env: NonNull<G::Env>, va: u64, how: u32) -> u64 {
+    let start = Instant::now();
+    let result = refill::<G>(env, va, how);
+    let mut env = env;
+    // SAFETY: as in `refill`, which has returned; the references are gone when this returns.
     let rt = unsafe { runtime::<G>(env.as_mut()) };
     rt.slow_time += start.elapsed();
     result

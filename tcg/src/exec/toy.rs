@@ -19,7 +19,7 @@ use crate::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory, RamPage};
 use crate::softmmu;
 
 /// RAM from 0 to this, ROM in its last page, MMIO above.
-pub(crate) const RAM: u64 = 1 << 20;
+pub(crate) const RAM: u64 = 8 << 20;
 /// The ROM page.
 pub(crate) const ROM: u64 = RAM - PAGE_SIZE;
 
@@ -78,6 +78,12 @@ impl PhysMemory for ToyMemory {
     fn ram_page(&self, phys: u64) -> Option<RamPage> {
         let host = self.pages.wrapping_add((phys / PAGE_SIZE) as usize).cast();
         (phys < RAM).then_some(RamPage { host, writable: phys < ROM })
+    }
+
+    fn ram_range(&self, phys: u64, len: u64) -> Option<RamPage> {
+        let end = phys.checked_add(len)?;
+        let one = end <= ROM || (ROM..RAM).contains(&phys) && end <= RAM;
+        if one { self.ram_page(phys) } else { None }
     }
 
     fn mmio_read(&self, phys: u64, size: u32) -> u64 {
@@ -141,7 +147,15 @@ impl ToyEnv {
     }
 
     pub fn map(&mut self, space: u64, va: u64, phys: u64) -> &mut Mapping {
-        let mapping = Mapping { phys, page_bits: 12, read: true, write: true, execute: true, global: false };
+        let mapping = Mapping {
+            phys,
+            page_bits: 12,
+            alike_bits: 12,
+            read: true,
+            write: true,
+            execute: true,
+            global: false,
+        };
         self.mappings.push(ToyMapping { space, va, mapping });
         &mut self.mappings.last_mut().unwrap().mapping
     }

@@ -420,6 +420,82 @@ fn a_store_that_reaches_into_code_is_noticed() {
     }
 }
 
+/// Loads and stores all over a large page, several times.
+#[test]
+fn pages_of_a_large_page_are_seldom_left_to_slow_paths() {
+    let large = 1 << 21;
+    let mut m = machine(&[
+        asm(Op::MovI, 0, 0, 25_000),
+        asm(Op::MovI, 2, 0, large),
+        asm(Op::Load, 3, 2, 0),
+        asm(Op::AddI, 3, 0, 1),
+        asm(Op::Store, 3, 2, 0),
+        asm(Op::Store, 3, 2, 0xffd), // crosses pages
+        asm(Op::Load, 3, 2, 0xffd),
+        asm(Op::AddI, 2, 0, 0x5000),
+        asm(Op::AddI, 0, 0, -1),
+        asm(Op::Jnz, 0, 0, rel(9, 2)),
+        asm(Op::Halt, 0, 0, 0),
+    ]);
+    // All of the addresses, again and again, are the same two megabytes; each has entries of its own.
+    for n in 0..260 {
+        let mapping = m.cpu.env_mut().map(1, (n + 1) << 21, 1 << 21);
+        (mapping.page_bits, mapping.alike_bits) = (21, 21);
+    }
+    assert_eq!(m.cpu.run(), 0);
+    let stats = m.cpu.stats();
+    assert!(stats.mmu.walks < 2 * 260, "{stats:?}");
+    assert!(stats.slow_accesses < 20_000, "of 100000: {stats:?}");
+    let before: u64 = (0..512).map(|n| m.memory.peek((1 << 21) + n * 0x1000, 2)).sum();
+    assert!(before > 0);
+}
+
+#[test]
+fn a_group_across_pages_finds_pages_that_only_the_first_way_has() {
+    // The other page has the same index in the second way as that of the two accesses that make a group.
+    let other = 0x100_0000;
+    let mut m = machine(&[
+        asm(Op::MovI, 0, 0, 10_000),
+        asm(Op::MovI, 2, 0, 0x8000),
+        asm(Op::MovI, 5, 0, other),
+        asm(Op::Load, 3, 2, 0xff8),
+        asm(Op::Load, 4, 2, 0x1000),
+        asm(Op::Load, 6, 5, 0),
+        asm(Op::AddI, 0, 0, -1),
+        asm(Op::Jnz, 0, 0, rel(7, 3)),
+        asm(Op::Halt, 0, 0, 0),
+    ]);
+    m.cpu.env_mut().map(1, other as u64, 0x5000);
+    assert_eq!(m.cpu.run(), 0);
+    let stats = m.cpu.stats();
+    assert!(stats.slow_accesses < 100, "of 20000 that miss: {stats:?}");
+}
+
+#[test]
+fn stores_by_a_large_page_to_code_take_effect() {
+    let (large, target) = (1i32 << 21, 0x3000);
+    let mut m = machine(&[
+        asm(Op::MovI, 2, 0, large),
+        asm(Op::Store, 0, 2, 0x10_0000), // the large page is in the TLB before there is code in it
+        asm(Op::MovI, 3, 0, CODE as i32 + 6 * LEN as i32),
+        asm(Op::MovI, 4, 0, 3),
+        asm(Op::MovI, 6, 0, large + target),
+        asm(Op::JmpR, 6, 0, 0),
+        asm(Op::AddI, 5, 0, 10),
+        asm(Op::Store8, 5, 2, target + 2), // immediate of the first instruction there
+        asm(Op::AddI, 4, 0, -1),
+        asm(Op::Jnz, 4, 0, rel(9, 5)),
+        asm(Op::Halt, 0, 0, 0),
+    ]);
+    let mapping = m.cpu.env_mut().map(1, large as u64, large as u64);
+    (mapping.page_bits, mapping.alike_bits) = (21, 21);
+    let code = program(&[asm(Op::AddI, 1, 0, 1), asm(Op::JmpR, 3, 0, 0)]);
+    m.memory.poke((large + target) as u64, &code);
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!(m.cpu.env().r[1], 1 + 10 + 20);
+    assert_eq!(m.cpu.stats().blocks.invalidated, 3);
+}
+
 /// A block that overwrites the immediate of its own next instruction.
 fn self_modifying(store: Op) -> Machine {
     let here = CODE as i32;

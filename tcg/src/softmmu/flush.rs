@@ -74,8 +74,7 @@ pub fn switch_space<G: Guest>(env: &mut G::Env) {
     }
     rt.mmu.stats.switches += 1;
     rt.windows.close();
-    let blocks = &rt.blocks;
-    if !rt.mmu.spaces.switch(G::header(env), key, |page| blocks.code_lines(page)) {
+    if !rt.mmu.spaces.switch(G::header(env), key, &rt.blocks) {
         rt.mmu.stats.cold_switches += 1;
     }
     retag::<G>(env, rt);

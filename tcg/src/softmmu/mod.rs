@@ -13,7 +13,7 @@
 //!
 //! | level | file | what it holds | who reads it |
 //! |---|---|---|---|
-//! | tables | `spaces`, `table` | per address space and MMU mode, pages of RAM that may be accessed directly | generated code, `access` |
+//! | tables | `spaces`, `table` | per address space and MMU mode, pages of RAM that may be accessed directly, and large ones | generated code, `access` |
 //! | second level | `second_level` | results of walks, of all spaces, MMIO and permissions included | slow paths |
 //! | fetch | `fetch`, `page_filter` | pages of code, and names for jump cache tags | lookups of blocks |
 //!
@@ -28,8 +28,8 @@
 //!
 //! Invariants:
 //! - A write tag is valid only if the page is RAM, the guest may write it, its dirty bit is set, and no translated block
-//!   was made from it, or, in the second way, none from the lines that may be stored to. (`spaces` for pages that get their
-//!   first block, `fill` for new entries.)
+//!   was made from it, or, in the second way, none from the lines that may be stored to; that of a large entry, only if this is
+//!   so for every page in it. (`spaces` for pages that get their first block, `fill` for new entries.)
 //! - A tag is valid only if no watch wants to know of the access (`watch`).
 //! - A translation that the guest flushed is in no level when the flush returns, except as work put off.
 //! - A window says no more than the second way does (`window`).
@@ -62,12 +62,12 @@ pub use access::{
     compare_exchange, host_bytes, load, load_bytes, load_quads, probe, raise, store, store_bytes, store_quads,
 };
 pub(crate) use fetch::{FetchTlb, Fetched, fetch_page, jump_tag};
-pub(crate) use fill::{open_window, runtime};
+pub(crate) use fill::{open_window, refill, runtime};
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
 #[cfg(test)]
 pub(crate) use table::{Fill, TablePtr};
-pub(crate) use table::{SECOND_WAY, SecondWayEntry};
+pub(crate) use table::{LARGE, LARGE_BITS, LARGE_ENTRIES, SECOND_WAY, SecondWayEntry, large_of};
 use watch::Watches;
 pub(crate) use watch::retry as retry_if_watched;
 pub use watch::{
@@ -125,6 +125,8 @@ pub struct MmuStats {
     pub walks: u64,
     /// Misses of the first level that the second one answered.
     pub second_level_hits: u64,
+    /// Misses of the first and second level that a large entry answered.
+    pub large_hits: u64,
     /// Page table walks for code.
     pub fetch_walks: u64,
     /// Switches to another address space.

@@ -16,6 +16,9 @@ pub(crate) const GLOBAL: u64 = 1 << 2;
 /// The page is RAM, not ROM.
 pub(crate) const HOST_WRITABLE: u64 = 1 << 3;
 
+/// All that a large entry of the first level would be for is mapped like the page, to contiguous RAM or ROM.
+pub(crate) const LARGE: u64 = 1 << 4;
+
 /// Entries; a power of two.
 const ENTRIES: usize = 8192;
 

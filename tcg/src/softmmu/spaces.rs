@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicU64;
 
 use super::page_filter::PageFilter;
 use super::second_level::GLOBAL;
-use super::table::{Fill, NOTHING, TablePtr};
+use super::table::{Fill, LargeFill, NOTHING, Table, TablePtr};
 use super::{MMU_MODES, TlbEntry, page_of};
 use crate::env::Header;
+use crate::exec::Blocks;
 
 /// Address spaces that are kept. Linux on x86 with PCIDs uses at most 6 on a CPU, doubled by page table isolation.
 pub(crate) const SPACES: usize = 16;
@@ -188,19 +189,14 @@ impl Spaces {
         }
     }
 
-    /// Makes a space the current one; whether it was resident. `code` tells pages that hold translated code, and where.
-    pub fn switch<'a>(
-        &mut self,
-        header: &mut Header,
-        key: u64,
-        code: impl Fn(u64) -> Option<&'a AtomicU64>,
-    ) -> bool {
+    /// Makes a space the current one; whether it was resident. `blocks` tell pages that hold translated code, and where.
+    pub fn switch(&mut self, header: &mut Header, key: u64, blocks: &Blocks) -> bool {
         self.clock += 1;
         let found = self.find(key);
         let slot = found.unwrap_or_else(|| self.claim(key));
         self.slots[slot].last_used = self.clock;
         self.current = slot;
-        self.catch_up(slot, code);
+        self.catch_up(slot, blocks);
         self.set_pointers(header);
         found.is_some()
     }
@@ -238,7 +234,7 @@ impl Spaces {
     }
 
     /// Applies to a space what happened while it was not current.
-    fn catch_up<'a>(&mut self, slot: usize, code: impl Fn(u64) -> Option<&'a AtomicU64>) {
+    fn catch_up(&mut self, slot: usize, blocks: &Blocks) {
         let (logged, protects) = (self.logged, self.protects);
         let behind = logged - self.slots[slot].global_seen;
         if behind > LOG as u64 {
@@ -256,7 +252,7 @@ impl Spaces {
         if s.protect_seen != protects {
             s.protect_seen = protects;
             for table in s.tables.iter_mut().flatten() {
-                table.protect_all(&code);
+                table.protect_all(|page| blocks.code_lines(page), |large| blocks.has_code_in(large));
             }
         }
     }
@@ -269,13 +265,28 @@ impl Spaces {
             self.global_range.0 = self.global_range.0.min(page);
             self.global_range.1 = self.global_range.1.max(page);
         }
-        let table = self.slots[self.current].tables[mmu as usize].get_or_insert_with(|| {
+        self.table_mut(header, mmu).set(page, fill);
+    }
+
+    /// Sets a large entry of the current space. The large page that it is part of has been noted.
+    pub fn fill_large(&mut self, header: &mut Header, va: u64, mmu: u8, fill: LargeFill) {
+        self.table_mut(header, mmu).set_large(va, fill);
+    }
+
+    /// The large entry of the current space that allows an access to a page.
+    #[inline]
+    pub fn large(&self, page: u64, mmu: u8, write: bool) -> Option<&TlbEntry> {
+        self.current().tables[mmu as usize].as_ref()?.large(page, write)
+    }
+
+    #[inline]
+    fn table_mut(&mut self, header: &mut Header, mmu: u8) -> &mut Table {
+        self.slots[self.current].tables[mmu as usize].get_or_insert_with(|| {
             let table = TablePtr::new();
             header.tlb[mmu as usize] = table.as_ptr();
             header.tlb_main = header.tlb[self.main_mmu as usize];
             table
-        });
-        table.set(page, fill);
+        })
     }
 
     /// Notes that a page that is cached in the current space is part of a large one.

@@ -6,7 +6,12 @@
 //! the *second* way: it has another index, and where the first way would say "not directly" for the sake of
 //! code, it leads to a bit map of the page's 64-byte lines that hold code. Every page is entered in both ways.
 //!
-//! A table is large for what one process uses of it, and flushes are frequent, so each way has two bit maps of the
+//! What a guest maps by large pages (its kernel's direct map, big heaps) exceeds both ways soon, though few translations
+//! say it all: so the routine at last looks at the *large* entries, each for [`LARGE_BITS`] bits of address. Every walk that
+//! finds so much mapped alike enters it. Being several times slower than the first way, they lead to the slow path now and
+//! then, too, which enters the page of 4 KiB without a walk.
+//!
+//! A table is large for what one process uses of it, and flushes are frequent, so each of the three has two bit maps of the
 //! entries in use, one for local and one for global translations: clearing costs what was used.
 //!
 //! Invariants:
@@ -15,6 +20,8 @@
 //!   `lines` points. The word it points to is never freed while the table lives, but may come to speak of another
 //!   page when this one has no blocks any more; then it forbids more than it must, until the page gets a block again and
 //!   [`Table::protect`] is called.
+//! - A large entry: all of it is RAM or ROM, contiguous in the host's memory as in the guest's, with the same rights, and
+//!   the guest has not flushed any address in it. A write tag: no block was made from any page of it.
 
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -23,7 +30,14 @@ use std::sync::atomic::AtomicU64;
 use super::second_level::GLOBAL;
 use super::{TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
 
+/// Words of a bit map of a way's entries.
 const WORDS: usize = TLB_ENTRIES / 64;
+/// Large entries; a power of two.
+pub const LARGE_ENTRIES: usize = 256;
+/// log2 of the bytes that a large entry is for.
+pub const LARGE_BITS: u32 = 21;
+/// Words of a bit map of the large entries.
+const LARGE_WORDS: usize = LARGE_ENTRIES / 64;
 
 /// An entry of a second way; see [`TlbEntry`] for the fields they share.
 #[repr(C, align(32))]
@@ -55,6 +69,9 @@ pub const fn second_way_index(page: u64) -> usize {
 /// Distance of the second way from the start of a table, in bytes.
 pub const SECOND_WAY: usize = std::mem::offset_of!(Table, second);
 
+/// Distance of the large entries from the start of a table, in bytes. They are as those of the first way, but for their size.
+pub const LARGE: usize = std::mem::offset_of!(Table, large);
+
 /// The lines of pages without code.
 static NO_LINES: AtomicU64 = AtomicU64::new(0);
 
@@ -73,14 +90,27 @@ pub struct Fill<'a> {
     pub code: Option<&'a AtomicU64>,
 }
 
+/// What a table gets to know of a large page, or of a part of one.
 #[derive(Clone, Copy)]
-struct Used {
-    local: [u64; WORDS],
-    global: [u64; WORDS],
+pub struct LargeFill {
+    /// Whether it may be read directly.
+    pub read: bool,
+    /// Whether it may be written directly: there is no code in it.
+    pub write: bool,
+    /// Host address of its first byte.
+    pub host: *mut u8,
+    /// Guest-physical address of its first byte, and [`GLOBAL`].
+    pub phys: u64,
 }
 
-impl Used {
-    const NONE: Used = Used { local: [0; WORDS], global: [0; WORDS] };
+#[derive(Clone, Copy)]
+struct Used<const N: usize> {
+    local: [u64; N],
+    global: [u64; N],
+}
+
+impl<const N: usize> Used<N> {
+    const NONE: Used<N> = Used { local: [0; N], global: [0; N] };
 
     fn set(&mut self, i: usize, global: bool) {
         let (word, bit) = (i / 64, 1 << (i % 64));
@@ -96,7 +126,7 @@ impl Used {
         self.global[word] &= !bit;
     }
 
-    fn all(&self) -> [u64; WORDS] {
+    fn all(&self) -> [u64; N] {
         std::array::from_fn(|w| self.local[w] | self.global[w])
     }
 }
@@ -108,8 +138,19 @@ pub struct Table {
     second: [SecondWayEntry; TLB_ENTRIES],
     /// [`TlbEntry::phys`] of the second way.
     second_phys: [u64; TLB_ENTRIES],
-    first_used: Used,
-    second_used: Used,
+    large: [TlbEntry; LARGE_ENTRIES],
+    first_used: Used<WORDS>,
+    second_used: Used<WORDS>,
+    large_used: Used<LARGE_WORDS>,
+}
+
+/// First address of what a large entry for `va` is for.
+pub fn large_of(address: u64) -> u64 {
+    address >> LARGE_BITS << LARGE_BITS
+}
+
+fn large_index(va: u64) -> usize {
+    (va >> LARGE_BITS) as usize % LARGE_ENTRIES
 }
 
 /// Tells whether an entry's page is in the large page of `1 << bits` bytes that contains `va`.
@@ -123,8 +164,10 @@ impl Table {
         first: [TlbEntry::EMPTY; TLB_ENTRIES],
         second: [SecondWayEntry::EMPTY; TLB_ENTRIES],
         second_phys: [0; TLB_ENTRIES],
+        large: [TlbEntry::EMPTY; LARGE_ENTRIES],
         first_used: Used::NONE,
         second_used: Used::NONE,
+        large_used: Used::NONE,
     };
 
     /// The entries of the first way.
@@ -148,6 +191,21 @@ impl Table {
         self.second_phys[i] = fill.phys;
     }
 
+    /// Enters a large page, or a part of one, that begins at `va`.
+    pub fn set_large(&mut self, va: u64, fill: LargeFill) {
+        let tag = |allowed| if allowed { va } else { TLB_INVALID };
+        let i = large_index(va);
+        self.large_used.set(i, fill.phys & GLOBAL != 0);
+        let addend = (fill.host as u64).wrapping_sub(va);
+        self.large[i] = TlbEntry { read: tag(fill.read), write: tag(fill.write), addend, phys: fill.phys };
+    }
+
+    /// The large entry that allows an access to the page of 4 KiB at `page`.
+    pub fn large(&self, page: u64, write: bool) -> Option<&TlbEntry> {
+        let e = &self.large[large_index(page)];
+        (large_of(page) == if write { e.write } else { e.read }).then_some(e)
+    }
+
     fn clear_first(&mut self, i: usize) {
         self.first_used.clear(i);
         self.first[i] = TlbEntry::EMPTY;
@@ -158,19 +216,26 @@ impl Table {
         self.second[i] = SecondWayEntry::EMPTY;
     }
 
+    fn clear_large(&mut self, i: usize) {
+        self.large_used.clear(i);
+        self.large[i] = TlbEntry::EMPTY;
+    }
+
     /// Drops all local translations.
     pub fn clear_local(&mut self) {
         take_bits(&mut self.first_used.local, |i| self.first[i] = TlbEntry::EMPTY);
         take_bits(&mut self.second_used.local, |i| self.second[i] = SecondWayEntry::EMPTY);
+        take_bits(&mut self.large_used.local, |i| self.large[i] = TlbEntry::EMPTY);
     }
 
     /// Drops all global translations.
     pub fn clear_global(&mut self) {
         take_bits(&mut self.first_used.global, |i| self.first[i] = TlbEntry::EMPTY);
         take_bits(&mut self.second_used.global, |i| self.second[i] = SecondWayEntry::EMPTY);
+        take_bits(&mut self.large_used.global, |i| self.large[i] = TlbEntry::EMPTY);
     }
 
-    /// Drops a page, if it is global or `only_global` is not set.
+    /// Drops a page, if it is global or `only_global` is not set, and likewise what large entry it is part of.
     pub fn drop_page(&mut self, page: u64, only_global: bool) {
         let i = (page >> 12) as usize % TLB_ENTRIES;
         let e = &self.first[i];
@@ -181,6 +246,11 @@ impl Table {
         let e = &self.second[i];
         if (e.read == page || e.write == page) && (!only_global || self.second_phys[i] & GLOBAL != 0) {
             self.clear_second(i);
+        }
+        let i = large_index(page);
+        let e = &self.large[i];
+        if in_large(e.read, e.write, page, LARGE_BITS) && (!only_global || e.phys & GLOBAL != 0) {
+            self.clear_large(i);
         }
     }
 
@@ -198,15 +268,31 @@ impl Table {
                 self.clear_second(i);
             }
         }
+        for i in bits(if only_global { self.large_used.global } else { self.large_used.all() }) {
+            let e = &self.large[i];
+            if in_large(e.read, e.write, va, size.max(LARGE_BITS)) {
+                self.clear_large(i);
+            }
+        }
     }
 
     /// A physical page got its first block.
     pub fn protect(&mut self, phys_page: u64, lines: &AtomicU64) {
-        self.protect_all(|page| (page == phys_page).then_some(lines));
+        self.protect_all(|page| (page == phys_page).then_some(lines), |large| large == large_of(phys_page));
     }
 
-    /// Looks through all entries for pages with code.
-    pub fn protect_all<'a>(&mut self, code: impl Fn(u64) -> Option<&'a AtomicU64>) {
+    /// Looks through all entries for pages with code, and for large ones that `code_in` says have code somewhere.
+    pub fn protect_all<'a>(
+        &mut self,
+        code: impl Fn(u64) -> Option<&'a AtomicU64>,
+        code_in: impl Fn(u64) -> bool,
+    ) {
+        for i in bits(self.large_used.all()) {
+            let e = &mut self.large[i];
+            if e.write != TLB_INVALID && code_in(large_of(e.phys)) {
+                e.write = TLB_INVALID;
+            }
+        }
         for i in bits(self.first_used.all()) {
             let e = &mut self.first[i];
             if e.write != TLB_INVALID && code(page_of(e.phys)).is_some() {
@@ -225,7 +311,7 @@ impl Table {
 }
 
 /// Clears the set bits, with what is to be done for each.
-fn take_bits(words: &mut [u64; WORDS], mut each: impl FnMut(usize)) {
+fn take_bits(words: &mut [u64], mut each: impl FnMut(usize)) {
     for (i, word) in words.iter_mut().enumerate().filter(|(_, w)| **w != 0) {
         let mut w = std::mem::take(word);
         while w != 0 {
@@ -236,7 +322,7 @@ fn take_bits(words: &mut [u64; WORDS], mut each: impl FnMut(usize)) {
 }
 
 /// Indices of the set bits.
-fn bits(words: [u64; WORDS]) -> impl Iterator<Item = usize> {
+fn bits<const N: usize>(words: [u64; N]) -> impl Iterator<Item = usize> {
     words.into_iter().enumerate().filter(|(_, w)| *w != 0).flat_map(|(i, mut w)| {
         std::iter::from_fn(move || {
             if w == 0 {

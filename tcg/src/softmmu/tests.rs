@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::exec::Context;
 use crate::exec::toy::{RAM, ROM, Toy, ToyEnv, ToyMemory};
-use crate::guest::{Access, Exception};
+use crate::guest::{Access, Exception, Mapping};
 use crate::memory::PAGE_SIZE;
 
 type ToyContext = Context<Toy>;
@@ -206,6 +206,116 @@ fn flush_page_is_exact() {
         flush_page::<Toy>(c.env_mut(), 2, base);
         assert_eq!(load8(&mut c, base), Ok(5));
     }
+}
+
+/// Maps 2 MiB at `va` by one large page.
+fn map_large(c: &mut ToyContext, space: u64, va: u64, phys: u64) -> &mut Mapping {
+    let mapping = c.env_mut().map(space, va, phys);
+    (mapping.page_bits, mapping.alike_bits) = (LARGE_BITS as u8, LARGE_BITS as u8);
+    mapping
+}
+
+const LARGE_SIZE: u64 = 1 << LARGE_BITS;
+
+#[test]
+fn a_large_page_is_walked_for_once() {
+    let (memory, mut c) = context();
+    let base = 0x7f00_0000_0000;
+    map_large(&mut c, 1, base, LARGE_SIZE).write = false;
+    // As many pages as displace each other in what is indexed by pages.
+    let pages = || (0..LARGE_SIZE / PAGE_SIZE).rev();
+    for n in pages() {
+        memory.poke(LARGE_SIZE + n * PAGE_SIZE, &n.to_le_bytes());
+        assert_eq!(load8(&mut c, base + n * PAGE_SIZE), Ok(n));
+    }
+    assert_eq!(walks(&c), 1);
+    assert!(store::<Toy>(c.env_mut(), base, 8, 7, 0).is_err(), "it may not be written");
+    map_large(&mut c, 1, base, LARGE_SIZE);
+    let before = walks(&c);
+    for n in pages() {
+        store::<Toy>(c.env_mut(), base + n * PAGE_SIZE, 8, n + 1, 0).unwrap();
+        assert_eq!(memory.peek(LARGE_SIZE + n * PAGE_SIZE, 8), n + 1);
+    }
+    assert_eq!(walks(&c), before + 1, "for the dirty bit");
+    // Another mode has other rights.
+    load::<Toy>(c.env_mut(), base, 1, 1).unwrap();
+    assert_eq!(walks(&c), before + 2);
+}
+
+#[test]
+fn large_entries_go_with_any_flush_of_an_address_in_them() {
+    type Flush = fn(&mut ToyEnv, u64);
+    // A flush, and whether it is for global pages, and for other spaces' local ones.
+    let flushes: [(Flush, bool, bool); 3] = [
+        (|env, va| flush_page::<Toy>(env, 1, va), true, false),
+        (|env, _| flush_space::<Toy>(env, 1), false, false),
+        (|env, _| flush_all::<Toy>(env), true, true),
+    ];
+    for ((flush, of_global, of_all), global) in flushes.into_iter().flat_map(|f| [(f, false), (f, true)]) {
+        let (memory, mut c) = context();
+        let base = 0xffff_8000_4000_0000;
+        memory.poke(LARGE_SIZE, &[1]);
+        memory.poke(2 * LARGE_SIZE, &[2]);
+        let map_all = |c: &mut ToyContext, phys: u64| {
+            for space in [1, 2] {
+                map_large(c, space, base, phys).global = global;
+            }
+        };
+        // No page is accessed twice, so that only a large entry can know it.
+        let mut next = 0;
+        let mut look = |c: &mut ToyContext| {
+            next += PAGE_SIZE;
+            memory.poke(LARGE_SIZE + next, &[1]);
+            memory.poke(2 * LARGE_SIZE + next, &[2]);
+            load8(c, base + next)
+        };
+        map_all(&mut c, LARGE_SIZE);
+        for space in [2, 1] {
+            switch(&mut c, space);
+            assert_eq!(load8(&mut c, base), Ok(1));
+        }
+        map_all(&mut c, 2 * LARGE_SIZE);
+        assert_eq!(look(&mut c), Ok(1), "no flush yet");
+        flush(c.env_mut(), base + 0x12_3456);
+        assert_eq!(look(&mut c), Ok(if !global || of_global { 2 } else { 1 }), "global {global}");
+        switch(&mut c, 2);
+        assert_eq!(look(&mut c), Ok(if of_all || global && of_global { 2 } else { 1 }), "global {global}");
+    }
+}
+
+#[test]
+fn what_is_not_contiguous_ram_has_no_large_entry() {
+    let (memory, mut c) = context();
+    let base = 0x4000_0000;
+    // The last page of memory is ROM.
+    map_large(&mut c, 1, base, RAM - LARGE_SIZE);
+    memory.poke(RAM - LARGE_SIZE, &[5]);
+    assert_eq!(load8(&mut c, base), Ok(5));
+    store::<Toy>(c.env_mut(), base + LARGE_SIZE - PAGE_SIZE, 1, 9, 0).unwrap();
+    assert_eq!(*memory.written.lock().unwrap(), [(ROM, 1, 9)]);
+    // Large for flushes, but not mapped alike.
+    let mapping = c.env_mut().map(1, 2 * base, LARGE_SIZE);
+    mapping.page_bits = LARGE_BITS as u8;
+    let before = walks(&c);
+    for n in 0..10 {
+        load8(&mut c, 2 * base + n * PAGE_SIZE).unwrap();
+    }
+    assert_eq!(walks(&c), before + 10);
+}
+
+#[test]
+fn watches_see_accesses_to_large_pages() {
+    let (_, mut c) = context();
+    let base = 0x4000_0000;
+    map_large(&mut c, 1, base, LARGE_SIZE);
+    store::<Toy>(c.env_mut(), base, 8, 1, 0).unwrap();
+    let at = base + 0x5008;
+    let watch = Watch { owner: WatchOwner::Guest, tag: 0, first: at, last: at, kind: WatchKind::Write };
+    add_watch::<Toy>(c.env_mut(), watch);
+    // Elsewhere first, so that the large page is walked for.
+    store::<Toy>(c.env_mut(), base, 8, 1, 0).unwrap();
+    store::<Toy>(c.env_mut(), at - 4, 8, 1, 0).unwrap();
+    assert_eq!(take_watch_hits::<Toy>(c.env_mut(), WatchOwner::Guest).len(), 1);
 }
 
 #[test]

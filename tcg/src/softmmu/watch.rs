@@ -10,8 +10,8 @@
 //! end of the instruction being the end of the block. What runs outside of blocks records at once.
 //!
 //! Invariants:
-//! - A tag in the first level says that no watch wants to know of that access. (`fill` for new entries; adding a watch
-//!   flushes.)
+//! - A tag in the first level says that no watch wants to know of that access, and there are large entries only while there
+//!   are no watches. (`fill` for new entries; adding a watch flushes.)
 //! - A hit is recorded only for an access that is done. Whoever delivers an exception *instead* of the instruction's
 //!   completion drops what the instruction recorded ([`drop_watch_hits`]).
 //! - Hits are bounded: one of each watch and direction until they are taken.
@@ -96,6 +96,12 @@ pub(crate) struct Watches {
 }
 
 impl Watches {
+    /// Whether anything is watched.
+    #[inline]
+    pub fn any(&self) -> bool {
+        !self.list.is_empty()
+    }
+
     /// Whether reads and writes of a page need the slow path. Watched reads slow down writes, too: those that are part of a
     /// read-modify-write.
     #[inline]

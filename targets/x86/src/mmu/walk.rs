@@ -145,6 +145,7 @@ pub fn walk(
         Paging::Off => Ok(Mapping {
             phys: va & 0xffff_f000 & request.a20,
             page_bits: 12,
+            alike_bits: 12,
             read: true,
             write: true,
             execute: true,
@@ -342,6 +343,8 @@ impl Request<'_> {
         Ok(Mapping {
             phys: leaf.phys & !0xfff & self.a20,
             page_bits: leaf.page_bits,
+            // A masked address line folds a large page.
+            alike_bits: if self.a20 == u64::MAX { leaf.page_bits } else { 12 },
             read,
             write,
             execute,

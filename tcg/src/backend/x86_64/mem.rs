@@ -23,7 +23,7 @@
 //!
 //! ```text
 //! slow: mov  rax, addr
-//!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend
+//!       call second_way     ; of this size, direction and MMU mode; leaves RAX = addend; may enter the page in the TLB
 //!       jb   hit
 //!       mov  eax, point
 //!       mov  ecx, block
@@ -33,13 +33,14 @@
 //!
 //! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
+use super::TLB;
 use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::{Alignment, Leader, Member};
+use super::second_way::{self, OnMiss};
 use super::thunks::group_addend;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
-use super::{TLB, second_way};
-use crate::backend::{AccessKind, DISCARD, Loc, SlowAccess};
+use crate::backend::{AccessKind, DISCARD, Loc, Refill, SlowAccess};
 use crate::env::Header;
 use crate::ir::{Cond, Ext, Inst, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
@@ -55,7 +56,10 @@ struct Miss {
     /// The group that it leads.
     leads: Option<Leads>,
     addr: u8,
-    second_way: u64,
+    /// What is to be looked for in the rest of the TLB.
+    of: Refill,
+    /// Whether the page may be entered in the TLB before anything else is known: not if the access may turn out not to be one.
+    refill: bool,
     /// What the access itself must be aligned to.
     align: u32,
 }
@@ -69,8 +73,8 @@ struct Leads {
     low: i32,
     /// The alignment that the group has been tested for.
     align: Alignment,
-    /// The routine for the group.
-    second_way: u64,
+    /// The group's own.
+    of: Refill,
     /// Where it is to be continued with the group's addend in RAX.
     hit: Target,
 }
@@ -89,7 +93,6 @@ impl Emitter<'_> {
     /// Emits the hit test; afterwards RAX is the host address minus `addr`.
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         self.count_access();
-        let second_way = second_way::routine(self.thunks.second_way, mem.mmu, write, bytes);
         let align = if mem.align { bytes } else { 1 };
         let member = self.b.groups.member(self.at);
         let (jcc, leads) = match member {
@@ -105,9 +108,8 @@ impl Emitter<'_> {
                 let hit = self.here();
                 self.asm().store(Width::W64, group_addend(slot), r::RAX);
                 let size = (i32::from(high) - i32::from(low)) as u32;
-                let routine =
-                    second_way::routine(self.thunks.second_way, mem.mmu, write, size.next_power_of_two());
-                (jcc, Some(Leads { slot, low: low.into(), align, second_way: routine, hit }))
+                let of = Refill { mmu: mem.mmu, write, bytes: size.next_power_of_two() as u16 };
+                (jcc, Some(Leads { slot, low: low.into(), align, of, hit }))
             }
             Member::Alone => {
                 let align = Alignment::of(align, 0);
@@ -115,7 +117,15 @@ impl Emitter<'_> {
             }
         };
         self.clobber_flags();
-        Miss { jcc, hit: self.here(), leads, addr, second_way, align }
+        Miss {
+            jcc,
+            hit: self.here(),
+            leads,
+            addr,
+            of: Refill { mmu: mem.mmu, write, bytes: bytes as u16 },
+            refill: true,
+            align,
+        }
     }
 
     /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has, and
@@ -197,20 +207,27 @@ impl Emitter<'_> {
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
         let was = self.branch_to(Part::Cold, miss.jcc);
+        let uses_vec = self.b.live.has_vec;
         let second_way = self.opt.contains(OptFlags::SECOND_WAY);
         let own = Alignment::of(miss.align, 0);
+        // The access is certain to be done, so its page may be entered in the TLB; that of a group is not, or not to be written.
+        let on_miss = match (miss.refill, uses_vec) {
+            (true, false) => OnMiss::Refill,
+            (true, true) if !self.upper => OnMiss::RefillVec,
+            _ => OnMiss::Return,
+        };
         let mut asked = false;
         if let Some(group) = miss.leads {
             if second_way {
-                self.ask_second_way(miss.addr, group.low, group.align, group.second_way, group.hit);
-                asked = (group.low, group.align, group.second_way) == (0, own, miss.second_way);
+                asked = (group.low, group.align, group.of) == (0, own, miss.of);
+                let on_miss = if asked { on_miss } else { OnMiss::Return };
+                self.ask_second_way(miss.addr, (group.low, group.align), on_miss, group.of, group.hit);
             }
             self.asm().store_imm(Width::W64, group_addend(group.slot), 0);
         }
         if second_way && !asked {
-            self.ask_second_way(miss.addr, 0, own, miss.second_way, miss.hit);
+            self.ask_second_way(miss.addr, (0, own), on_miss, miss.of, miss.hit);
         }
-        let uses_vec = self.b.live.has_vec;
         let thunk = if uses_vec { self.thunks.slow_vec } else { self.thunks.slow };
         let (p, tb) = (point.to_le_bytes(), self.tb.to_le_bytes());
         #[rustfmt::skip]
@@ -230,7 +247,15 @@ impl Emitter<'_> {
 
     /// Calls a routine of the second way for `addr + distance`, and goes on at `hit` if there is an entry. Does not if `addr`
     /// is not aligned.
-    fn ask_second_way(&mut self, addr: u8, distance: i32, align: Alignment, routine: u64, hit: Target) {
+    fn ask_second_way(
+        &mut self,
+        addr: u8,
+        (distance, align): (i32, Alignment),
+        on_miss: OnMiss,
+        of: Refill,
+        hit: Target,
+    ) {
+        let routine = second_way::routine(self.thunks.second_way, on_miss, of);
         let misaligned = (align.bytes > 1).then(|| {
             let asm = self.asm();
             asm.lea(Width::W64, r::RAX, addr, None, align.distance.into());
@@ -342,7 +367,7 @@ impl Emitter<'_> {
         let miss = self.tlb(ra, vec_bytes(len), mem, mem.for_write);
         self.upper |= len == VecLen::V256;
         emit_masked_load(&mut self.asm().buf, width, len, dst, rm, VecMem::indexed(ra, r::RAX));
-        self.slow(miss, point);
+        self.slow(Miss { refill: false, ..miss }, point);
     }
 
     /// [`Inst::StoreMasked`](crate::ir::Inst::StoreMasked), as [`Emitter::load_masked`].
@@ -361,7 +386,7 @@ impl Emitter<'_> {
         let point = self.access(kind, ra, mem);
         let miss = self.tlb(ra, vec_bytes(len), mem, true);
         emit_masked_store(&mut self.asm().buf, width, len, rv, rm, VecMem::indexed(ra, r::RAX));
-        self.slow(miss, point);
+        self.slow(Miss { refill: false, ..miss }, point);
     }
 
     /// [`Inst::AtomicRmw`](crate::ir::Inst::AtomicRmw).

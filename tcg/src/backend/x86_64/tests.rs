@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::X86_64;
 use crate::backend::{
-    AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, Room, RuntimeFns, StatePoint,
+    AccessKind, Compiled, DISCARD, HostBackend, Loc, Outcome, REFILL_NONE, Refill, Room, RuntimeFns,
+    StatePoint,
 };
 use crate::env::{Bound, ExitRequest};
 use crate::guest::Exception;
@@ -52,6 +53,7 @@ impl Harness {
         let mut code = memmap2::MmapMut::map_anon(1 << 20).expect("memory");
         let fns = RuntimeFns {
             slow_access: slow_access as *const () as usize,
+            refill: refill as *const () as usize,
             helper_fault: helper_fault as *const () as usize,
             next_block: next_block as *const () as usize,
         };
@@ -216,6 +218,39 @@ fn restore(cx: &mut Context, point: StatePoint) {
         }
     }
     m.env.pc = point.pc;
+}
+
+/// Finds pages where this is allowed, and destroys what a function may.
+extern "C" fn refill(_: *mut TestEnv, va: u64, how: u32) -> u64 {
+    let cx = context();
+    // SAFETY: the pointer was set by `Harness::run`, whose borrow it stands for.
+    let memory = unsafe { &mut (*cx.machine).memory };
+    let Refill { mmu, write, bytes } = Refill::decode(how);
+    let (first, last) = ((va.wrapping_sub(TestMemory::BASE)) >> 12, va.wrapping_add(u64::from(bytes) - 1));
+    let last = last.wrapping_sub(TestMemory::BASE) >> 12;
+    let allowed = first < TestMemory::PAGES && {
+        let (read, writable) = TestMemory::permissions(first, mmu);
+        read && (!write || writable)
+    };
+    // SAFETY: registers are clobbered that are declared so.
+    unsafe {
+        std::arch::asm!(
+            "vpcmpeqd ymm0, ymm0, ymm0", "vmovdqa ymm1, ymm0", "vmovdqa ymm2, ymm0", "vmovdqa ymm3, ymm0",
+            "vmovdqa ymm4, ymm0", "vmovdqa ymm5, ymm0", "vmovdqa ymm6, ymm0", "vmovdqa ymm7, ymm0",
+            "vmovdqa ymm8, ymm0", "vmovdqa ymm9, ymm0", "vmovdqa ymm10, ymm0", "vmovdqa ymm11, ymm0",
+            "vmovdqa ymm12, ymm0", "vmovdqa ymm13, ymm0", "vzeroupper",
+            "mov rdx, 77", "mov rsi, rdx", "mov rdi, rdx", "mov r8, rdx", "mov r9, rdx", "mov r10, rdx", "mov r11, rdx",
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+            out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+            out("xmm12") _, out("xmm13") _, out("rdx") _, out("rsi") _, out("rdi") _, out("r8") _, out("r9") _,
+            out("r10") _, out("r11") _,
+        );
+    }
+    // Not always, so that slow paths are taken, too.
+    if first != last || !allowed || first % 3 == 0 {
+        return REFILL_NONE;
+    }
+    (memory.bytes.as_mut_ptr() as u64).wrapping_sub(TestMemory::BASE)
 }
 
 extern "C" fn helper_fault(_: *mut TestEnv, tb: u32, point: u32) {

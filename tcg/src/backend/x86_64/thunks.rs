@@ -53,7 +53,7 @@ fn mxcsr(asm: &mut Asm, digit: u8, disp: i32) {
     asm.modrm_mem(digit, Mem::Base(r::RSP, disp));
 }
 
-fn call(asm: &mut Asm, address: usize) {
+pub(super) fn call(asm: &mut Asm, address: usize) {
     asm.mov_ri(r::RAX, address as u64);
     asm.buf.extend_from_slice(&[0xff, 0xd0]);
 }
@@ -219,8 +219,7 @@ pub fn make(guest: &GuestInfo, pin_reg: &[u8; 64], base: u64, fns: RuntimeFns) -
     let out = asm.jmp();
     asm.patch_rel32(out, restored);
 
-    addrs.second_way = at(&mut asm);
-    super::second_way::emit(&mut asm);
+    addrs.second_way = base + super::second_way::emit(&mut asm, fns.refill) as u64;
 
     // lookup: guest address in RCX, jumped to
     addrs.lookup = at(&mut asm);

@@ -66,6 +66,12 @@ impl PhysMemory for GuestMemory {
         (at < CODE_BYTES as u64)
             .then(|| RamPage { host: self.code.wrapping_add(at as usize), writable: false })
     }
+    fn ram_range(&self, phys: u64, len: u64) -> Option<RamPage> {
+        let end = phys.checked_add(len)?;
+        let code_end = CODE_PHYS + CODE_BYTES as u64;
+        let one = end <= RAM as u64 || (CODE_PHYS..code_end).contains(&phys) && end <= code_end;
+        if one { self.ram_page(phys) } else { None }
+    }
     fn mmio_read(&self, _: u64, size: u32) -> u64 {
         u64::MAX >> (64 - 8 * size)
     }
