@@ -343,16 +343,16 @@ impl Emitter<'_> {
         self.leave(Outcome::Leave(code));
     }
 
-    /// Jumps if there is a request to return; the jump's field.
-    pub fn jump_if_requested(&mut self) -> usize {
+    /// Jumps if there is a request to return, or if there is none; the jump's field.
+    pub fn jump_if_requested(&mut self, requested: bool) -> usize {
         self.asm().cmp_mem32(exit_request(), 0);
         self.clobber_flags();
-        self.asm().jcc(Cond::E)
+        self.asm().jcc(if requested { Cond::E } else { Cond::NE })
     }
 
     /// The polled entry, at offset 0: returns to the execution loop if that was asked for.
     pub fn poll_entry(&mut self) {
-        let at = self.jump_if_requested();
+        let at = self.jump_if_requested(true);
         let was = self.branch_to(Part::Cold, at);
         self.leave_by(self.thunks.poll);
         self.part = was;

@@ -237,17 +237,12 @@ impl Emitter<'_> {
 
     /// Jumps to the head, or to the polled entry if there is a request.
     fn jump_back(&mut self, head: &LoopHead) {
-        let requested = self.jump_if_requested();
-        let entry = Target::In(Part::Main, 0);
+        let again = self.jump_if_requested(false);
+        self.fix(again, Target::In(Part::Main, head.at));
         if head.upper {
-            let was = self.branch_to(Part::Cold, requested);
             self.asm().vzeroupper();
-            self.jump_to(entry);
-            self.part = was;
-        } else {
-            self.fix(requested, entry);
         }
-        self.jump_to(Target::In(Part::Main, head.at));
+        self.jump_to(Target::In(Part::Main, 0));
     }
 }
 
