@@ -176,6 +176,7 @@ pub fn fxrstor(env: &mut X86Env, va: u64, wide: bool) -> Result<()> {
         return Err(gp(0));
     }
     load_x87(env, &area, wide);
+    env.update_fpu_mode();
     get_xmm(env, &area);
     set_mxcsr(env, word);
     Ok(())
