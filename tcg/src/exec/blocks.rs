@@ -115,7 +115,6 @@ pub(super) struct Tb {
     state: State,
     /// It is in no table: see [`Blocks::insert_bridge`].
     bridge: bool,
-    hash_next: u32,
     /// Next in the lists of its pages: block number times 2 plus which page of that block.
     page_next: [u32; 2],
     /// The one before, likewise.
@@ -144,7 +143,6 @@ impl Tb {
         segment: 0,
         state: State::Free,
         bridge: false,
-        hash_next: NONE,
         page_next: [NONE; 2],
         page_prev: [NONE; 2],
         incoming: NO_SITE,
@@ -258,9 +256,11 @@ pub struct Blocks {
     pub(super) cache: CodeCache,
     pub(super) stats: BlockStats,
     tbs: Vec<Tb>,
+    /// Successor of each block in its hash chain, unless that is the last.
+    links: Vec<Link>,
     free: Vec<u32>,
     /// Heads of the hash chains; a power of two.
-    buckets: Vec<u32>,
+    buckets: Vec<Link>,
     live: usize,
     retired: usize,
     pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
@@ -278,9 +278,34 @@ pub struct Blocks {
     missing: Option<(u64, BlockKey)>,
 }
 
-fn hash(phys: u64, pc: u64, mode: u64) -> usize {
+/// A block in a hash chain. The chain's head and each block's number of its successor are of this kind, apart from the blocks
+/// and with bits of the key's hash, so that a search looks at the cache lines of the block that it finds, and of hardly any
+/// other.
+#[derive(Clone, Copy)]
+struct Link {
+    /// Bits of the hash of the block's key.
+    tag: u32,
+    /// Block number times 2, plus 1 if it is the chain's last; or [`NONE`].
+    node: u32,
+}
+
+/// The end of a chain.
+const NO_LINK: Link = Link { tag: 0, node: NONE };
+
+impl Link {
+    fn id(self) -> Option<u32> {
+        (self.node != NONE).then_some(self.node / 2)
+    }
+
+    fn is_last(self) -> bool {
+        self.node & 1 != 0
+    }
+}
+
+/// Hash of a key: the chain, of which there are any power of two, and the tag in it.
+fn hash(phys: u64, pc: u64, mode: u64) -> (usize, u32) {
     let h = (phys ^ pc.rotate_left(20) ^ mode.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (h >> 24) as usize
+    ((h >> 24) as usize, (h >> 32) as u32)
 }
 
 impl Blocks {
@@ -291,8 +316,9 @@ impl Blocks {
             cache,
             stats: BlockStats::default(),
             tbs: vec![Tb { state: State::Dead, ..Tb::FREE }],
+            links: vec![NO_LINK],
             free: Vec::new(),
-            buckets: vec![NONE; 1024],
+            buckets: vec![NO_LINK; 1024],
             live: 0,
             retired: 0,
             pages: HashMap::default(),
@@ -361,8 +387,7 @@ impl Blocks {
     #[inline]
     pub(super) fn find(&self, phys: u64, pc: u64, mode: u64) -> Found {
         let mut found = Found::No;
-        let mut id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
-        while id != NONE {
+        for id in self.chain(phys, pc, mode) {
             let t = &self.tbs[id as usize];
             if t.is(phys, pc, mode) && t.state == State::Live {
                 if t.page2 != NO_PAGE {
@@ -370,7 +395,6 @@ impl Blocks {
                 }
                 found = Found::Block(id);
             }
-            id = t.hash_next;
         }
         found
     }
@@ -387,8 +411,7 @@ impl Blocks {
 
     /// The live blocks of a key, newest first.
     pub(super) fn live_of(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = (u32, &Tb)> {
-        let of_bucket = std::iter::successors(self.first_of(phys, pc, mode), |id| self.next_of(*id));
-        of_bucket
+        self.chain(phys, pc, mode)
             .map(|id| (id, self.get(id)))
             .filter(move |(_, t)| t.state == State::Live && t.is(phys, pc, mode))
     }
@@ -438,6 +461,7 @@ impl Blocks {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
+            self.links.push(NO_LINK);
         }
         let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
@@ -477,7 +501,6 @@ impl Blocks {
             segment: segment as u16,
             state: State::Live,
             bridge: false,
-            hash_next: NONE,
             page_next: [NONE; 2],
             page_prev: [NONE; 2],
             incoming: NO_SITE,
@@ -505,6 +528,7 @@ impl Blocks {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
+            self.links.push(NO_LINK);
         }
         let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
@@ -789,48 +813,81 @@ impl Blocks {
         &mut self.segments[t.segment as usize].sites[t.sites as usize + at.n as usize]
     }
 
-    fn bucket(&self, id: u32) -> usize {
+    /// Blocks that may be of a key: those of its hash, newest first.
+    #[inline]
+    fn chain(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = u32> {
+        let (bucket, tag) = hash(phys, pc, mode);
+        let mut link = self.buckets[bucket & (self.buckets.len() - 1)];
+        std::iter::from_fn(move || {
+            while let Some(id) = link.id() {
+                let here = link.tag == tag;
+                link = self.after(link);
+                if here {
+                    return Some(id);
+                }
+            }
+            None
+        })
+    }
+
+    /// What follows in a chain.
+    #[inline]
+    fn after(&self, link: Link) -> Link {
+        match link.id() {
+            Some(id) if !link.is_last() => self.links[id as usize],
+            _ => NO_LINK,
+        }
+    }
+
+    /// The hash chain of a block, and its tag.
+    fn place_of(&self, id: u32) -> (usize, u32) {
         let t = self.get(id);
-        hash(t.phys, t.pc, t.mode) & (self.buckets.len() - 1)
-    }
-
-    /// First block in the hash chain of a key.
-    fn first_of(&self, phys: u64, pc: u64, mode: u64) -> Option<u32> {
-        let id = self.buckets[hash(phys, pc, mode) & (self.buckets.len() - 1)];
-        (id != NONE).then_some(id)
-    }
-
-    /// Next block in a hash chain.
-    fn next_of(&self, id: u32) -> Option<u32> {
-        let id = self.get(id).hash_next;
-        (id != NONE).then_some(id)
+        let (bucket, tag) = hash(t.phys, t.pc, t.mode);
+        (bucket & (self.buckets.len() - 1), tag)
     }
 
     fn hash_insert(&mut self, id: u32) {
-        let bucket = self.bucket(id);
-        self.tbs[id as usize].hash_next = std::mem::replace(&mut self.buckets[bucket], id);
+        let (bucket, tag) = self.place_of(id);
+        let next = self.buckets[bucket];
+        self.links[id as usize] = next;
+        self.buckets[bucket] = Link { tag, node: id * 2 + u32::from(next.id().is_none()) };
     }
 
     fn hash_remove(&mut self, id: u32) {
-        let bucket = self.bucket(id);
-        let after = self.get(id).hash_next;
-        let mut at = self.buckets[bucket];
-        if at == id {
-            self.buckets[bucket] = after;
-            return;
-        }
-        while at != NONE {
-            let next = self.get(at).hash_next;
-            if next == id {
-                self.tbs[at as usize].hash_next = after;
+        let (bucket, _) = self.place_of(id);
+        let mut before = None;
+        let mut link = self.buckets[bucket];
+        while let Some(here) = link.id() {
+            let next = self.after(link);
+            if here == id {
+                match before {
+                    None => self.buckets[bucket] = next,
+                    Some(before) => self.unlink_after(bucket, before, next),
+                }
                 return;
             }
-            at = next;
+            before = Some(here);
+            link = next;
         }
     }
 
+    /// Makes `next` the successor of `before` in a chain: the link that leads to `before` says whether it is the last.
+    fn unlink_after(&mut self, bucket: usize, before: u32, next: Link) {
+        self.links[before as usize] = next;
+        if next.id().is_some() {
+            return;
+        }
+        let to = |link: &Link| link.id() == Some(before);
+        let mut link = &mut self.buckets[bucket];
+        while !to(link) {
+            let Some(id) = link.id() else { return };
+            link = &mut self.links[id as usize];
+        }
+        link.node |= 1;
+    }
+
     fn grow(&mut self) {
-        self.buckets = vec![NONE; self.buckets.len() * 2];
+        self.buckets = vec![NO_LINK; self.buckets.len() * 2];
         for id in 0..self.tbs.len() as u32 {
             if matches!(self.get(id).state, State::Live | State::Retired) && !self.get(id).bridge {
                 self.hash_insert(id);

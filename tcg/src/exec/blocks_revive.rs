@@ -53,8 +53,7 @@ impl Blocks {
 
     /// The retired blocks of a key, whatever their second pages are.
     pub(super) fn retired(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = u32> {
-        let of_bucket = std::iter::successors(self.first_of(phys, pc, mode), |id| self.next_of(*id));
-        of_bucket.filter(move |id| {
+        self.chain(phys, pc, mode).filter(move |id| {
             let t = self.get(*id);
             t.state == State::Retired && t.is(phys, pc, mode)
         })

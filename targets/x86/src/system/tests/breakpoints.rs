@@ -166,8 +166,8 @@ fn instructions_of_every_kind_complete_before_their_trap() {
         });
         let e = m.env();
         e.gpr = [0; 16];
-        // The components that XSAVE saves.
-        e.gpr[reg::RAX] = 3;
+        // The x87 unit, which is at the area's start.
+        e.gpr[reg::RAX] = (*name == "xsave") as u64;
         e.gpr[reg::RCX] = PAGES;
         e.gpr[reg::RDI] = PAGES;
         e.gpr[reg::RBX] = PAGES + 0x1000;
