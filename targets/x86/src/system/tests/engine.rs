@@ -24,7 +24,8 @@ pub(super) const PTES: u64 = TABLES + 0x3000;
 
 impl Processor for Engine {
     fn new(env: Box<X86Env>, ram: Arc<Ram>) -> Self {
-        let options = Options { cache_mib: 8, ..Options::default() };
+        // What is executed twice becomes a trace.
+        let options = Options { cache_mib: 8, hot: 0, ..Options::default() };
         Vcpu::new(env, ram, options).expect("a small code cache")
     }
     fn env(&mut self) -> &mut X86Env {

@@ -16,6 +16,7 @@ mod registers;
 mod rules;
 #[cfg(target_arch = "x86_64")]
 mod smm;
+mod traces;
 mod transfers;
 mod walks;
 
