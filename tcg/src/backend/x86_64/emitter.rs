@@ -20,6 +20,7 @@ use super::encode::{Asm, Mem, r};
 use super::groups::Groups;
 use super::liveness::{Liveness, NO_VALUE};
 use super::loops::LoopHead;
+use super::rounds::Rounds;
 use super::vec::{VecMem, emit_vec_load, emit_vec_move, emit_vec_store, emit_vec_zero};
 use super::{ENV_BIAS, INT_ALLOC, PIN_OFF, VEC_ALLOC};
 use crate::backend::{Compiled, FlagRecipe, GuestInfo, Loc, StatePoint};
@@ -81,6 +82,7 @@ pub struct PendingJump {
 pub struct Buffers {
     pub live: Liveness,
     pub groups: Groups,
+    pub rounds: Rounds,
     pub count: Count,
     pub main: Asm,
     pub side: Asm,
@@ -266,7 +268,11 @@ impl<'a> Emitter<'a> {
 
     /// Lets memory accesses share looks into the TLB. Before the first instruction is emitted.
     pub fn group_accesses(&mut self) {
-        self.b.groups.run(self.block, &self.b.live, self.guest.helpers);
+        let rounds = self.has_head().then(|| {
+            self.b.rounds.run(self.block, &self.b.live, &self.guest);
+            &self.b.rounds
+        });
+        self.b.groups.run(self.block, &self.b.live, self.guest.helpers, rounds);
     }
 
     /// Gives the pseudo-values that exist from instruction `from` on their registers, which hold them already.

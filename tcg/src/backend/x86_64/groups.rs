@@ -8,23 +8,37 @@
 //! of the stack frame, or if the test failed, that of the second way; or zero, if that has no page for the group, either.
 //! The *followers* take the addend from there, and look into the TLB's second way and then the slow path, as ever, if it is zero.
 //!
+//! In a block that jumps to its own start (`loops`), accesses whose address has the same root in all rounds (`rounds`) form
+//! groups that last for all of them: each has a slot of its own, and all members are followers. The look is made before
+//! the head, if that has the root at hand; a member that finds the slot empty looks for the group out of line, and leaves
+//! the addend to all that follow it in this round and in later ones.
+//!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
 //! - A group with a store has a leader that tested for the write tag. It may be a load if no side exit lies between it and
 //!   the store: else a loop that only reads a page that is not writable would miss each time.
 //! - A group with a member that must be aligned has a leader that tested for that, so that followers need not. No side exit
 //!   lies between it and the first such member: else a loop that never gets there would miss each time.
+//! - The slots of groups that last are filled, or empty, when the head is reached from outside. What is true between leader and
+//!   follower is true between any two members of them: no helper that flushes is called in the whole loop, and whoever
+//!   wants the execution loop to do something makes a request, which each round looks for. The way out and back in leads
+//!   through the block's entry.
 //! - Between leader and follower no helper is called: only helpers (and the execution loop) flush translations, take
 //!   away write permission, or enter code that a page with write tags would have to be protected for. Slow paths of
 //!   accesses do not: they may run at most the guest's page walk and MMIO, whose effects on the memory layout wait for
 //!   the next poll.
 
 use super::liveness::Liveness;
+use super::rounds::Rounds;
 use crate::guest::HelperDesc;
-use crate::ir::{BinOp, Block, Inst, MemFlags, Width};
+use crate::ir::{BinOp, Block, Inst, Width};
 
-/// Words for addends in the stack frame, so groups that may be open at a time.
-pub const SLOTS: usize = 4;
+/// Groups that may be open at a time.
+const OPEN: usize = 4;
+/// Groups that last for all rounds, at most.
+const LASTING: usize = 8;
+/// Words for addends in the stack frame.
+pub const SLOTS: usize = OPEN + LASTING;
 /// Bytes from the first to the last byte of a group, at most: a wider one would often not fit its page.
 const MAX_RANGE: i64 = 256;
 /// Sums that are followed from an address, at most.
@@ -39,6 +53,8 @@ pub enum Member {
     Leader(Leader),
     /// It finds the addend in this slot.
     Follower { slot: u8 },
+    /// It finds the addend in a slot that lasts for all rounds, or tests for the group.
+    Lasting(Leader),
 }
 
 /// What a leader tests for.
@@ -83,6 +99,25 @@ impl Alignment {
     }
 }
 
+/// A group that lasts for all rounds, relative to the root of its addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lasting {
+    /// Where its addend is.
+    pub slot: u8,
+    /// MMU mode.
+    pub mmu: u8,
+    /// The value that is its root, unless that is a sum of two.
+    pub root: Option<usize>,
+    /// First byte.
+    pub low: i64,
+    /// What follows the last byte.
+    pub high: i64,
+    /// All bytes are writable, not only readable.
+    pub write: bool,
+    /// Alignment.
+    pub align: Alignment,
+}
+
 /// An address: something that is not known, and a distance.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Address {
@@ -117,6 +152,14 @@ impl Address {
         }
         Address { root: v as u64, offset: distance }
     }
+
+    /// The values of the root; the second one if it is a sum.
+    fn root_values(self) -> (usize, Option<usize>) {
+        match self.root >> 63 {
+            0 => (self.root as usize, None),
+            _ => ((self.root << 1 >> 37) as usize, Some((self.root >> 8 & 0xfff_ffff) as usize)),
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -135,12 +178,50 @@ struct Open {
     followed: bool,
 }
 
+impl Open {
+    /// Makes an access a member, if it may be one.
+    fn join(&mut self, (offset, end): (i64, i64), wanted: u32, write: bool) -> bool {
+        let own = Alignment::of(wanted, offset.wrapping_sub(self.leader_offset));
+        let Some(align) = self.align.and(own) else { return false };
+        let stricter = write && !self.write || align != self.align;
+        let (low, high) = (self.low.min(offset), self.high.max(end));
+        if stricter && !self.certain || high.saturating_sub(low) > MAX_RANGE {
+            return false;
+        }
+        (self.low, self.high, self.align) = (low, high, align);
+        self.write |= write;
+        self.followed = true;
+        true
+    }
+
+    /// What a member at an offset from the root tests for.
+    fn test(&self, slot: usize, offset: i64) -> Leader {
+        Leader {
+            slot: slot as u8,
+            low: self.low.wrapping_sub(offset) as i16,
+            high: self.high.wrapping_sub(offset) as i16,
+            write: self.write,
+            align: self.align_from(offset),
+        }
+    }
+
+    /// The alignment relative to an offset.
+    fn align_from(&self, offset: i64) -> Alignment {
+        let first = self.leader_offset.wrapping_sub(offset);
+        Alignment::of(self.align.bytes, first.wrapping_add(self.align.distance.into()))
+    }
+}
+
 /// The groups of a block; buffers are used again.
 #[derive(Default)]
 pub struct Groups {
     members: Vec<Member>,
-    open: [Option<Open>; SLOTS],
+    open: [Option<Open>; OPEN],
     next: usize,
+    /// Those that last for all rounds.
+    lasting: Vec<Open>,
+    /// Their members: instruction, group, and distance from the root.
+    lasting_members: Vec<(usize, usize, i64)>,
 }
 
 impl Groups {
@@ -149,15 +230,28 @@ impl Groups {
         self.members.get(at).copied().unwrap_or(Member::Alone)
     }
 
+    /// The groups that last for all rounds.
+    pub fn lasting(&self, n: usize) -> Option<Lasting> {
+        let open = self.lasting.get(n)?;
+        let root = match (Address { root: open.root, offset: 0 }).root_values() {
+            (v, None) => Some(v),
+            _ => None,
+        };
+        let Open { mmu, low, high, write, .. } = *open;
+        Some(Lasting { slot: (OPEN + n) as u8, mmu, root, low, high, write, align: open.align_from(0) })
+    }
+
     /// Makes all accesses of a block stand alone.
     pub fn reset(&mut self) {
         self.members.clear();
+        self.lasting.clear();
+        self.lasting_members.clear();
     }
 
-    /// Groups a block's accesses.
-    pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc]) {
+    /// Groups a block's accesses. `rounds` is there if the block jumps to its own start.
+    pub fn run(&mut self, block: &Block, live: &Liveness, helpers: &[HelperDesc], rounds: Option<&Rounds>) {
         self.reset();
-        if live.accesses < 2 {
+        if live.accesses < 2 && rounds.is_none() {
             return;
         }
         self.members.resize(block.insts.len(), Member::Alone);
@@ -169,74 +263,91 @@ impl Groups {
                 Inst::LoadVec { size, addr, mem } => (addr, size.bytes(), mem, mem.for_write),
                 Inst::StoreVec { size, addr, mem, .. } => (addr, size.bytes(), mem, true),
                 Inst::ExitIf { .. } => {
-                    self.open.iter_mut().flatten().for_each(|open| open.certain = false);
+                    let open = self.open.iter_mut().flatten().chain(&mut self.lasting);
+                    open.for_each(|open| open.certain = false);
                     continue;
                 }
                 // What has a shortcut does not flush translations.
                 Inst::Call { helper, .. } if helpers[helper.0 as usize].shortcut.is_none() => {
-                    (0..SLOTS).for_each(|slot| self.close(slot));
+                    (0..OPEN).for_each(|slot| self.close(slot));
                     continue;
                 }
                 _ => continue,
             };
             let address = Address::of(block, live, live.resolve(addr));
-            self.access(i, address, (bytes, mem), write);
+            // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
+            let Some(end) = address.offset.checked_add(i64::from(bytes)) else { continue };
+            let align = Alignment::of(if mem.align { bytes } else { 1 }, 0);
+            let (root, offset) = (address.root, address.offset);
+            let access = Open {
+                root,
+                mmu: mem.mmu,
+                write,
+                align,
+                certain: true,
+                leader: i as u32,
+                leader_offset: offset,
+                low: offset,
+                high: end,
+                followed: false,
+            };
+            // Constant addresses look for themselves: that is as short.
+            let lasts = rounds.is_some_and(|rounds| {
+                let (a, b) = address.root_values();
+                let constant = matches!(block.insts.get(a), Some(Inst::Const(_))) && b.is_none();
+                rounds.same(a) && b.is_none_or(|b| rounds.same(b)) && !constant
+            });
+            if !(lasts && self.last(access)) {
+                self.access(access);
+            }
         }
-        (0..SLOTS).for_each(|slot| self.close(slot));
+        (0..OPEN).for_each(|slot| self.close(slot));
+        for &(at, n, offset) in &self.lasting_members {
+            self.members[at] = Member::Lasting(self.lasting[n].test(OPEN + n, offset));
+        }
     }
 
-    fn access(&mut self, at: usize, address: Address, (bytes, mem): (u32, MemFlags), write: bool) {
-        let Address { root, offset } = address;
-        let mmu = mem.mmu;
-        let wanted = if mem.align { bytes } else { 1 };
-        // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
-        let Some(end) = offset.checked_add(i64::from(bytes)) else { return };
-        let same = |o: &Open| o.root == root && o.mmu == mmu;
+    /// Makes an access a member of a group that lasts, unless there are too many.
+    fn last(&mut self, access: Open) -> bool {
+        let (range, wanted) = ((access.low, access.high), access.align.bytes);
+        let same = |o: &Open| o.root == access.root && o.mmu == access.mmu;
+        let joined = self.lasting.iter_mut().position(|o| same(o) && o.join(range, wanted, access.write));
+        let n = match joined {
+            Some(n) => n,
+            None if self.lasting.len() == LASTING => return false,
+            None => {
+                self.lasting.push(access);
+                self.lasting.len() - 1
+            }
+        };
+        self.lasting_members.push((access.leader as usize, n, access.leader_offset));
+        true
+    }
+
+    /// Makes an access a member of a group, or the first of another.
+    fn access(&mut self, access: Open) {
+        let same = |o: &Open| o.root == access.root && o.mmu == access.mmu;
         let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
         if let Some(slot) = found
             && let Some(open) = &mut self.open[slot]
-            && (open.write || !write || open.certain)
-            && let Some(align) =
-                open.align.and(Alignment::of(wanted, offset.wrapping_sub(open.leader_offset)))
-            && (open.align == align || open.certain)
+            && open.join((access.low, access.high), access.align.bytes, access.write)
         {
-            let (low, high) = (open.low.min(offset), open.high.max(end));
-            if high.saturating_sub(low) <= MAX_RANGE {
-                (open.low, open.high, open.followed) = (low, high, true);
-                open.write |= write;
-                open.align = align;
-                self.members[at] = Member::Follower { slot: slot as u8 };
-                return;
-            }
+            self.members[access.leader as usize] = Member::Follower { slot: slot as u8 };
+            return;
         }
         let slot = found.or_else(|| self.open.iter().position(Option::is_none)).unwrap_or_else(|| {
-            self.next = (self.next + 1) % SLOTS;
+            self.next = (self.next + 1) % OPEN;
             self.next
         });
         self.close(slot);
-        self.open[slot] = Some(Open {
-            root,
-            mmu,
-            write,
-            align: Alignment::of(wanted, 0),
-            certain: true,
-            leader: at as u32,
-            leader_offset: offset,
-            low: offset,
-            high: end,
-            followed: false,
-        });
+        self.open[slot] = Some(access);
     }
 
     /// Ends a group; now its leader knows what to test for.
     fn close(&mut self, slot: usize) {
         let Some(open) = self.open[slot].take() else { return };
         if open.followed {
-            let (low, high) = (open.low - open.leader_offset, open.high - open.leader_offset);
-            let Open { write, align, .. } = open;
-            let (low, high) = (low as i16, high as i16);
-            let leader = Leader { slot: slot as u8, low, high, write, align };
-            self.members[open.leader as usize] = Member::Leader(leader);
+            self.members[open.leader as usize] = Member::Leader(open.test(slot, open.leader_offset));
         }
     }
 }
@@ -256,16 +367,24 @@ mod tests {
 
     /// What the accesses of a block are, in order.
     fn members(text: &str) -> Vec<Member> {
+        members_of(text, false).0
+    }
+
+    /// What the accesses of a block are, in order, and the groups that last. It may go round.
+    fn members_of(text: &str, goes_round: bool) -> (Vec<Member>, Vec<Lasting>) {
         let block = parse(text, &guest()).expect("valid text");
         let backend = X86_64::new(guest()).expect("the host runs the backend");
         let mut live = Liveness::default();
         live.run(&block, &guest(), (&backend.pin_reg, backend.kinds.pinned));
         let mut groups = Groups::default();
-        groups.run(&block, &live, guest().helpers);
+        let mut rounds = Rounds::default();
+        rounds.run(&block, &live, &guest());
+        groups.run(&block, &live, guest().helpers, goes_round.then_some(&rounds));
         let access = |i: &usize| {
             matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. } | Inst::LoadVec { .. })
         };
-        (0..block.insts.len()).filter(access).map(|i| groups.member(i)).collect()
+        let members = (0..block.insts.len()).filter(access).map(|i| groups.member(i)).collect();
+        (members, (0..).map_while(|n| groups.lasting(n)).collect())
     }
 
     #[test]
@@ -347,5 +466,46 @@ mod tests {
                 assert_eq!((i64::from(tested) - distance) % i64::from(bytes), 0);
             }
         }
+    }
+
+    #[test]
+    fn what_is_at_the_same_place_in_all_rounds_is_a_group_that_lasts() {
+        let text = "insn 0x1000\nv1 = get r0\nv2 = get r15\nv3 = const 16\nv4 = add.64 v1, v3\n\
+                    v5 = load.64 [v1] mmu0\nv6 = load.64 [v2] mmu0\nv7 = load.32 [v4] mmu0\n\
+                    f8 = flags.sub.64 v5, v6\nexitif.e f8 -> exit0\nstore.64 [v4] mmu0, v5\n\
+                    v11 = load.64 [v4] mmu0\nset r15, v5\nset r1, v11\nset r2, v7\nleave 0\nexit0: 0x2000\n";
+        let (members, lasting) = members_of(text, true);
+        let align = Alignment::of(1, 0);
+        let (slot, next) = (OPEN as u8, OPEN as u8 + 1);
+        let member = |slot, low, high, write| Member::Lasting(Leader { slot, low, high, write, align });
+        // The store has a group of its own: that it is ever reached is not known.
+        assert_eq!(
+            members,
+            [
+                member(slot, 0, 24, false),
+                Member::Alone,
+                member(slot, -16, 8, false),
+                member(next, 0, 8, true),
+                member(slot, -16, 8, false),
+            ]
+        );
+        let ranges: Vec<_> = lasting.iter().map(|g| (g.slot, g.low, g.high, g.write)).collect();
+        assert_eq!(ranges, [(slot, 0, 24, false), (next, 16, 24, true)]);
+        assert_eq!(members_of(text, false).1, []);
+    }
+
+    #[test]
+    fn constant_addresses_look_for_themselves_and_slots_end() {
+        let mut text = String::from("insn 0x1000\nv1 = const 0x4000\nv2 = load.64 [v1] mmu0\nv3 = get r0\n");
+        for n in 0..=LASTING {
+            let v = 4 + 3 * n;
+            text += &format!("v{v} = const {}\nv{} = add.64 v3, v{v}\n", 1000 * n, v + 1);
+            text += &format!("v{} = load.64 [v{}] mmu0\n", v + 2, v + 1);
+        }
+        let (members, lasting) = members_of(&(text + "leave 0\n"), true);
+        assert_eq!(members[0], Member::Alone);
+        assert_eq!(lasting.len(), LASTING);
+        assert!(members[1..=LASTING].iter().all(|m| matches!(m, Member::Lasting(_))));
+        assert_eq!(members[LASTING + 1], Member::Alone);
     }
 }

@@ -9,6 +9,8 @@
 //! The jump back is a jump within the block, so it needs no link: it is right for as long as the block is. It looks for
 //! requests itself, and leaves by the block's polled entry.
 //!
+//! Addends of access groups that last for all rounds (`groups`) are looked up before the head.
+//!
 //! Invariants: at the head, by whichever way, pinned globals are in their registers, all others are at home, those of the
 //! [`LoopHead`] are in its registers, too, and the host's vector registers have clean upper halves unless
 //! [`LoopHead::upper`].
@@ -16,7 +18,9 @@
 use super::PIN_OFF;
 use super::control::Moves;
 use super::emitter::{Emitter, NONE, Part, Target, env_mem, env_vec_mem};
+use super::encode::{Mem, r};
 use super::liveness::NO_VALUE;
+use super::thunks::group_addend;
 use super::vec::{emit_vec_load, emit_vec_move};
 use crate::ir::{Cond, Exit, ExitId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width};
 use crate::opt::OptFlags;
@@ -33,6 +37,12 @@ const VEC_SCRATCH: u8 = 15;
 struct Kept {
     global: u8,
     reg: u8,
+}
+
+/// Where a global is at a block's start.
+enum Home {
+    Reg(u8),
+    Mem(Mem),
 }
 
 /// Where a block that jumps to its own start goes on, and with what.
@@ -52,21 +62,25 @@ impl Emitter<'_> {
         exit.chain && exit.poll && self.block.start() == Some(exit.pc)
     }
 
-    /// Emits the head, if the block has a use for one.
-    pub fn loop_head(&mut self) {
-        if !self.opt.contains(OptFlags::LOOPS | OptFlags::LINK) {
-            return;
-        }
+    /// Whether the block gets a head: it goes back to its start, and no helper that is called needs the registers.
+    pub fn has_head(&self) -> bool {
         let exit = |e: ExitId| self.exit(e);
         let back = match self.block.insts.last() {
             Some(Inst::Goto(e)) => self.is_back(exit(*e)),
             Some(Inst::Branch { taken, fall, .. }) => self.is_back(exit(*taken)) || self.is_back(exit(*fall)),
             _ => false,
         };
-        if !back {
+        let calls = |inst: &Inst| matches!(*inst, Inst::Call { helper, .. } if !self.has_shortcut(helper));
+        self.opt.contains(OptFlags::LOOPS | OptFlags::LINK) && back && !self.block.insts.iter().any(calls)
+    }
+
+    /// Emits the head, if the block gets one.
+    pub fn loop_head(&mut self) {
+        if !self.has_head() {
             return;
         }
-        let Some(mut carried) = self.carried() else { return };
+        self.look_ahead();
+        let mut carried = self.carried();
         let (mut ints, mut vecs) = ([None; MAX_INTS], [None; MAX_VECS]);
         let (mut int_places, mut vec_places) = (ints.iter_mut(), vecs.iter_mut());
         for (i, inst) in self.block.insts.iter().enumerate() {
@@ -90,8 +104,47 @@ impl Emitter<'_> {
         self.head = Some(LoopHead { at: self.asm().len(), ints, vecs, upper: self.upper });
     }
 
-    /// The globals worth keeping: first read, later set. `None` if a helper that is called needs their registers.
-    fn carried(&self) -> Option<GlobalSet> {
+    /// Looks into the TLB for the groups of accesses that last for all rounds: the addend, or zero, goes to their slots.
+    fn look_ahead(&mut self) {
+        let mut n = 0;
+        while let Some(group) = self.b.groups.lasting(n) {
+            n += 1;
+            let range = (i32::try_from(group.low), i32::try_from(group.high));
+            let slot = group_addend(group.slot);
+            let (Some(root), (Ok(low), Ok(high))) = (group.root.and_then(|v| self.at_start(v)), range) else {
+                self.asm().store_imm(Width::W64, slot, 0);
+                continue;
+            };
+            let addr = match root {
+                Home::Reg(reg) => reg,
+                Home::Mem(mem) => {
+                    self.asm().load(Width::W64, r::RCX, mem);
+                    r::RCX
+                }
+            };
+            let addend = self.compare_entry(addr, (low, high), group.align, group.mmu, group.write);
+            let asm = self.asm();
+            asm.mov_ri(r::RCX, 0);
+            asm.load(Width::W64, r::RAX, addend);
+            asm.cmov(Width::W64, Cond::NE, r::RAX, r::RCX);
+            asm.store(Width::W64, slot, r::RAX);
+        }
+    }
+
+    /// Where a value is at the block's start, if it is a global's.
+    fn at_start(&self, v: usize) -> Option<Home> {
+        match self.block.insts.get(v) {
+            Some(Inst::Get(g)) => Some(Home::Mem(env_mem(self.guest.globals[g.0 as usize].offset))),
+            Some(_) => None,
+            None => {
+                let (_, g) = self.b.live.pseudo[v - self.block.insts.len()];
+                Some(Home::Reg(self.pin_reg[g.0 as usize]))
+            }
+        }
+    }
+
+    /// The globals worth keeping: first read, later set.
+    fn carried(&self) -> GlobalSet {
         let (mut read, mut set, mut touched) = (GlobalSet::NONE, GlobalSet::NONE, GlobalSet::NONE);
         for (i, inst) in self.block.insts.iter().enumerate() {
             match *inst {
@@ -106,7 +159,6 @@ impl Emitter<'_> {
                     touched.insert(g);
                 }
                 Inst::ZeroUpper(upper) => touched = touched.or(upper),
-                Inst::Call { helper, .. } if !self.has_shortcut(helper) => return None,
                 _ => {}
             }
         }
@@ -118,7 +170,7 @@ impl Emitter<'_> {
                 carried.insert(g);
             }
         }
-        Some(carried)
+        carried
     }
 
     /// Emits the end of a block that goes to `exit`, if that is the head.

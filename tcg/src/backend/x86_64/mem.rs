@@ -55,6 +55,11 @@ struct Miss {
     hit: Target,
     /// The group that it leads.
     leads: Option<Leads>,
+    /// The group that it looks for, which lasts for all rounds.
+    lasting: Option<Leader>,
+    bytes: u32,
+    mem: MemFlags,
+    write: bool,
     addr: u8,
     /// What is to be looked for in the rest of the TLB.
     of: Refill,
@@ -89,14 +94,23 @@ fn vec_bytes(len: VecLen) -> u32 {
 
 const ADDEND: i32 = std::mem::offset_of!(TlbEntry, addend) as i32;
 
+/// Offset in an entry of the tag that allows an access.
+fn tag_field(write: bool) -> usize {
+    if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) }
+}
+
 impl Emitter<'_> {
     /// Emits the hit test; afterwards RAX is the host address minus `addr`.
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         self.count_access();
         let align = if mem.align { bytes } else { 1 };
         let member = self.b.groups.member(self.at);
+        let mut lasting = None;
         let (jcc, leads) = match member {
-            Member::Follower { slot } => {
+            Member::Follower { slot } | Member::Lasting(Leader { slot, .. }) => {
+                if let Member::Lasting(group) = member {
+                    lasting = Some(group);
+                }
                 let asm = self.asm();
                 asm.load(Width::W64, r::RAX, group_addend(slot));
                 asm.test_rr(Width::W64, r::RAX, r::RAX);
@@ -121,6 +135,10 @@ impl Emitter<'_> {
             jcc,
             hit: self.here(),
             leads,
+            lasting,
+            bytes,
+            mem,
+            write,
             addr,
             of: Refill { mmu: mem.mmu, write, bytes: bytes as u16 },
             refill: true,
@@ -138,13 +156,10 @@ impl Emitter<'_> {
         mmu: u8,
         write: bool,
     ) -> usize {
-        const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
-        const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
-        let tag =
-            if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) };
-        let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
-        let main = mmu == self.block.main_mmu;
-        if main && let Some((page, entry)) = self.constant_page(low, high, align) {
+        let tag = tag_field(write);
+        if mmu == self.block.main_mmu
+            && let Some((page, entry)) = self.constant_page(low, high, align)
+        {
             // Entry and tag are known.
             if page as i64 == page as i32 as i64 {
                 self.asm().alu_mi(Alu::Cmp, Width::W64, Mem::Base(TLB, entry + tag as i32), page as i32);
@@ -156,6 +171,27 @@ impl Emitter<'_> {
             self.asm().load(Width::W64, r::RAX, Mem::Base(TLB, entry + ADDEND));
             return miss;
         }
+        let addend = self.compare_entry(addr, (low, high), align, mmu, write);
+        let miss = self.asm().jcc(Cond::NE);
+        self.asm().load(Width::W64, r::RAX, addend);
+        miss
+    }
+
+    /// The comparison of [`Emitter::test_entry`]: the host's flags are "equal" if all is well. Returns where the entry's
+    /// addend is, by way of RAX. `addr` may be RCX.
+    pub fn compare_entry(
+        &mut self,
+        addr: u8,
+        (low, high): (i32, i32),
+        align: Alignment,
+        mmu: u8,
+        write: bool,
+    ) -> Mem {
+        const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
+        const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
+        let tag = tag_field(write);
+        let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
+        let main = mmu == self.block.main_mmu;
         let asm = self.asm();
         if low == 0 {
             asm.rorx32(r::RAX, addr, (12 - ENTRY_BITS) as u8);
@@ -181,9 +217,7 @@ impl Emitter<'_> {
         }
         let field = |at: i32| if main { Mem::Scaled(TLB, r::RAX, 0, at) } else { Mem::Base(r::RAX, at) };
         asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, field(tag as i32));
-        let miss = asm.jcc(Cond::NE);
-        asm.load(Width::W64, r::RAX, field(ADDEND));
-        miss
+        field(ADDEND)
     }
 
     /// The page of the bytes from `low` to `high` (exclusive) from the current access's address, if that is a constant, they
@@ -217,6 +251,9 @@ impl Emitter<'_> {
             _ => OnMiss::Return,
         };
         let mut asked = false;
+        if let Some(group) = miss.lasting {
+            asked = self.look_for_lasting(&miss, group, own, on_miss);
+        }
         if let Some(group) = miss.leads {
             if second_way {
                 asked = (group.low, group.align, group.of) == (0, own, miss.of);
@@ -243,6 +280,34 @@ impl Emitter<'_> {
         let at = self.asm().jmp();
         self.fix(at, back);
         self.part = was;
+    }
+
+    /// What a member of a group that lasts does if the slot is empty: it looks for the group, and fills the slot; if there is no
+    /// page for the group, it looks for itself in the first way. Whether it has asked the second way for itself.
+    fn look_for_lasting(&mut self, miss: &Miss, group: Leader, own: Alignment, on_miss: OnMiss) -> bool {
+        let Leader { slot, low, high, write, align } = group;
+        let (range, own_range) = ((low.into(), high.into()), (0, miss.bytes as i32));
+        let alone = (range, align, write) == (own_range, own, miss.write);
+        let mmu = miss.mem.mmu;
+        let none = self.test_entry(miss.addr, range, align, mmu, write);
+        let found = self.here();
+        self.asm().store(Width::W64, group_addend(slot), r::RAX);
+        self.jump_to(miss.hit);
+        let here = self.here();
+        self.fix(none, here);
+        if !alone {
+            let none = self.test_entry(miss.addr, own_range, own, mmu, miss.write);
+            self.jump_to(miss.hit);
+            let here = self.here();
+            self.fix(none, here);
+        }
+        if self.opt.contains(OptFlags::SECOND_WAY) {
+            let size = (range.1 - range.0) as u32;
+            let of = Refill { mmu, write, bytes: size.next_power_of_two() as u16 };
+            let on_miss = if alone { on_miss } else { OnMiss::Return };
+            self.ask_second_way(miss.addr, (range.0, align), on_miss, of, found);
+        }
+        alone
     }
 
     /// Calls a routine of the second way for `addr + distance`, and goes on at `hit` if there is an entry. Does not if `addr`

@@ -24,6 +24,7 @@ mod int;
 mod liveness;
 mod loops;
 mod mem;
+mod rounds;
 mod second_way;
 #[cfg(test)]
 mod tests;
