@@ -16,7 +16,7 @@ use crate::ir::{Ext, FlagOp, GlobalId, RmwOp, VecLen, VecSize, Width};
 
 const EXTS: [Ext; 3] = [Ext::Zero, Ext::Sign32, Ext::Sign64];
 const RMW_OPS: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
-const FLAG_OPS: [FlagOp; 15] = [
+const FLAG_OPS: [FlagOp; 16] = [
     FlagOp::Add,
     FlagOp::Sub,
     FlagOp::Adc,
@@ -31,6 +31,7 @@ const FLAG_OPS: [FlagOp; 15] = [
     FlagOp::Ror,
     FlagOp::UMul,
     FlagOp::SMul,
+    FlagOp::Bit,
     FlagOp::Unpack,
 ];
 

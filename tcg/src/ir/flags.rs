@@ -61,6 +61,8 @@ pub enum FlagOp {
     UMul,
     /// Of the signed product: C and V when the low half sign-extended is not the product; others as `UMul`.
     SMul,
+    /// C: bit `b` mod the width of `a`; others from `old`. Width 8 is undefined.
+    Bit,
     /// The packed integer `a`, as flags; `b` and the width are ignored.
     Unpack,
 }
@@ -69,7 +71,7 @@ impl FlagOp {
     /// Whether the `old` operand is read.
     pub fn reads_old(self) -> bool {
         use FlagOp::*;
-        matches!(self, Adc | Sbb | Inc | Dec | Shl | Shr | Sar | Rol | Ror)
+        matches!(self, Adc | Sbb | Inc | Dec | Shl | Shr | Sar | Rol | Ror | Bit)
     }
 
     /// Whether the `b` operand is read.
@@ -220,6 +222,10 @@ pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
             let low = w.sign_extend(wide as u64) as i64 as i128;
             let f = szp(wide as u64 & mask) & !Z;
             if wide != low { f | C | V } else { f }
+        }
+        FlagOp::Bit => {
+            let carry = if a >> (b & top as u64) & 1 != 0 { C } else { 0 };
+            old & !C | carry
         }
         FlagOp::Unpack => packed & ALL,
     }

@@ -103,6 +103,7 @@ impl Named for FlagOp {
         (FlagOp::Ror, "ror"),
         (FlagOp::UMul, "umul"),
         (FlagOp::SMul, "smul"),
+        (FlagOp::Bit, "bit"),
         (FlagOp::Unpack, "unpack"),
     ];
 }

@@ -170,7 +170,8 @@ impl Check<'_> {
                 require(w != Width::W8, "undefined in 8 bits")?;
                 self.ints(&[hi, lo, count])
             }
-            Inst::Flags { op, a, b, old, .. } => {
+            Inst::Flags { op, w, a, b, old } => {
+                require(op != FlagOp::Bit || w > Width::W8, "width out of range")?;
                 require(old.is_some() == op.reads_old(), "old flags are given exactly where they are read")?;
                 require(
                     op.reads_b() || op == FlagOp::Unpack || a == b,

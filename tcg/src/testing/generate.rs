@@ -37,7 +37,7 @@ const BIN_OPS: [BinOp; 14] = [
 ];
 const UN_OPS: [UnOp; 6] = [UnOp::Neg, UnOp::Not, UnOp::Popcnt, UnOp::Bswap, UnOp::Clz, UnOp::Ctz];
 const EXTS: [Ext; 3] = [Ext::Zero, Ext::Sign32, Ext::Sign64];
-const FLAG_OPS: [FlagOp; 15] = [
+const FLAG_OPS: [FlagOp; 16] = [
     FlagOp::Add,
     FlagOp::Sub,
     FlagOp::Adc,
@@ -52,6 +52,7 @@ const FLAG_OPS: [FlagOp; 15] = [
     FlagOp::Ror,
     FlagOp::UMul,
     FlagOp::SMul,
+    FlagOp::Bit,
     FlagOp::Unpack,
 ];
 const RMW_OPS: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
@@ -214,10 +215,13 @@ impl Generator {
 
     fn new_flags(&mut self) -> Value {
         let op = self.rng.pick(&FLAG_OPS);
-        let (w, a) = (self.width(), self.int());
+        let w = if op == FlagOp::Bit { self.wide_width() } else { self.width() };
+        let a = self.int();
         let b = match op {
             // Constant counts, and repeated operands as in `test a, a`, are what front ends make.
-            FlagOp::Shl | FlagOp::Shr | FlagOp::Sar | FlagOp::Rol | FlagOp::Ror if self.rng.one_in(2) => {
+            FlagOp::Shl | FlagOp::Shr | FlagOp::Sar | FlagOp::Rol | FlagOp::Ror | FlagOp::Bit
+                if self.rng.one_in(2) =>
+            {
                 let c = self.rng.below(40) as u64;
                 self.push(Inst::Const(c))
             }

@@ -95,13 +95,9 @@ fn bit(t: &mut Translator<'_>, i: &Instruction, op: Option<RmwOp>) {
             old
         }
     };
-    let bit = match constant {
-        Some(n) => t.b.push(Inst::Extract { a: old, pos: n as u8, len: 1 }),
-        None => t.b.bin(BinOp::Shr, w, old, index),
-    };
-    let packed = t.packed_flags();
-    let packed = t.b.push(Inst::Insert { a: packed, b: bit, pos: 8, len: 1 });
-    t.set_packed_flags(packed);
+    let flags = t.flags();
+    let f = t.b.flags_old(FlagOp::Bit, w, old, index, flags);
+    t.set_flags(f);
 }
 
 /// BSF, BSR. With a source of zero the destination keeps all its bits. Z says whether it is zero; P, which the manual leaves

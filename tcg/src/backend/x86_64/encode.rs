@@ -341,6 +341,16 @@ impl Asm {
         }
     }
 
+    /// `bt a, n` in 16, 32 or 64 bits: C is that bit; other flags survive.
+    pub fn bt_ri(&mut self, w: Width, a: u8, n: u8) {
+        self.op_ri8(w, &[0x0f, 0xba], 4, a, n);
+    }
+
+    /// `bt a, b` in 16, 32 or 64 bits, as [`Asm::bt_ri`].
+    pub fn bt_rr(&mut self, w: Width, a: u8, b: u8) {
+        self.op_rr(w, &[0x0f, 0xa3], b, a);
+    }
+
     /// `mov dst, src` in 64 bits.
     pub fn mov_rr(&mut self, dst: u8, src: u8) {
         if dst != src {

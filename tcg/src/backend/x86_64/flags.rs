@@ -247,6 +247,19 @@ impl Emitter<'_> {
                     self.asm().imul_rr(w, r::RAX, r::RCX);
                 }
             }
+            FlagOp::Bit => {
+                if old_bits != 0 {
+                    self.flags_to_host(old.expect("bit tests have old flags"));
+                }
+                let ra = self.value_in(a, r::RAX);
+                match self.constant(b) {
+                    Some(n) => self.asm().bt_ri(w, ra, (n & (u64::from(w.bits()) - 1)) as u8),
+                    None => {
+                        let rb = self.value_in(b, r::RCX);
+                        self.asm().bt_rr(w, ra, rb);
+                    }
+                }
+            }
             FlagOp::Unpack => {
                 self.read_value(r::RAX, a);
                 self.asm().alu_ri(Alu::And, Width::W8, r::RAX, flags::V as i32);

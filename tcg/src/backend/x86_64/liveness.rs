@@ -135,6 +135,7 @@ pub fn flag_inputs(block: &Block, op: FlagOp, w: Width, b: Value, demand: u32) -
             Some(_) => demand & !(flags::C | flags::V),
             None => flags::ALL,
         },
+        FlagOp::Bit => demand & !flags::C,
         _ => 0,
     };
     FlagInputs { old }
