@@ -38,6 +38,14 @@
 //!
 //! A store that changes nothing invalidates nothing, and a block whose bytes change back is found again (`blocks_revive`).
 //!
+//! After a store that invalidated something, and now and then after others to pages with code, the lines without code around
+//! it become a *window* (`softmmu::window`), in which generated code stores at little cost until there is code.
+//!
+//! # Two tiers
+//!
+//! Most code runs a few times, so its translation must not cost more than it brings: such blocks are optimised by the quick pass
+//! alone. What samples find to be hot becomes a trace (`traces`), which is optimised by all.
+//!
 //! # Breakpoints
 //!
 //! A debugger's breakpoints are looked at by the translator alone: at the address of one it makes a block that leaves at

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::interp;
-use crate::ir::{text, verify};
+use crate::ir::{Inst, text, verify};
 use crate::testing::{Observed, TestMachine, generate, guest};
 
 fn run(block: &Block, seed: u64) -> Observed {
@@ -60,6 +60,25 @@ fn all_passes_preserve_meaning_on_many_blocks() {
     }
     // Passes that do nothing preserve meaning, too.
     assert!(after * 4 < before * 3, "{before} instructions became {after}");
+}
+
+#[test]
+fn only_hot_blocks_take_all_passes_where_there_are_tiers() {
+    let source =
+        "insn 0x1000\nv0 = const 2\nv1 = const 3\nv2 = add.64 v0, v1\nset r1, v0\nset r1, v2\nleave 0\n";
+    let block = text::parse(source, &guest()).unwrap();
+    let adds_and_sets = |hot, flags| {
+        let mut optimised = block.clone();
+        Optimizer::new(flags, guest()).run(&mut optimised, hot);
+        let count = |wanted: fn(&Inst) -> bool| optimised.insts.iter().filter(|inst| wanted(inst)).count();
+        (count(|inst| matches!(inst, Inst::Bin { .. })), count(|inst| matches!(inst, Inst::Set(..))))
+    };
+    let all = OptFlags::all();
+    assert_eq!(adds_and_sets(false, all), (1, 1), "no folding, but no dead set either");
+    assert_eq!(adds_and_sets(true, all), (0, 1));
+    // Nothing ever becomes hot without traces.
+    assert_eq!(adds_and_sets(false, all - OptFlags::TRACES), (0, 1));
+    assert_eq!(adds_and_sets(false, all - OptFlags::TIERS), (0, 1));
 }
 
 /// The text of a block after optimisation, without what `leave 0` and its like are there for.
