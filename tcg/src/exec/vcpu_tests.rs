@@ -70,6 +70,44 @@ fn a_loop_is_linked_and_stays_in_generated_code() {
 }
 
 #[test]
+fn a_loop_looks_once_for_what_stays_and_again_when_it_is_entered_again() {
+    let mut m = machine(&[
+        asm(Op::MovI, 0, 0, 1000),
+        asm(Op::MovI, 2, 0, 0x5000),
+        asm(Op::Load, 3, 2, 0),
+        asm(Op::Store, 0, 2, 8),
+        asm(Op::AddI, 0, 0, -1),
+        asm(Op::Jnz, 0, 0, rel(5, 2)),
+        asm(Op::Halt, 0, 0, 0),
+    ]);
+    m.memory.poke(0x5000, &3u64.to_le_bytes());
+    m.memory.poke(0x6000, &4u64.to_le_bytes());
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!((m.cpu.env().r[3], m.memory.peek(0x5008, 8)), (3, 1));
+    assert!(m.cpu.stats().slow_accesses < 10);
+    m.memory.poke(0x5008, &77u64.to_le_bytes());
+    let env = m.cpu.env_mut();
+    env.pc = CODE;
+    env.map(1, 0x5000, 0x6000);
+    softmmu::flush_all::<Toy>(env);
+    assert_eq!(m.cpu.run(), 0);
+    assert_eq!((m.cpu.env().r[3], m.memory.peek(0x6008, 8)), (4, 1));
+    assert_eq!(m.memory.peek(0x5008, 8), 77, "the old page is left alone");
+    // A page that may only be read stays quick to read.
+    let mut m = machine(&[
+        asm(Op::MovI, 0, 0, 1000),
+        asm(Op::MovI, 2, 0, 0x5000),
+        asm(Op::Load, 3, 2, 0),
+        asm(Op::AddI, 0, 0, -1),
+        asm(Op::Jnz, 0, 0, rel(4, 2)),
+        asm(Op::Store, 0, 2, 8),
+    ]);
+    m.cpu.env_mut().map(1, 0x5000, 0x6000).write = false;
+    assert_eq!(m.cpu.run(), 100, "the store faults");
+    assert!(m.cpu.stats().slow_accesses < 10);
+}
+
+#[test]
 fn without_chaining_the_result_is_the_same() {
     for (max_insns, chain) in [(1, true), (2, false), (1, false)] {
         let mut env = ToyEnv::new();

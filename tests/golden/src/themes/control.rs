@@ -57,6 +57,10 @@ pub const LOOPS: Theme = Theme {
         search_with_exit User64 {
             anonymous_label(); cmp(dword_ptr(rsi), edx); je(NEAR); add(rsi, 4i32); dec(ecx); jne(a.bwd()?)
         }
+        spilled_sum User64 {
+            anonymous_label(); mov(rax, qword_ptr(rsi)); add(rsi, 8i32); add(rax, qword_ptr(rsp + 8));
+            mov(qword_ptr(rsp + 16), rax); cmp(rsi, rdi); jne(a.bwd()?)
+        }
         sum_array User64 {
             anonymous_label(); add(rax, qword_ptr(rsi)); add(rsi, 8i32); cmp(rsi, rdi); jne(a.bwd()?)
         }
