@@ -23,6 +23,8 @@ pub const TRANSLATOR: &str = "tcg";
 const BOOT: Duration = Duration::from_secs(300);
 /// The most that one run of a workload may take.
 const RUN: Duration = Duration::from_secs(600);
+/// Runs of a workload, at most, until the beginning of one is noticed in time.
+const LATE: u32 = 5;
 /// The most that a power-off may take.
 const END: Duration = Duration::from_secs(30);
 
@@ -223,8 +225,20 @@ impl Session {
         self.console.expect(&format!("\n@work {name}"), within)
     }
 
-    /// Gives an order for a workload and waits for the answer.
+    /// Gives an order for a workload and waits for the answer. If on a busy host the beginning of the work was noticed late, and
+    /// less time was taken than the guest's clock says, gives it again.
     pub fn run(&mut self, name: &str, order: &str) -> Result<Answer> {
+        for _ in 0..LATE {
+            let answer = self.run_once(name, order)?;
+            let late = |took: &Took| took.inside.is_some_and(|inside| took.outside < inside.mul_f64(0.9));
+            if !matches!(&answer, Answer::Took(took) if late(took)) {
+                return Ok(answer);
+            }
+        }
+        bail!("{name}: the host is too busy for the beginning of the work to be noticed in time")
+    }
+
+    fn run_once(&mut self, name: &str, order: &str) -> Result<Answer> {
         let mut before = process::thread_time(self.console.pid())?;
         let ordered = Instant::now();
         let mut started = ordered;
