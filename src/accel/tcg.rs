@@ -17,7 +17,6 @@ use tessera_hw_core::timers::Timers;
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::exec::{BREAKPOINT, Options, Remote, Vcpu};
 use tessera_tcg::memory::{PAGE_MASK, PhysMemory, RamPage};
-use tessera_tcg::opt::OptFlags;
 use tessera_tcg::softmmu::{self, Watch, WatchOwner};
 use tessera_x86::cpu_state::CpuState;
 use tessera_x86::cpuid::CpuidTable;
@@ -358,7 +357,6 @@ impl TcgEngine {
             config.log.ranges.iter().map(|r| *r.start()..r.end().saturating_add(1)).collect();
         options.count = count;
         options.hot = settings.hot.unwrap_or(options.hot);
-        let sampled = options.opt.contains(OptFlags::TRACES) && options.hot > 0;
         let memory = Arc::new(Memory { space: board.address_space.clone(), time: devices.clone() });
         let vcpu = Vcpu::new(env, memory, options).map_err(|error| error.to_string())?;
         board.address_space.set_observer(Arc::new(Observer(vcpu.remote().clone())));
@@ -366,7 +364,7 @@ impl TcgEngine {
         board.a20.on_change(Box::new(move |_| noticed.kick()));
         // Set once, here.
         let _ = remote.set(vcpu.remote().clone());
-        let sampler = sampled.then(|| Sampler::spawn(vcpu.remote().clone())).transpose();
+        let sampler = vcpu.wants_samples().then(|| Sampler::spawn(vcpu.remote().clone())).transpose();
         let sampler = sampler.map_err(|error| format!("no thread to sample the guest: {error}"))?;
         Ok(TcgEngine {
             vcpu,

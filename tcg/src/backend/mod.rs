@@ -184,12 +184,12 @@ pub struct Compiled {
     /// Distance of the cold code from the start of the room; 16-aligned. Meaningless unless the code [fits](Compiled::fits).
     pub cold_at: u32,
     /// The block has more values at a time than the backend has room for: the code is useless. No block of up to
-    /// [`MAX_INSNS`](crate::exec::MAX_INSNS) guest instructions has, but traces may.
+    /// [`MAX_INSNS`](crate::exec::MAX_INSNS) guest instructions has, which is why only those who make traces ask.
     pub overflow: bool,
     /// Host instructions that it counts, if it counts what it executes: slow paths, padding and the counting apart.
     pub host_insns: u32,
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
-    /// `poll`, and all indirect jumps, go to offset 0.
+    /// `poll` go to offset 0.
     pub body: u32,
     /// Jumps that can be linked: those of exits with `chain`.
     pub jumps: Vec<JumpSite>,
@@ -290,7 +290,7 @@ pub struct RuntimeFns {
     /// `extern "C" fn(env, tb: u32, point: u32)`: a helper has set `helper_fault`: restores the state.
     pub helper_fault: usize,
     /// `extern "C" fn(env) -> u64`: the program counter global is set, the pinned globals need not be home. Address of the entry of the block
-    /// there, the one with the poll; 0 to leave with [`Outcome::Lookup`].
+    /// there, the one without a poll; 0 to leave with [`Outcome::Lookup`].
     pub next_block: usize,
 }
 

@@ -194,6 +194,11 @@ impl CodeCache {
         }
     }
 
+    /// Bytes of a segment.
+    pub fn segment_len(&self) -> usize {
+        self.segment_len
+    }
+
     fn segment(&self, n: usize) -> Range<usize> {
         let start = THUNKS + SCRATCH + n * self.segment_len;
         start..start + self.segment_len

@@ -39,6 +39,8 @@ use crate::memory::{PAGE_MASK, PAGE_SIZE};
 const NONE: u32 = u32::MAX;
 /// No second page; no page has this address.
 pub(super) const NO_PAGE: u64 = u64::MAX;
+/// Counters of tried traces.
+const TRIES: usize = 4096;
 /// Number of the block that runs once, in the scratch area; never live.
 pub(super) const SCRATCH: u32 = 0;
 
@@ -96,8 +98,6 @@ pub(super) struct Tb {
     pub trace: bool,
     /// How often the guest was found at its start: see `traces`.
     heat: u8,
-    /// How often a trace from there was tried.
-    tries: u8,
     /// Offset of its hot code in the cache.
     pub code: u32,
     /// Distance of the entry without a poll.
@@ -132,7 +132,6 @@ impl Tb {
         spans: [(0, 0); 2],
         trace: false,
         heat: 0,
-        tries: 0,
         code: 0,
         body: 0,
         bytes: 0,
@@ -276,6 +275,8 @@ pub struct Blocks {
     /// What was looked for in vain, by physical address and key, since the last new block: generated code looks first, and
     /// the execution loop need not do so again.
     missing: Option<(u64, BlockKey)>,
+    /// How often traces were tried, by hash of where they begin.
+    tries: Box<[u8; TRIES]>,
 }
 
 /// A block in a hash chain. The chain's head and each block's number of its successor are of this kind, apart from the blocks
@@ -330,6 +331,7 @@ impl Blocks {
             remote,
             noted: Cell::new([NO_PAGE; 2]),
             missing: None,
+            tries: Box::new([0; TRIES]),
         }
     }
 
@@ -417,21 +419,23 @@ impl Blocks {
     }
 
     /// Counts that the guest was found at the start of a block; whether it has been found there more than `enough` times since a
-    /// trace was last tried from there, if that is to be tried again.
+    /// trace was last tried from there. Each time that takes twice as often: code that is written to again and again, or goes
+    /// another way each time, is not worth it.
     pub(super) fn heat(&mut self, id: u32, enough: u8) -> bool {
-        /// A recording may end early by chance, such as an interrupt.
-        const TRIES: u8 = 4;
         let t = &mut self.tbs[id as usize];
-        if t.trace || t.bridge || t.state != State::Live || t.tries == TRIES {
+        if t.trace || t.bridge || t.state != State::Live {
             return false;
         }
-        if t.heat < enough {
+        let slot = hash(t.phys, t.pc, t.mode).0 % TRIES;
+        let tries = self.tries[slot];
+        if u32::from(t.heat) < (u32::from(enough) << tries.min(8)).min(u8::MAX.into()) {
             t.heat += 1;
             return false;
         }
         t.heat = 0;
-        t.tries += 1;
-        true
+        self.tries[slot] = tries.saturating_add(1);
+        // Where no heat is asked for, that must have an end, too.
+        enough > 0 || tries < u8::MAX
     }
 
     /// Whether a block can be found.
@@ -490,7 +494,6 @@ impl Blocks {
             spans: origin.spans,
             trace: origin.trace,
             heat: 0,
-            tries: 0,
             code: at,
             body: compiled.body as u16,
             bytes: bytes as u16,
@@ -695,11 +698,6 @@ impl Blocks {
         }
     }
 
-    /// Drops a block that is live: something better is in its place.
-    pub(super) fn replace(&mut self, id: u32, jumps: &mut JumpCache) {
-        self.kill(id, jumps);
-    }
-
     /// Empties the next segment and goes there. Nothing may be running.
     pub(super) fn evict(&mut self, jumps: &mut JumpCache) {
         let segment = self.cache.advance();
@@ -748,7 +746,7 @@ impl Blocks {
     }
 
     /// Makes a live block dead: nothing leads to it any more.
-    fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
+    pub(super) fn kill(&mut self, id: u32, jumps: &mut JumpCache) {
         let t = self.tbs[id as usize];
         jumps.forget(t.pc, self.body(id));
         if !t.bridge {

@@ -12,7 +12,7 @@ use crate::guest::{BlockKey, Exception, Guest};
 use crate::jump_cache::{JumpOrigin, SECOND_HITS};
 use crate::softmmu::{Fetched, Running, fetch_page, jump_tag, runtime};
 
-/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's entry, or 0 to
+/// What generated code calls when an indirect jump misses in the jump cache: the address of the block's body, or 0 to
 /// leave.
 pub(super) extern "C" fn next_block<G: Guest>(env: NonNull<G::Env>) -> u64 {
     let mut env = env;
@@ -49,7 +49,7 @@ pub(super) fn name<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64) {
     }
 }
 
-/// The entry of a block that exists; the jump cache has it afterwards.
+/// The body of a block that exists; the jump cache has it afterwards.
 fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> Option<u64> {
     rt.lookups += 1;
     let page = fetch_page::<G>(env, rt, key.pc).ok()?;

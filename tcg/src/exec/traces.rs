@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! - A path is a hint: the trace made from it is right for whatever the guest does later.
-//! - All instructions of a path were executed in one block mode and address space, and lie in two pages at most.
+//! - All instructions of a path were executed in one block mode, and lie in two pages at most. The address space was the same at
+//!   its start and at its end.
 //! - Recording takes a small share of the time, whatever the guest does: see [`Recorder::sampled`].
 
 use crate::guest::BlockKey;
@@ -133,7 +134,10 @@ impl Recorder {
 
     /// Sees to it that the instruction at `pc` is in the pages of the path, if there may be one more.
     fn has_room(&mut self, pc: u64) -> bool {
-        // Wherever its last byte is: its length is not known here.
+        // Wherever its last byte is: its length is not known here. Behind 4 GiB, or the end, addresses may begin anew.
+        if (pc as u32).checked_add(LONGEST as u32 - 1).is_none() {
+            return false;
+        }
         [pc, pc.wrapping_add(LONGEST - 1)].into_iter().all(|address| {
             let page = address & !PAGE_MASK;
             if self.pages.contains(&Some(page)) {
@@ -167,31 +171,36 @@ impl Recorder {
     }
 }
 
-/// What a trace was made from, in each of its pages: the offsets of the first and behind the last byte of its instructions. Where
-/// exactly the last one ends does not matter.
-pub(super) fn spans(path: &[u64]) -> [(u64, (u16, u16)); 2] {
-    let first = path[0] & !PAGE_MASK;
-    let second = path
-        .iter()
-        .flat_map(|pc| [*pc, pc.wrapping_add(LONGEST - 1)])
-        .map(|address| address & !PAGE_MASK)
-        .find(|page| *page != first);
-    let mut spans = [(first, (u16::MAX, 0)), (second.unwrap_or(first), (u16::MAX, 0))];
-    for (n, (page, (from, to))) in spans.iter_mut().enumerate() {
-        if n == 1 && second.is_none() {
-            *from = 0;
-            break;
-        }
+/// How many rounds of a path a trace has: a few, if it leads back to its start and is short, as of other loops of one block.
+pub(super) fn rounds(path: &[u64]) -> usize {
+    const MAX_ROUNDS: usize = 4;
+    const MAX_UNROLLED: usize = 40;
+    let round = path.len() - 1;
+    if path[0] == path[round] { (MAX_UNROLLED / round.max(1)).clamp(1, MAX_ROUNDS) } else { 1 }
+}
+
+/// A path that leads back to its start, taken so many times.
+pub(super) fn repeated(path: &[u64], rounds: usize) -> Vec<u64> {
+    let (first, rest) = path.split_at(1);
+    first.iter().chain(std::iter::repeat_n(rest, rounds).flatten()).copied().collect()
+}
+
+/// What a trace was made from, in its first page and in the one at the guest-virtual address `second`, if it has another: the
+/// offsets of the first byte of its instructions, and of one behind the last. Where exactly the last one ends does not matter.
+pub(super) fn spans(path: &[u64], second: Option<u64>) -> [(u16, u16); 2] {
+    let of_page = |page: u64| {
+        let mut span = (PAGE_SIZE as u16, 0);
         for &pc in path {
-            let start = pc.wrapping_sub(*page) as i64;
+            let start = pc.wrapping_sub(page) as i64;
             let end = start.wrapping_add(LONGEST as i64);
             if end > 0 && start < PAGE_SIZE as i64 {
-                *from = (*from).min(start.max(0) as u16);
-                *to = (*to).max(end.min(PAGE_SIZE as i64) as u16);
+                span.0 = span.0.min(start.max(0) as u16);
+                span.1 = span.1.max(end.min(PAGE_SIZE as i64) as u16);
             }
         }
-    }
-    spans
+        span
+    };
+    [of_page(path[0] & !PAGE_MASK), second.map_or((0, 0), of_page)]
 }
 
 #[cfg(test)]
@@ -270,9 +279,21 @@ mod tests {
     }
 
     #[test]
+    fn short_paths_are_repeated() {
+        let path = [0x1000, 0x1004, 0x1000];
+        assert_eq!((rounds(&path), rounds(&[0x1000, 0x1004])), (4, 1));
+        assert_eq!(repeated(&path, 2), [0x1000, 0x1004, 0x1000, 0x1004, 0x1000]);
+        let long: Vec<u64> = (0..50).chain([0]).collect();
+        assert_eq!(rounds(&long), 1);
+    }
+
+    #[test]
     fn spans_hold_all_instructions() {
-        assert_eq!(spans(&[0x1100, 0x1180, 0x1020]), [(0x1000, (0x20, 0x190)), (0x1000, (0, 0))]);
-        assert_eq!(spans(&[0x5100, 0x1ff8, 0x5000]), [(0x5000, (0, 0x110)), (0x1000, (0xff8, 0x1000))]);
-        assert_eq!(spans(&[0x1ff8, 0x2010]), [(0x1000, (0xff8, 0x1000)), (0x2000, (0, 0x20))]);
+        assert_eq!(spans(&[0x1100, 0x1180, 0x1020], None), [(0x20, 0x190), (0, 0)]);
+        let path = [0x5100, 0x1ff8, 0x5000];
+        assert_eq!(spans(&path, Some(0x1000)), [(0, 0x110), (0xff8, 0x1000)]);
+        assert_eq!(spans(&[0x1ff8, 0x2010], Some(0x2000)), [(0xff8, 0x1000), (0, 0x20)]);
+        let (from, to) = spans(&[0x1ff8, 0x2010], Some(0))[1];
+        assert!(from >= to, "nothing is there");
     }
 }

@@ -14,7 +14,7 @@ use crate::ir::verify;
 use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, text};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::{OptFlags, Optimizer};
-use crate::softmmu::fetch_page;
+use crate::softmmu::{RETRY_VECTOR, fetch_page};
 
 /// Bytes that are read of code which is not in RAM or ROM: more than any guest's instruction.
 const MMIO_FETCH: usize = 16;
@@ -102,6 +102,12 @@ struct Fetcher<'a, G: Guest> {
 impl<G: Guest> Fetcher<'_, G> {
     fn fill(&mut self, pc: u64) -> Result<(), Exception> {
         let phys = fetch_page::<G>(self.env, self.rt, pc)?.phys;
+        if self.whole
+            && (self.used == self.pages.len() || self.rt.mmu.memory.ram_page(phys & !PAGE_MASK).is_none())
+        {
+            // What is no memory must not be read without need, nor twice; a trace has two pages.
+            return Err(Exception { vector: RETRY_VECTOR, error: None, address: pc });
+        }
         let offset = if self.whole { 0 } else { (phys & PAGE_MASK) as usize };
         let page = &mut self.pages[self.used];
         page.phys = phys & !PAGE_MASK;
@@ -148,7 +154,7 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
         let i = match (0..self.used).find(|i| self.pages[*i].covers(pc)) {
             Some(i) => i,
             None => {
-                assert!(self.used < 2, "a block has bytes of two pages at most");
+                assert!(self.whole || self.used < 2, "a block has bytes of two pages at most");
                 self.fill(pc)?;
                 self.used - 1
             }
@@ -277,7 +283,8 @@ impl Translator {
         Ok(made)
     }
 
-    /// Translates a trace from `head` along `path`, and puts it in the place of the block there. `None` if it would be no better.
+    /// Translates a trace from `head` along `path`, and puts it in the place of the block there; `None` if it would be no
+    /// better.
     pub fn trace<G: Guest, B: HostBackend>(
         &mut self,
         env: &mut G::Env,
@@ -286,14 +293,23 @@ impl Translator {
         head: BlockKey,
         path: &[u64],
         (options, stats): (&Options, &mut Stats),
-    ) -> Option<u32> {
+    ) -> Option<()> {
         if path.iter().any(|pc| self.stops_at(*pc)) {
             return None;
         }
+        let rounds = if options.opt.contains(OptFlags::UNROLL) { traces::rounds(path) } else { 1 };
+        let path = &traces::repeated(path, rounds)[..];
         let limits = TranslateLimits { path, ..limits(options, false) };
         let front = self.front_end::<G>(env, rt, head, limits).ok()?;
         let insns = front.translated.insns as usize;
-        if front.volatile || insns < 2 {
+        // If something has ended it early, the block that is there may be longer.
+        if front.volatile || insns < 2 || 2 * insns < path.len() {
+            return None;
+        }
+        let second = front.spans.then_some(self.pages[1].from);
+        let spans = traces::spans(&path[..insns], second);
+        if front.spans && spans[1].0 >= spans[1].1 {
+            // A second page was fetched in vain, or for an instruction that goes on at address 0.
             return None;
         }
         let log = Log::new(options, head);
@@ -303,11 +319,7 @@ impl Translator {
             optimizer.run(&mut self.block, true);
             log.op_opt(&self.block, &self.guest);
         }
-        let room = self.compile_to_cache(rt, backend);
-        if self.compiled.overflow {
-            return None;
-        }
-        let [(_, first), (page2_pc, second)] = traces::spans(&path[..insns]);
+        let room = self.compile_trace(rt, backend)?;
         let phys = self.pages[0].phys | head.pc & PAGE_MASK;
         let origin = Origin {
             trace: true,
@@ -315,21 +327,20 @@ impl Translator {
             mode: head.mode,
             phys,
             page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
-            page2_pc,
-            spans: [first, second],
+            page2_pc: second.unwrap_or_default(),
+            spans,
             code: [&[], &[]],
         };
-        debug_assert!(!front.spans || self.pages[1].from == page2_pc);
         let old: Vec<u32> = rt.blocks.live_of(phys, head.pc, head.mode).map(|(id, _)| id).collect();
         for id in old {
-            rt.blocks.replace(id, &mut rt.jump_cache);
+            rt.blocks.kill(id, &mut rt.jump_cache);
         }
         let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
         protect(rt, id, first_of_page);
         log.host_code(room, &self.compiled);
         stats.traces += 1;
         stats.trace_insns += u64::from(front.translated.insns);
-        Some(id)
+        Some(())
     }
 
     /// Whether the scratch area holds the block at `key` already: the same instruction that is run alone is often run alone
@@ -439,6 +450,23 @@ impl Translator {
         let first = PAGE_SIZE - (key.pc & PAGE_MASK);
         let spans = if whole { used > 1 } else { u64::from(translated.bytes) > first };
         Ok(Front { translated, volatile, spans })
+    }
+
+    /// Compiles a trace for the cache's free part, or the next one; where. `None` if it is too large, or has too many values.
+    fn compile_trace<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B) -> Option<Room> {
+        for _ in 0..2 {
+            let free = rt.blocks.cache.free();
+            let room = rt.blocks.cache.room(free.clone());
+            backend.compile(&self.block, room, rt.blocks.next_number(), &mut self.compiled);
+            if self.compiled.overflow || !self.compiled.fits(rt.blocks.cache.segment_len()) {
+                return None;
+            }
+            if self.compiled.fits(free.len()) {
+                return Some(room);
+            }
+            rt.blocks.evict(&mut rt.jump_cache);
+        }
+        None
     }
 
     /// Compiles for the cache's free part, making room as needed; where.

@@ -96,6 +96,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         self.context.env_mut()
     }
 
+    /// Whether it makes use of samples: see [`Options::hot`].
+    pub fn wants_samples(&self) -> bool {
+        self.options.opt.contains(OptFlags::TRACES) && self.options.hot > 0
+    }
+
     /// Handle for other threads.
     pub fn remote(&self) -> &Arc<Remote> {
         self.context.remote()

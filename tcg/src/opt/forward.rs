@@ -69,6 +69,12 @@ impl Forward {
         for inst in &block.insts {
             let v = self.instruction(inst);
             self.map.push(v);
+            if let Inst::ExitIf { exit, .. } = *inst
+                && block.exits[exit.0 as usize].indirect
+            {
+                // Behind such an exit the program counter is undefined.
+                self.known[self.guest.pc.0 as usize] = None;
+            }
             if self.ended {
                 break;
             }

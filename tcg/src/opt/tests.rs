@@ -495,3 +495,12 @@ fn sums_that_a_global_holds_are_not_taken_apart() {
     );
     assert_eq!(result.matches("sub.64").count(), 2, "{result}");
 }
+
+#[test]
+fn behind_an_indirect_exit_the_program_counter_is_set_anew() {
+    let source = "insn 0x1000\nv1 = get r1\nf2 = get flags\nset pc, v1\nexitif.b f2 -> exit0\nset pc, v1\ngoto_indirect\n\
+                  exit0: 0x0 indirect\n";
+    assert_eq!(optimised(source).matches("set pc").count(), 2);
+    let chained = source.replace("0x0 indirect", "0x2000 chain");
+    assert_eq!(optimised(&chained).matches("set pc").count(), 1);
+}

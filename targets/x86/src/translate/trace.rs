@@ -113,15 +113,27 @@ pub fn translate(
     for (n, &pc) in limits.path[..=last - usize::from(loops)].iter().enumerate() {
         debug_assert_eq!(pc, goes_on);
         let mut buf = [0; MAX_INSN];
-        let bytes = match fetch(code, pc, linear_mask, &mut buf) {
-            Ok(bytes) => bytes,
+        let ip = pc.wrapping_sub(base) & linear_mask;
+        let mut decode = |bytes: &[u8]| {
+            let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
+            decoder.decode_out(&mut i);
+            i.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes
+        };
+        let mut len = match code.fetch(pc) {
+            Ok(bytes) => copy(bytes, &mut buf),
             Err(exception) if n == 0 => return Err(exception),
             Err(_) => break,
         };
-        let ip = pc.wrapping_sub(base) & linear_mask;
-        let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
-        decoder.decode_out(&mut i);
-        let cut = i.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes;
+        let mut cut = decode(&buf[..len]);
+        if cut
+            && len < MAX_INSN
+            && let Ok(more) = code.fetch(pc.wrapping_add(len as u64) & linear_mask)
+        {
+            // It goes on in another page.
+            len += copy(more, &mut buf[len..]);
+            cut = decode(&buf[..len]);
+        }
+        let bytes = &buf[..len];
         if cut || beyond_limit(key.mode, ip, i.len().max(1)) || invalid_length(&i) {
             if n == 0 {
                 return Err(exception(vector::GP, Some(0)));
@@ -151,23 +163,9 @@ pub fn translate(
     Ok(Translated { bytes: 0, insns })
 }
 
-/// The bytes of an instruction, at most [`MAX_INSN`]; from two pages, if it goes on in another.
-fn fetch<'a>(
-    code: &mut dyn CodeFetch,
-    pc: u64,
-    linear_mask: u64,
-    buf: &'a mut [u8; MAX_INSN],
-) -> Result<&'a [u8], Exception> {
-    let first = code.fetch(pc)?;
-    let mut len = first.len().min(MAX_INSN);
-    buf[..len].copy_from_slice(&first[..len]);
-    // What an instruction has in the next page, it may not need.
-    if len < MAX_INSN
-        && let Ok(more) = code.fetch(pc.wrapping_add(len as u64) & linear_mask)
-    {
-        let more = &more[..more.len().min(MAX_INSN - len)];
-        buf[len..len + more.len()].copy_from_slice(more);
-        len += more.len();
-    }
-    Ok(&buf[..len])
+/// Copies what there is room for; how much that was.
+fn copy(from: &[u8], to: &mut [u8]) -> usize {
+    let len = from.len().min(to.len());
+    to[..len].copy_from_slice(&from[..len]);
+    len
 }

@@ -202,3 +202,19 @@ fn an_endless_trace_is_left_for_a_kick() {
     assert!(traces(&m) > 0);
     assert_ne!(m.env().gpr[reg::RAX], 0);
 }
+
+#[test]
+fn a_path_into_what_is_no_memory_is_not_read() {
+    let mut m = ready();
+    m.assemble(64, |a| a.inc(rax).and_then(|()| a.jmp(rbx)));
+    // Beyond RAM everything reads as ones, which is no instruction.
+    m.put(PTES + 8 * (FAR >> 12), 8, SIZE as u64 | 3);
+    crate::mmu::flush_all(m.env());
+    for round in 1..10 {
+        let e = m.env();
+        e.gpr[reg::RBX] = FAR + 0x123;
+        e.set_ip(CODE);
+        assert_eq!(m.go().map(|trap| trap.at()), Some((6, FAR + 0x123)));
+        assert_eq!(m.env().gpr[reg::RAX], round);
+    }
+}
