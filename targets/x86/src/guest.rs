@@ -35,7 +35,7 @@ pub(crate) fn bitness(mode: u64) -> u32 {
     }
 }
 
-pub(crate) fn code_base(mode: u64) -> u64 {
+fn code_base(mode: u64) -> u64 {
     if mode & mode::CODE64 != 0 { 0 } else { mode >> mode::CODE_BASE_SHIFT }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Problem: most time is spent in few loops, whose code is in several blocks; which way their branches and indirect jumps
 //! usually go is known only when they run. Counting in generated code would cost all code, to find the little that is hot.
-//! Strategy: *samples*. Whenever generated code is left because somebody asked for it, it is at a block's polled entry: the start
-//! of a loop or the target of an indirect jump. A [sampler](super::Remote::kick) asks once a millisecond. A block that was
+//! Strategy: *samples*. Whenever generated code is left because somebody asked for it, it is at the start of a loop or at the target of
+//! an indirect jump. A [sampler](super::Remote::kick) asks once a millisecond. A block that was
 //! found often enough is the *head* of a trace: the execution loop runs the guest one instruction at a time and notes where it
 //! goes, until it has come back to the head and gone the same way twice, or something gets in the way. From that
 //! path the translator makes a trace, a block that stands in for the head's.
@@ -49,8 +49,6 @@ pub(super) struct Recorder {
     head: Option<(BlockKey, u64)>,
     /// Addresses of the instructions executed so far, the first being the head's.
     path: Vec<u64>,
-    /// Where in the path the head was executed again.
-    returns: Vec<usize>,
     /// The pages of the path.
     pages: [Option<u64>; 2],
     /// The last two rounds went the same way.
@@ -66,7 +64,6 @@ impl Recorder {
         Recorder {
             head: None,
             path: Vec::new(),
-            returns: Vec::new(),
             pages: [None; 2],
             twice: false,
             steps: 0,
@@ -84,7 +81,6 @@ impl Recorder {
     pub fn start(&mut self, head: BlockKey, space: u64) {
         self.head = Some((head, space));
         self.path.clear();
-        self.returns.clear();
         self.pages = [None; 2];
         self.steps = 0;
         self.twice = false;
@@ -109,17 +105,10 @@ impl Recorder {
             return Progress::Execute;
         }
         let visits = self.path.iter().filter(|pc| **pc == key.pc).count();
-        if key.pc == head.pc && visits > 0 {
-            let at = self.path.len();
-            let period = at / 2;
-            let twice = at.is_multiple_of(2)
-                && self.returns.contains(&period)
-                && self.path[..period] == self.path[period..];
-            self.returns.push(at);
-            if twice {
-                self.twice = true;
-                return Progress::Done;
-            }
+        let period = self.path.len() / 2;
+        if key.pc == head.pc && visits > 0 && self.path[..period] == self.path[period..] {
+            self.twice = true;
+            return Progress::Done;
         }
         if visits >= MAX_VISITS {
             self.head = None;
@@ -161,7 +150,7 @@ impl Recorder {
             let period = self.path.len() / 2;
             self.path.truncate(period);
             self.path.push(head.pc);
-        } else if self.returns.is_empty() {
+        } else if !self.path.iter().skip(1).any(|pc| *pc == head.pc) {
             self.path.truncate(MAX_STRAIGHT);
         } else {
             // It goes another way each time: most exits would be side exits.

@@ -98,7 +98,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
 
     /// Whether it makes use of samples: see [`Options::hot`].
     pub fn wants_samples(&self) -> bool {
-        self.options.opt.contains(OptFlags::TRACES) && self.options.hot > 0
+        self.traces() && self.options.hot > 0
+    }
+
+    fn traces(&self) -> bool {
+        self.options.opt.contains(OptFlags::TRACES)
     }
 
     /// Handle for other threads.
@@ -294,7 +298,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
 
     /// The guest was found at the start of a block: a trace may begin there.
     fn sample(&mut self, tb: u32) {
-        if !self.options.opt.contains(OptFlags::TRACES) || !self.recorder.sampled() {
+        if !self.traces() || !self.recorder.sampled() {
             return;
         }
         if self.context.runtime_mut().blocks.heat(tb, self.options.hot) {
@@ -305,6 +309,9 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
 
     /// Takes a sample at the block that is about to run, if there is one; whether there is something to record.
     fn sample_here(&mut self) -> bool {
+        if !self.traces() {
+            return false;
+        }
         let mut env = self.context.env_ptr();
         // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };

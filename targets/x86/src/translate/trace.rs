@@ -17,9 +17,9 @@ use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, TranslateLimits, Transl
 use tessera_tcg::ir::{Builder, Cond, Exit, FlagOp, GlobalSet, Inst, Value, Width};
 
 use super::{Translator, dispatch, vector, x87};
-use crate::guest::{MAX_INSN, beyond_limit, bitness, code_base, invalid_length};
+use crate::guest::{MAX_INSN, beyond_limit, bitness, invalid_length};
 use crate::helpers::exception;
-use crate::state::{PC, X86Env, mode};
+use crate::state::{PC, X86Env};
 
 /// Where a trace goes on.
 #[derive(Clone, Copy, Debug)]
@@ -101,8 +101,6 @@ pub fn translate(
     ir: &mut Builder,
 ) -> Result<Translated, Exception> {
     let table = dispatch();
-    let base = code_base(key.mode);
-    let linear_mask = if key.mode & mode::CODE64 != 0 { u64::MAX } else { 0xffff_ffff };
     let mut t = Translator::new(ir, env, key, limits);
     let mut i = Instruction::default();
     let mut insns = 0;
@@ -113,7 +111,7 @@ pub fn translate(
     for (n, &pc) in limits.path[..=last - usize::from(loops)].iter().enumerate() {
         debug_assert_eq!(pc, goes_on);
         let mut buf = [0; MAX_INSN];
-        let ip = pc.wrapping_sub(base) & linear_mask;
+        let ip = t.wrap(pc.wrapping_sub(t.cs_base));
         let mut decode = |bytes: &[u8]| {
             let mut decoder = Decoder::with_ip(bitness(key.mode), bytes, ip, DecoderOptions::NONE);
             decoder.decode_out(&mut i);
@@ -127,7 +125,7 @@ pub fn translate(
         let mut cut = decode(&buf[..len]);
         if cut
             && len < MAX_INSN
-            && let Ok(more) = code.fetch(pc.wrapping_add(len as u64) & linear_mask)
+            && let Ok(more) = code.fetch(t.wrap(pc.wrapping_add(len as u64)))
         {
             // It goes on in another page.
             len += copy(more, &mut buf[len..]);

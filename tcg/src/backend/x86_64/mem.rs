@@ -57,9 +57,6 @@ struct Miss {
     leads: Option<Leads>,
     /// The group that it looks for, which lasts for all rounds.
     lasting: Option<Leader>,
-    bytes: u32,
-    mem: MemFlags,
-    write: bool,
     addr: u8,
     /// What is to be looked for in the rest of the TLB.
     of: Refill,
@@ -136,9 +133,6 @@ impl Emitter<'_> {
             hit: self.here(),
             leads,
             lasting,
-            bytes,
-            mem,
-            write,
             addr,
             of: Refill { mmu: mem.mmu, write, bytes: bytes as u16 },
             refill: true,
@@ -286,9 +280,9 @@ impl Emitter<'_> {
     /// page for the group, it looks for itself in the first way. Whether it has asked the second way for itself.
     fn look_for_lasting(&mut self, miss: &Miss, group: Leader, own: Alignment, on_miss: OnMiss) -> bool {
         let Leader { slot, low, high, write, align } = group;
-        let (range, own_range) = ((low.into(), high.into()), (0, miss.bytes as i32));
-        let alone = (range, align, write) == (own_range, own, miss.write);
-        let mmu = miss.mem.mmu;
+        let (range, own_range) = ((low.into(), high.into()), (0, miss.of.bytes.into()));
+        let alone = (range, align, write) == (own_range, own, miss.of.write);
+        let mmu = miss.of.mmu;
         let none = self.test_entry(miss.addr, range, align, mmu, write);
         let found = self.here();
         self.asm().store(Width::W64, group_addend(slot), r::RAX);
@@ -296,7 +290,7 @@ impl Emitter<'_> {
         let here = self.here();
         self.fix(none, here);
         if !alone {
-            let none = self.test_entry(miss.addr, own_range, own, mmu, miss.write);
+            let none = self.test_entry(miss.addr, own_range, own, mmu, miss.of.write);
             self.jump_to(miss.hit);
             let here = self.here();
             self.fix(none, here);

@@ -32,6 +32,11 @@ fn place(
     }
 }
 
+/// A function that adds to RAX.
+fn place_adder(m: &mut Machine<engine::Engine>, at: u64, n: i32) {
+    place(m, at, |a| a.add(rax, n).and_then(|()| a.ret()));
+}
+
 /// RCX rounds of a call of the function in `rbx`; RAX counts.
 fn calling_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut again = a.create_label();
@@ -53,7 +58,7 @@ fn calls(m: &mut Machine<engine::Engine>, rounds: u64, function: u64) -> u64 {
 fn a_loop_with_a_call_to_another_page_becomes_a_trace() {
     let mut m = ready();
     m.assemble(64, calling_loop);
-    place(&mut m, FAR, |a| a.add(rax, 2).and_then(|()| a.ret()));
+    place_adder(&mut m, FAR, 2);
     assert_eq!(calls(&mut m, 1000, FAR), 2000);
     assert!(traces(&m) > 0);
     assert_eq!(m.env().gpr[reg::RSP], PAGES + 0x1000);
@@ -63,8 +68,8 @@ fn a_loop_with_a_call_to_another_page_becomes_a_trace() {
 fn an_indirect_call_that_goes_elsewhere_leaves_the_trace() {
     let mut m = ready();
     m.assemble(64, calling_loop);
-    place(&mut m, FAR, |a| a.add(rax, 2).and_then(|()| a.ret()));
-    place(&mut m, NEAR, |a| a.add(rax, 3).and_then(|()| a.ret()));
+    place_adder(&mut m, FAR, 2);
+    place_adder(&mut m, NEAR, 3);
     assert_eq!(calls(&mut m, 1000, FAR), 2000);
     assert!(traces(&m) > 0);
     assert_eq!(calls(&mut m, 1000, NEAR), 3000);
@@ -97,7 +102,7 @@ fn branches_that_change_their_mind_leave_the_trace() {
 fn a_store_to_any_of_its_pages_ends_the_trace() {
     let mut m = ready();
     m.assemble(64, calling_loop);
-    place(&mut m, FAR, |a| a.add(rax, 2).and_then(|()| a.ret()));
+    place_adder(&mut m, FAR, 2);
     assert_eq!(calls(&mut m, 1000, FAR), 2000);
     assert!(traces(&m) > 0);
     // The function changes itself half-way: the immediate of its ADD.
@@ -118,8 +123,8 @@ fn a_store_to_any_of_its_pages_ends_the_trace() {
 fn another_page_at_the_same_address_is_not_the_trace() {
     let mut m = ready();
     m.assemble(64, calling_loop);
-    place(&mut m, FAR, |a| a.add(rax, 2).and_then(|()| a.ret()));
-    place(&mut m, NEAR, |a| a.add(rax, 7).and_then(|()| a.ret()));
+    place_adder(&mut m, FAR, 2);
+    place_adder(&mut m, NEAR, 7);
     assert_eq!(calls(&mut m, 1000, FAR), 2000);
     assert!(traces(&m) > 0);
     m.put(PTES + 8 * (FAR >> 12), 8, NEAR | 3);
@@ -160,7 +165,7 @@ fn a_fault_in_a_trace_finds_the_state_before_it() {
 fn a_breakpoint_in_a_trace_stops() {
     let mut m = ready();
     m.assemble(64, calling_loop);
-    place(&mut m, FAR, |a| a.add(rax, 2).and_then(|()| a.ret()));
+    place_adder(&mut m, FAR, 2);
     assert_eq!(calls(&mut m, 1000, FAR), 2000);
     assert!(traces(&m) > 0);
     // The RET.
