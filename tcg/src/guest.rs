@@ -53,8 +53,18 @@ pub struct Mapping {
 pub struct BlockKey {
     /// Guest-virtual (linear) address of the first instruction.
     pub pc: u64,
-    /// The guest's mode bits that the front end reads; opaque to the translator.
+    /// The guest's mode bits that the front end reads; opaque to the translator, but for [`UNGROUPED`].
     pub mode: u64,
+}
+
+/// The bit of a block's mode that is the translator's own: the block is [ungrouped](crate::ir::Block::ungrouped).
+pub const UNGROUPED: u64 = 1 << 63;
+
+impl BlockKey {
+    /// The key that the guest knows, and whether the block is ungrouped.
+    pub(crate) fn split(self) -> (BlockKey, bool) {
+        (BlockKey { mode: self.mode & !UNGROUPED, ..self }, self.mode & UNGROUPED != 0)
+    }
 }
 
 /// State that a helper reads and writes beyond its arguments.

@@ -170,7 +170,7 @@ pub struct JumpSite {
     pub field: u32,
     /// Content of the field while the jump is not linked.
     pub unlinked: u32,
-    /// Which of [`Block::exits`] it is.
+    /// Which of [`Block::exits`] it is, or behind these, which of [`Compiled::ungrouped`].
     pub exit: u16,
 }
 
@@ -193,6 +193,9 @@ pub struct Compiled {
     pub body: u32,
     /// Jumps that can be linked: those of exits with `chain`.
     pub jumps: Vec<JumpSite>,
+    /// Addresses of guest instructions at whose start the block is left for one that is
+    /// [ungrouped](crate::ir::Block::ungrouped).
+    pub ungrouped: Vec<u64>,
     /// Points.
     pub points: Vec<StatePoint>,
     /// Globals away from home, by point.
@@ -225,6 +228,7 @@ impl Compiled {
         self.host_insns = 0;
         self.body = 0;
         self.jumps.clear();
+        self.ungrouped.clear();
         self.points.clear();
         self.moved.clear();
         self.recipes.clear();

@@ -64,6 +64,8 @@ struct Site {
     exit: u16,
     /// Whether it is linked to the entry that polls.
     poll: bool,
+    /// Whether it goes to a block without groups.
+    ungrouped: bool,
     /// Block that it is linked to.
     target: u32,
     /// Next in the target's list of incoming jumps.
@@ -476,14 +478,18 @@ impl Blocks {
         let bytes = arena.side.len() as u32 - side;
         side_tables::encode(compiled, origin.pc, &mut arena.side);
         let sites = arena.sites.len() as u32;
-        arena.sites.extend(compiled.jumps.iter().map(|j| Site {
-            field: at + j.field,
-            unlinked: j.unlinked,
-            pc: exits[j.exit as usize].pc,
-            exit: j.exit,
-            poll: exits[j.exit as usize].poll,
-            target: NONE,
-            next: NO_SITE,
+        arena.sites.extend(compiled.jumps.iter().map(|j| {
+            let exit = exits.get(j.exit as usize);
+            Site {
+                field: at + j.field,
+                unlinked: j.unlinked,
+                pc: exit.map_or_else(|| compiled.ungrouped[j.exit as usize - exits.len()], |e| e.pc),
+                exit: j.exit,
+                poll: exit.is_some_and(|e| e.poll),
+                ungrouped: exit.is_none(),
+                target: NONE,
+                next: NO_SITE,
+            }
         }));
         let tb = Tb {
             pc: origin.pc,
@@ -576,8 +582,17 @@ impl Blocks {
         if tb == SCRATCH {
             return self.scratch_exits[exit as usize];
         }
+        self.site_of(tb, exit).pc
+    }
+
+    /// Whether an exit goes to a block without groups. Panics as [`Blocks::exit_pc`].
+    pub(super) fn exit_is_ungrouped(&self, tb: u32, exit: u16) -> bool {
+        tb != SCRATCH && self.site_of(tb, exit).ungrouped
+    }
+
+    fn site_of(&self, tb: u32, exit: u16) -> &Site {
         let sites = (0..self.get(tb).site_count).map(|n| self.site(SiteRef { tb, n }));
-        sites.filter(|s| s.exit == exit).map(|s| s.pc).next().expect("the exit has a jump")
+        sites.into_iter().find(|s| s.exit == exit).expect("the exit has a jump")
     }
 
     /// A jump of an exit that is not linked: its number, the address of its field, and whether it goes to the entry that

@@ -202,7 +202,7 @@ impl Translator {
         self.breakpoints.iter().any(|address| (1..u64::from(bytes)).contains(&address.wrapping_sub(pc)))
     }
 
-    /// Translates at `key`; if `single`, one instruction to be run once.
+    /// Translates at `key`, which may be of an ungrouped block; if `single`, one instruction to be run once.
     pub fn translate<G: Guest, B: HostBackend>(
         &mut self,
         env: &mut G::Env,
@@ -212,6 +212,8 @@ impl Translator {
         single: bool,
         (options, stats): (&Options, &mut Stats),
     ) -> Result<Made, Exception> {
+        let mode = key.mode;
+        let (key, ungrouped) = key.split();
         if single && self.holds_once::<G>(env, rt, key) {
             return Ok(Made::Once);
         }
@@ -241,6 +243,8 @@ impl Translator {
             optimizer.run(&mut self.block, false);
             log.op_opt(&self.block, &self.guest);
         }
+        // What runs once cannot go on elsewhere.
+        self.block.ungrouped = ungrouped || limits.single_step;
         let made = if limits.single_step {
             let room = rt.blocks.cache.room(rt.blocks.cache.scratch());
             backend.compile(&self.block, room, SCRATCH, &mut self.compiled);
@@ -257,7 +261,7 @@ impl Translator {
             let origin = Origin {
                 trace: false,
                 pc: key.pc,
-                mode: key.mode,
+                mode,
                 phys: self.pages[0].phys | offset,
                 page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
                 page2_pc: (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE),

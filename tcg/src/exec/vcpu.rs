@@ -10,7 +10,7 @@ use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, lookup,
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
 use crate::env::{Header, JUMP_TAG_NONE, Runtime};
-use crate::guest::{BlockKey, Exception, Guest, Next};
+use crate::guest::{BlockKey, Exception, Guest, Next, UNGROUPED};
 use crate::memory::{PAGE_MASK, PhysMemory};
 use crate::opt::OptFlags;
 use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, runtime};
@@ -436,8 +436,9 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let mut env = self.context.env_ptr();
         // SAFETY: owned by the context, and no other reference to it is in use; likewise the runtime.
         let (env, rt) = unsafe { (env.as_mut(), runtime::<G>(env.as_mut())) };
-        let key = G::block_key(env);
+        let mut key = G::block_key(env);
         rt.mmu.spaces.set_main(G::header(env), G::main_mmu(key.mode));
+        let ungrouped = from.is_some_and(|(tb, exit)| rt.blocks.exit_is_ungrouped(tb, exit));
         let jump_cache = self.options.opt.contains(OptFlags::JUMP_CACHE);
         if jump_cache {
             lookup::name::<G>(env, rt, key.mode);
@@ -452,6 +453,9 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             && let Some(code) = rt.jump_cache.get(key.pc, tag)
         {
             return Ok(Some(code));
+        }
+        if ungrouped {
+            key.mode |= UNGROUPED;
         }
         rt.lookups += 1;
         let page = fetch_page::<G>(env, rt, key.pc)?;
@@ -469,6 +473,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             && self.options.opt.contains(OptFlags::LINK)
             && rt.blocks.stats.segments == segments
             && is_linkable(rt, from, tb)
+            && !(ungrouped && rt.blocks.get(tb).spans())
         {
             let to = if rt.blocks.get(tb).spans() {
                 self.translator.bridge(rt, &mut self.backend, key.pc)
@@ -480,7 +485,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             }
         }
         let code = rt.blocks.body(tb);
-        if jump_cache {
+        // Nothing jumps to ungrouped blocks but the exits that are linked to them.
+        if jump_cache && !ungrouped {
             lookup::remember::<G>(self.context.env_mut(), rt, key, page, tb)?;
         }
         Ok(Some(code))
@@ -502,7 +508,7 @@ fn is_linkable(rt: &Runtime, from: u32, to: u32) -> bool {
     let page = |address: u64| address & !PAGE_MASK;
     let first = page(a.pc) == page(b.pc) && page(a.phys) == page(b.phys);
     let second = a.page2_pc == page(b.pc) && a.page2 == page(b.phys);
-    a.mode == b.mode && (first || second)
+    (a.mode ^ b.mode) & !UNGROUPED == 0 && (first || second)
 }
 
 /// Links the jumps of an exit to a block.

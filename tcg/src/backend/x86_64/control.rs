@@ -222,6 +222,18 @@ impl Emitter<'_> {
         self.linkable(at, exit);
     }
 
+    /// Leaves the block at the start of the current guest instruction, which has done nothing yet, for one without groups.
+    pub fn leave_group(&mut self) {
+        self.clobber_flags();
+        self.flush(GlobalSet::of(self.guest.pc));
+        self.clobber_flags();
+        let exit = self.block.exits.len() + self.out.ungrouped.len();
+        self.out.ungrouped.push(self.pc);
+        self.asm().align4(1);
+        let at = self.asm().jmp();
+        self.linkable(at, ExitId(exit as u16));
+    }
+
     /// Flushes and jumps out of line if `cond` holds.
     pub fn jcc_side(&mut self, cond: Cond, exit: ExitId) {
         let at = self.asm().jcc(cond);

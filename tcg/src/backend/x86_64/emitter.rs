@@ -17,7 +17,7 @@
 
 use super::count::Count;
 use super::encode::{Asm, Mem, r};
-use super::groups::Groups;
+use super::groups::{Groups, OPEN};
 use super::liveness::{Liveness, NO_VALUE};
 use super::loops::LoopHead;
 use super::rounds::Rounds;
@@ -211,7 +211,7 @@ fn spill_disp(slot: u16) -> i32 {
 }
 
 impl<'a> Emitter<'a> {
-    /// Starts a block: analyses it and puts pinned globals in their registers.
+    /// Starts a block: begins to analyse it, and puts pinned globals in their registers.
     pub fn new(
         guest: GuestInfo,
         (pin_reg, kinds): (&'a [u8; 64], Kinds),
@@ -221,10 +221,10 @@ impl<'a> Emitter<'a> {
         out: &'a mut Compiled,
         b: &'a mut Buffers,
     ) -> Emitter<'a> {
-        b.live.run(block, &guest, (pin_reg, kinds.pinned));
+        b.live.begin(block, &guest, kinds.pinned);
         b.groups.reset();
         b.count.reset();
-        let total = block.insts.len() + b.live.pseudo.len();
+        let total = b.live.group_value(0) + OPEN;
         b.reg.clear();
         b.reg.resize(total, NONE);
         b.mem.clear();
@@ -266,13 +266,16 @@ impl<'a> Emitter<'a> {
         e
     }
 
-    /// Lets memory accesses share looks into the TLB. Before the first instruction is emitted.
-    pub fn group_accesses(&mut self) {
-        let rounds = self.has_head().then(|| {
-            self.b.rounds.run(self.block, &self.b.live, &self.guest);
-            &self.b.rounds
-        });
-        self.b.groups.run(self.block, &self.b.live, self.guest.helpers, rounds);
+    /// Ends the analysis, before the first instruction is emitted.
+    pub fn analyse(&mut self) {
+        if self.opt.contains(OptFlags::GROUPS) && !self.block.ungrouped {
+            let rounds = self.has_head().then(|| {
+                self.b.rounds.run(self.block, &self.b.live, &self.guest);
+                &self.b.rounds
+            });
+            self.b.groups.run(self.block, &self.b.live, self.guest.helpers, rounds);
+        }
+        self.b.live.finish(self.block, &self.guest, self.pin_reg, &self.b.groups);
     }
 
     /// Gives the pseudo-values that exist from instruction `from` on their registers, which hold them already.
@@ -744,6 +747,24 @@ impl<'a> Emitter<'a> {
         self.vec_owner[reg as usize] = self.at as u32;
         self.b.reg[self.at] = reg;
         reg
+    }
+
+    /// A register that holds nothing of use, for a value that anybody may displace; none if all are wanted.
+    pub fn spare(&self) -> Option<u8> {
+        let usable =
+            |reg: u8| self.locked >> reg & 1 == 0 && self.is_free(self.owner[reg as usize], self.at as u32);
+        // What is defined next takes the first of these, so this is the last of those that are nobody's home.
+        [r::RDX, r::R10, r::R9].into_iter().chain(INT_ALLOC).find(|reg| usable(*reg))
+    }
+
+    /// Notes that a register holds a value of which there is a copy elsewhere.
+    pub fn lend(&mut self, reg: u8, v: usize) {
+        self.vacate(reg);
+        let before = std::mem::replace(&mut self.b.reg[v], reg);
+        if before != NONE {
+            self.owner[before as usize] = NO_VALUE;
+        }
+        self.owner[reg as usize] = v as u32;
     }
 
     /// An integer register for use within the current instruction only.

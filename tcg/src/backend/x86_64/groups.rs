@@ -4,21 +4,27 @@
 //! nearly always in one page; each looking into the TLB for itself is most of what a block executes.
 //!
 //! Strategy: before emission, accesses whose addresses differ by a constant, in the same MMU mode, are grouped. The first,
-//! the *leader*, tests its TLB entry for the whole range that the group touches, and leaves the page's addend in a word
-//! of the stack frame, or if the test failed, that of the second way; or zero, if that has no page for the group, either.
-//! The *followers* take the addend from there, and look into the TLB's second way and then the slow path, as ever, if it is zero.
+//! the *leader*, looks for the whole range that the group touches, and leaves the host address of its own first byte in a
+//! register that nobody wants, and in a word of the stack frame. The *followers* are one instruction each: they find their
+//! bytes at a distance from there. They cannot fault, so they are no observers: of what the guest's registers and flags are
+//! between a leader and its followers, nothing need be computed. Nor do they need their own address.
+//!
+//! A leader that finds no page for the group (it may lie across two, or be a device's, or not be there) leaves the block, to
+//! go on at the start of the guest instruction in a block without groups, whose accesses look for themselves.
 //!
 //! In a block that jumps to its own start (`loops`), accesses whose address has the same root in all rounds (`rounds`) form
-//! groups that last for all of them: each has a slot of its own, and all members are followers. The look is made before
-//! the head, if that has the root at hand; a member that finds the slot empty looks for the group out of line, and leaves
-//! the addend to all that follow it in this round and in later ones.
+//! groups that last for all of them: each has a slot of its own for the page's addend, which all members find there. The look is
+//! made before the head, if that has the root at hand; a member that finds the slot empty looks for the group out of line,
+//! then for itself, and leaves the group's addend to all that follow it in this round and in later ones.
 //!
 //! Invariants:
 //! - A follower is reached only by way of its leader: blocks are straight lines with side exits.
+//! - Nothing comes before a leader in its guest instruction that cannot be done twice: the instruction is begun again when the
+//!   leader leaves. Loads of members can: they are of memory. So a load may lead a group that nobody follows.
 //! - A group with a store has a leader that tested for the write tag. It may be a load if no side exit lies between it and
-//!   the store: else a loop that only reads a page that is not writable would miss each time.
+//!   the store: else a loop that only reads a page that is not writable would leave each time.
 //! - A group with a member that must be aligned has a leader that tested for that, so that followers need not. No side exit
-//!   lies between it and the first such member: else a loop that never gets there would miss each time.
+//!   lies between it and the first such member: else a loop that never gets there would leave each time.
 //! - The slots of groups that last are filled, or empty, when the head is reached from outside. What is true between leader and
 //!   follower is true between any two members of them: no helper that flushes is called in the whole loop, and whoever
 //!   wants the execution loop to do something makes a request, which each round looks for. The way out and back in leads
@@ -34,10 +40,10 @@ use crate::guest::HelperDesc;
 use crate::ir::{BinOp, Block, Inst, Width};
 
 /// Groups that may be open at a time.
-const OPEN: usize = 4;
+pub const OPEN: usize = 4;
 /// Groups that last for all rounds, at most.
 const LASTING: usize = 8;
-/// Words for addends in the stack frame.
+/// Words for addresses and addends in the stack frame.
 pub const SLOTS: usize = OPEN + LASTING;
 /// Bytes from the first to the last byte of a group, at most: a wider one would often not fit its page.
 const MAX_RANGE: i64 = 256;
@@ -51,16 +57,30 @@ pub enum Member {
     Alone,
     /// It tests for the group.
     Leader(Leader),
-    /// It finds the addend in this slot.
-    Follower { slot: u8 },
+    /// It finds the host address of the leader in this slot.
+    Follower {
+        /// The slot.
+        slot: u8,
+        /// Its own distance from the leader.
+        distance: i16,
+        /// No other follows.
+        last: bool,
+    },
     /// It finds the addend in a slot that lasts for all rounds, or tests for the group.
     Lasting(Leader),
+}
+
+impl Member {
+    /// Whether it finds its bytes by way of a leader, or is one.
+    pub fn is_grouped(self) -> bool {
+        matches!(self, Member::Leader(_) | Member::Follower { .. })
+    }
 }
 
 /// What a leader tests for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leader {
-    /// Where it leaves the addend.
+    /// Where it leaves its host address, or the addend if the group lasts.
     pub slot: u8,
     /// Distance from its own address of the first byte; not positive.
     pub low: i16,
@@ -70,6 +90,8 @@ pub struct Leader {
     pub write: bool,
     /// Alignment.
     pub align: Alignment,
+    /// There are followers.
+    pub followed: bool,
 }
 
 /// The address at a distance is a multiple of a power of two, up to 32.
@@ -175,7 +197,8 @@ struct Open {
     leader_offset: i64,
     low: i64,
     high: i64,
-    followed: bool,
+    /// The last follower; the leader if there is none.
+    last: u32,
 }
 
 impl Open {
@@ -190,7 +213,6 @@ impl Open {
         }
         (self.low, self.high, self.align) = (low, high, align);
         self.write |= write;
-        self.followed = true;
         true
     }
 
@@ -202,6 +224,7 @@ impl Open {
             high: self.high.wrapping_sub(offset) as i16,
             write: self.write,
             align: self.align_from(offset),
+            followed: self.last != self.leader,
         }
     }
 
@@ -218,6 +241,13 @@ pub struct Groups {
     members: Vec<Member>,
     open: [Option<Open>; OPEN],
     next: usize,
+    /// Groups, as a bit mask, whose members the guest instruction has loaded.
+    loaded: u32,
+    /// The guest instruction has done something that cannot be done twice.
+    done: bool,
+    /// A load, what it is if it leads, and another access that the same instruction makes later, if that leads: then the load
+    /// must, too, if it is no follower.
+    pairs: Vec<(u32, Member, u32)>,
     /// Those that last for all rounds.
     lasting: Vec<Open>,
     /// Their members: instruction, group, and distance from the root.
@@ -228,6 +258,12 @@ impl Groups {
     /// What the access that is instruction `at` is.
     pub fn member(&self, at: usize) -> Member {
         self.members.get(at).copied().unwrap_or(Member::Alone)
+    }
+
+    /// Whether the access that is instruction `at` finds its bytes where a leader has left them.
+    #[inline]
+    pub fn follows(&self, at: usize) -> bool {
+        matches!(self.members.get(at), Some(Member::Follower { .. }))
     }
 
     /// The groups that last for all rounds.
@@ -246,6 +282,7 @@ impl Groups {
         self.members.clear();
         self.lasting.clear();
         self.lasting_members.clear();
+        self.pairs.clear();
     }
 
     /// Groups a block's accesses. `rounds` is there if the block jumps to its own start.
@@ -258,6 +295,10 @@ impl Groups {
         self.next = 0;
         for (i, inst) in block.insts.iter().enumerate() {
             let (addr, bytes, mem, write) = match *inst {
+                Inst::InsnStart { .. } => {
+                    (self.loaded, self.done) = (0, false);
+                    continue;
+                }
                 Inst::Load { width, addr, mem, .. } => (addr, width.bytes(), mem, mem.for_write),
                 Inst::Store { width, addr, mem, .. } => (addr, width.bytes(), mem, true),
                 Inst::LoadVec { size, addr, mem } => (addr, size.bytes(), mem, mem.for_write),
@@ -268,15 +309,25 @@ impl Groups {
                     continue;
                 }
                 // What has a shortcut does not flush translations.
-                Inst::Call { helper, .. } if helpers[helper.0 as usize].shortcut.is_none() => {
-                    (0..OPEN).for_each(|slot| self.close(slot));
+                Inst::Call { helper, .. } => {
+                    let desc = &helpers[helper.0 as usize];
+                    if desc.shortcut.is_none() {
+                        (0..OPEN).for_each(|slot| self.close(slot));
+                    }
+                    self.done |= !desc.effects.pure;
                     continue;
                 }
-                _ => continue,
+                _ => {
+                    self.done |= inst.is_memory() || matches!(inst, Inst::EnvStore { .. });
+                    continue;
+                }
             };
             let address = Address::of(block, live, live.resolve(addr));
             // Distances so far apart that this overflows are of no program; what is tested must be the whole access.
-            let Some(end) = address.offset.checked_add(i64::from(bytes)) else { continue };
+            let Some(end) = address.offset.checked_add(i64::from(bytes)) else {
+                self.done = true;
+                continue;
+            };
             let align = Alignment::of(if mem.align { bytes } else { 1 }, 0);
             let (root, offset) = (address.root, address.offset);
             let access = Open {
@@ -289,7 +340,7 @@ impl Groups {
                 leader_offset: offset,
                 low: offset,
                 high: end,
-                followed: false,
+                last: i as u32,
             };
             // Constant addresses look for themselves: that is as short.
             let lasts = rounds.is_some_and(|rounds| {
@@ -297,11 +348,21 @@ impl Groups {
                 let constant = matches!(block.insts.get(a), Some(Inst::Const(_))) && b.is_none();
                 rounds.same(a) && b.is_none_or(|b| rounds.same(b)) && !constant
             });
-            if !(lasts && self.last(access)) {
-                self.access(access);
+            let group = if lasts && self.last(access) { None } else { self.access(access) };
+            match group {
+                Some(slot) if !matches!(inst, Inst::Store { .. } | Inst::StoreVec { .. }) => {
+                    self.loaded |= 1 << slot;
+                }
+                _ => self.done = true,
             }
         }
         (0..OPEN).for_each(|slot| self.close(slot));
+        for &(first, leader, second) in &self.pairs {
+            let second = self.members[second as usize];
+            if let (Member::Alone, Member::Leader(_)) = (self.members[first as usize], second) {
+                self.members[first as usize] = leader;
+            }
+        }
         for &(at, n, offset) in &self.lasting_members {
             self.members[at] = Member::Lasting(self.lasting[n].test(OPEN + n, offset));
         }
@@ -324,30 +385,50 @@ impl Groups {
         true
     }
 
-    /// Makes an access a member of a group, or the first of another.
-    fn access(&mut self, access: Open) {
+    /// Makes an access a member of a group, or the first of another if it may lead one. Which group it is.
+    fn access(&mut self, access: Open) -> Option<usize> {
         let same = |o: &Open| o.root == access.root && o.mmu == access.mmu;
         let found = self.open.iter().position(|o| o.as_ref().is_some_and(same));
         if let Some(slot) = found
             && let Some(open) = &mut self.open[slot]
             && open.join((access.low, access.high), access.align.bytes, access.write)
         {
-            self.members[access.leader as usize] = Member::Follower { slot: slot as u8 };
-            return;
+            open.last = access.leader;
+            // All members are in a small range.
+            let distance = access.leader_offset.wrapping_sub(open.leader_offset) as i16;
+            self.members[access.leader as usize] =
+                Member::Follower { slot: slot as u8, distance, last: false };
+            return Some(slot);
         }
-        let slot = found.or_else(|| self.open.iter().position(Option::is_none)).unwrap_or_else(|| {
+        if self.done {
+            return None;
+        }
+        let loaded = self.loaded;
+        let usable = |slot: usize| loaded >> slot & 1 == 0;
+        let free = |open: &[Option<Open>; OPEN]| (0..OPEN).find(|&slot| open[slot].is_none());
+        let slot = found.filter(|slot| usable(*slot)).or_else(|| free(&self.open)).or_else(|| {
             self.next = (self.next + 1) % OPEN;
-            self.next
-        });
+            (self.next..OPEN).chain(0..self.next).find(|slot| usable(*slot))
+        })?;
         self.close(slot);
+        for other in (0..OPEN).filter(|slot| !usable(*slot)) {
+            if let Some(open) = self.open[other] {
+                let first = Member::Leader(open.test(other, open.leader_offset));
+                self.pairs.push((open.leader, first, access.leader));
+            }
+        }
         self.open[slot] = Some(access);
+        Some(slot)
     }
 
     /// Ends a group; now its leader knows what to test for.
     fn close(&mut self, slot: usize) {
         let Some(open) = self.open[slot].take() else { return };
-        if open.followed {
+        if open.last != open.leader {
             self.members[open.leader as usize] = Member::Leader(open.test(slot, open.leader_offset));
+        }
+        if let Member::Follower { last, .. } = &mut self.members[open.last as usize] {
+            *last = true;
         }
     }
 }
@@ -362,7 +443,12 @@ mod tests {
 
     /// A leader that does not test for alignment.
     fn leader(low: i16, high: i16, write: bool) -> Member {
-        Member::Leader(Leader { slot: 0, low, high, write, align: Alignment::of(1, 0) })
+        Member::Leader(Leader { slot: 0, low, high, write, align: Alignment::of(1, 0), followed: true })
+    }
+
+    /// One that follows a leader in the first slot.
+    fn follower(distance: i16, last: bool) -> Member {
+        Member::Follower { slot: 0, distance, last }
     }
 
     /// What the accesses of a block are, in order.
@@ -375,7 +461,7 @@ mod tests {
         let block = parse(text, &guest()).expect("valid text");
         let backend = X86_64::new(guest()).expect("the host runs the backend");
         let mut live = Liveness::default();
-        live.run(&block, &guest(), (&backend.pin_reg, backend.kinds.pinned));
+        live.begin(&block, &guest(), backend.kinds.pinned);
         let mut groups = Groups::default();
         let mut rounds = Rounds::default();
         rounds.run(&block, &live, &guest());
@@ -391,10 +477,10 @@ mod tests {
     fn pushes_and_pops_are_groups() {
         let pushes = "insn 0x1000\nv0 = get r0\nv1 = const 0xfffffffffffffff8\nv2 = add.64 v0, v1\n\
                       store.64 [v2] mmu0, v0\nv3 = add.64 v2, v1\nstore.32 [v3] mmu0, v0\nset r0, v3\nleave 0\n";
-        assert_eq!(members(pushes), [leader(-8, 8, true), Member::Follower { slot: 0 }]);
+        assert_eq!(members(pushes), [leader(-8, 8, true), follower(-8, true)]);
         let pops = "insn 0x1000\nv0 = get r0\nv1 = const 8\nv2 = load.64 [v0] mmu0\nv3 = add.64 v0, v1\n\
                     v4 = load.16 [v3] mmu0\nset r1, v2\nset r2, v4\nleave 0\n";
-        assert_eq!(members(pops), [leader(0, 10, false), Member::Follower { slot: 0 }]);
+        assert_eq!(members(pops), [leader(0, 10, false), follower(8, true)]);
     }
 
     #[test]
@@ -406,10 +492,7 @@ mod tests {
             )
         };
         let alone = [Member::Alone, Member::Alone];
-        assert_eq!(
-            members(&text(8, "store.64 [v3] mmu0, v1")),
-            [leader(0, 16, true), Member::Follower { slot: 0 }]
-        );
+        assert_eq!(members(&text(8, "store.64 [v3] mmu0, v1")), [leader(0, 16, true), follower(8, true)]);
         let exit = "f4 = flags.sub.64 v1, v0\nexitif.e f4 -> exit0\nstore.64 [v3] mmu0, v1";
         assert_eq!(members(&(text(8, exit) + "exit0: 0x2000\n")), alone);
         assert_eq!(members(&text(300, "v4 = load.64 [v3] mmu0")), alone);
@@ -418,12 +501,33 @@ mod tests {
     }
 
     #[test]
+    fn what_an_instruction_has_loaded_from_memory_it_may_load_again() {
+        let text = |insn: &str| {
+            format!(
+                "insn 0x1000\nv0 = get r0\nv1 = get r1\nv2 = load.64 [v0] mmu0\n{insn}\nv3 = const 8\n\
+                 store.64 [v1] mmu0, v2\nv4 = add.64 v1, v3\nstore.64 [v4] mmu0, v2\nleave 0\n"
+            )
+        };
+        let Member::Leader(alone) = leader(0, 8, false) else { unreachable!() };
+        let first = Member::Leader(Leader { followed: false, ..alone });
+        let Member::Leader(second) = leader(0, 16, true) else { unreachable!() };
+        let stores = [
+            Member::Leader(Leader { slot: 1, ..second }),
+            Member::Follower { slot: 1, distance: 8, last: true },
+        ];
+        assert_eq!(members(&text("nop")), [&[first], &stores[..]].concat());
+        assert_eq!(members(&text("insn 0x1004")), [&[Member::Alone], &stores[..]].concat());
+        // What stands alone may be a device's.
+        assert_eq!(members(&text("envstore.64 0x218, v2")), [Member::Alone; 3]);
+    }
+
+    #[test]
     fn distances_at_the_end_of_their_range_make_no_group() {
         let text = "insn 0x1000\nv0 = get r0\nv1 = const 0x7ffffffffffffffc\nv2 = add.64 v0, v1\n\
                     v3 = load.64 [v2] mmu0\nv4 = load.64 [v2] mmu0\nset r1, v3\nset r2, v4\nleave 0\n";
         assert_eq!(members(text), [Member::Alone, Member::Alone]);
         let fits = text.replace("fffc", "fff7");
-        assert_eq!(members(&fits), [leader(0, 8, false), Member::Follower { slot: 0 }]);
+        assert_eq!(members(&fits), [leader(0, 8, false), follower(0, true)]);
     }
 
     #[test]
@@ -444,16 +548,18 @@ mod tests {
         };
         let aligned = |high: i16, distance: u8| {
             let align = Alignment { bytes: 16, distance };
-            Member::Leader(Leader { slot: 0, low: 0, high, write: false, align })
+            Member::Leader(Leader { slot: 0, low: 0, high, write: false, align, followed: true })
         };
-        let follower = Member::Follower { slot: 0 };
-        assert_eq!(members(&text(32, "nop")), [aligned(48, 0), follower, follower]);
+        let (second, third) = (follower(32, false), follower(0, true));
+        assert_eq!(members(&text(32, "nop")), [aligned(48, 0), second, third]);
         // They cannot both be aligned.
-        assert_eq!(members(&text(40, "nop")), [aligned(56, 8), follower, Member::Alone]);
+        assert_eq!(members(&text(40, "nop")), [aligned(56, 8), follower(40, true), Member::Alone]);
         // Whether the second is ever reached is not known.
-        let exit = members(&text(32, "exitif.e f4 -> exit0"));
+        let exit = members(&text(32, "exitif.e f4 -> exit0\ninsn 0x1008"));
         assert_eq!(exit[0], Member::Alone);
-        assert_eq!(exit[2], follower);
+        assert_eq!(exit[2], follower(-32, true));
+        // What an instruction has read is not read again.
+        assert_eq!(members(&text(32, "exitif.e f4 -> exit0")), [Member::Alone; 3]);
     }
 
     #[test]
@@ -477,7 +583,9 @@ mod tests {
         let (members, lasting) = members_of(text, true);
         let align = Alignment::of(1, 0);
         let (slot, next) = (OPEN as u8, OPEN as u8 + 1);
-        let member = |slot, low, high, write| Member::Lasting(Leader { slot, low, high, write, align });
+        let member = |slot, low, high, write| {
+            Member::Lasting(Leader { slot, low, high, write, align, followed: false })
+        };
         // The store has a group of its own: that it is ever reached is not known.
         assert_eq!(
             members,

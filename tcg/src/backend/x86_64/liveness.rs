@@ -5,9 +5,12 @@
 //! or an exit there must be able to find it. Flags values keep alive what they are computed from, since they are
 //! emitted where they are used.
 //!
+//! Between the two the groups of accesses are found ([`groups`](super::groups)): their followers observe nothing.
+//!
 //! Pseudo-values: the content of a pinned global's register at the block's entry, or after a helper wrote it, is a
 //! value, too; these have numbers from `insts.len()` upwards.
 
+use super::groups::{Groups, OPEN};
 use crate::backend::GuestInfo;
 use crate::ir::{
     BinOp, Block, Cond, ExitId, Ext, FlagOp, GlobalId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width,
@@ -71,6 +74,8 @@ pub struct Liveness {
     /// global).
     /// The value's number is `insts.len()` plus the index.
     pub pseudo: Vec<(u32, GlobalId)>,
+    /// Instructions of the block.
+    insts: usize,
     /// Whether the block has vector values.
     pub has_vec: bool,
     /// Guest memory accesses in the block, but for atomic and masked ones.
@@ -88,6 +93,7 @@ impl Default for Liveness {
         Liveness {
             values: Vec::new(),
             pseudo: Vec::new(),
+            insts: 0,
             has_vec: false,
             accesses: 0,
             current: [NO_VALUE; 64],
@@ -165,9 +171,10 @@ fn merges(op: BinOp, second: Option<u64>) -> bool {
 }
 
 impl Liveness {
-    /// Analyses a block.
-    pub fn run(&mut self, block: &Block, guest: &GuestInfo, (pin_reg, pinned): (&[u8; 64], GlobalSet)) {
+    /// Begins to analyse a block: afterwards it is known what values stand for.
+    pub fn begin(&mut self, block: &Block, guest: &GuestInfo, pinned: GlobalSet) {
         let n = block.insts.len();
+        self.insts = n;
         self.pseudo.clear();
         self.has_vec = false;
         self.accesses = 0;
@@ -179,9 +186,18 @@ impl Liveness {
         self.values.clear();
         self.values.extend((0..n as u32).map(Info::new));
         self.forward(block, guest, pinned);
-        let total = n + self.pseudo.len();
+        let total = self.group_value(0) + OPEN;
         self.values.extend((n as u32..total as u32).map(Info::new));
-        self.backward(block, guest, pin_reg);
+    }
+
+    /// Ends the analysis of a block whose accesses are in these groups.
+    pub fn finish(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8; 64], groups: &Groups) {
+        self.backward(block, guest, pin_reg, groups);
+    }
+
+    /// The value that the host address of a group's leader is. Nobody keeps it alive: it is in memory, too.
+    pub fn group_value(&self, slot: u8) -> usize {
+        self.insts + self.pseudo.len() + usize::from(slot)
     }
 
     /// The value that `v` stands for; pseudo-values stand for themselves.
@@ -298,7 +314,7 @@ impl Liveness {
         self.values[v].flag_demand |= bits;
     }
 
-    fn backward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8; 64]) {
+    fn backward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8; 64], groups: &Groups) {
         let n = block.insts.len();
         self.observed_until = [NEVER; 64];
         self.unobserved = GlobalSet::ALL;
@@ -396,6 +412,12 @@ impl Liveness {
                     }
                 }
                 Inst::Nop | Inst::Const(_) | Inst::InsnStart { .. } => {}
+                // Followers cannot fault, and find their bytes without an address.
+                Inst::Load { .. } | Inst::LoadVec { .. } if groups.follows(i) => {}
+                Inst::Store { width, v, .. } if groups.follows(i) => {
+                    self.use_at(self.resolve(v), at, width.bits() as u8);
+                }
+                Inst::StoreVec { v, .. } if groups.follows(i) => self.use_at(self.resolve(v), at, 64),
                 Inst::Load { addr, .. } | Inst::LoadVec { addr, .. } => {
                     self.observe(at, GlobalSet::ALL);
                     self.use_at(self.resolve(addr), at, 64);
@@ -519,7 +541,7 @@ impl Liveness {
             return false;
         }
         match block.insts[b] {
-            Inst::SetCond { cond, f } if len == 8 && self.values[b].last_use == NEVER => {
+            Inst::SetCond { cond, f } if len == 8 && a != b && self.values[b].last_use == NEVER => {
                 self.values[b].deferred = true;
                 self.use_flags(self.resolve(f), i as u32, cond_bits(cond));
                 false

@@ -20,7 +20,7 @@ use super::control::Moves;
 use super::emitter::{Emitter, NONE, Part, Target, env_mem, env_vec_mem};
 use super::encode::{Mem, r};
 use super::liveness::NO_VALUE;
-use super::thunks::group_addend;
+use super::thunks::group_word;
 use super::vec::{emit_vec_load, emit_vec_move};
 use crate::ir::{Cond, Exit, ExitId, GlobalSet, Inst, Ty, Value, VecLen, VecSize, Width};
 use crate::opt::OptFlags;
@@ -110,7 +110,7 @@ impl Emitter<'_> {
         while let Some(group) = self.b.groups.lasting(n) {
             n += 1;
             let range = (i32::try_from(group.low), i32::try_from(group.high));
-            let slot = group_addend(group.slot);
+            let slot = group_word(group.slot);
             let (Some(root), (Ok(low), Ok(high))) = (group.root.and_then(|v| self.at_start(v)), range) else {
                 self.asm().store_imm(Width::W64, slot, 0);
                 continue;

@@ -37,8 +37,9 @@ use super::TLB;
 use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::{Alignment, Leader, Member};
+use super::liveness::{NEVER, NO_VALUE};
 use super::second_way::{self, OnMiss};
-use super::thunks::group_addend;
+use super::thunks::group_word;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, DISCARD, Loc, Refill, SlowAccess};
 use crate::env::Header;
@@ -53,8 +54,6 @@ struct Miss {
     jcc: usize,
     /// Where it is to be continued with the entry's addend in RAX.
     hit: Target,
-    /// The group that it leads.
-    leads: Option<Leads>,
     /// The group that it looks for, which lasts for all rounds.
     lasting: Option<Leader>,
     addr: u8,
@@ -66,19 +65,12 @@ struct Miss {
     align: u32,
 }
 
-/// What the leader of a group does out of line: it asks the second way for the group, and if that is of no use, says to its
-/// followers that they have to look for themselves, and asks for itself.
-struct Leads {
-    /// The slot of the group.
-    slot: u8,
-    /// Distance of the group's first byte.
-    low: i32,
-    /// The alignment that the group has been tested for.
-    align: Alignment,
-    /// The group's own.
-    of: Refill,
-    /// Where it is to be continued with the group's addend in RAX.
-    hit: Target,
+/// Where an access finds its bytes on the host.
+enum Place {
+    /// In a group, there. The register is not to be taken for the result.
+    Known(Mem, u8),
+    /// It has to look for itself.
+    Unknown,
 }
 
 /// Bytes of a vector.
@@ -97,41 +89,119 @@ fn tag_field(write: bool) -> usize {
 }
 
 impl Emitter<'_> {
-    /// Emits the hit test; afterwards RAX is the host address minus `addr`.
+    /// Emits what a member of a group does to find its bytes.
+    fn find(&mut self, addr: Value, bytes: u32, mem: MemFlags, write: bool) -> Place {
+        match self.b.groups.member(self.at) {
+            Member::Leader(leader) => {
+                self.count_access();
+                self.lead(leader, addr, (bytes, mem, write))
+            }
+            Member::Follower { slot, distance, last } => {
+                self.count_access();
+                let v = self.b.live.group_value(slot);
+                let mut base = self.b.reg[v];
+                if base == NONE {
+                    base = r::RAX;
+                    if !last && let Some(spare) = self.spare() {
+                        self.lend(spare, v);
+                        base = spare;
+                    }
+                    self.asm().load(Width::W64, base, group_word(slot));
+                }
+                Place::Known(Mem::Base(base, distance.into()), base)
+            }
+            Member::Alone | Member::Lasting(_) => Place::Unknown,
+        }
+    }
+
+    /// Emits the look of a group's leader, and leaves its host address for those that follow.
+    fn lead(&mut self, leader: Leader, addr: Value, (bytes, mem, own_write): (u32, MemFlags, bool)) -> Place {
+        let Leader { slot, low, high, write, align, followed } = leader;
+        let addr = self.use_int(addr);
+        let range = (low.into(), high.into());
+        let miss = self.test_entry(addr, range, align, mem.mmu, write);
+        self.clobber_flags();
+        let found = self.here();
+        let was = self.branch_to(Part::Cold, miss);
+        if self.opt.contains(OptFlags::SECOND_WAY) {
+            let of_group = Refill {
+                mmu: mem.mmu,
+                write,
+                bytes: (range.1 - range.0).unsigned_abs().next_power_of_two() as u16,
+            };
+            let of_own = Refill { mmu: mem.mmu, write: own_write, bytes: bytes as u16 };
+            let own_align = Alignment::of(if mem.align { bytes } else { 1 }, 0);
+            let alone = (range, align, of_group) == ((0, bytes as i32), own_align, of_own);
+            let on_miss = if alone { self.on_miss() } else { OnMiss::Return };
+            self.ask_second_way(addr, (range.0, align), on_miss, of_group, found);
+            let refill = self.on_miss();
+            if !alone && refill != OnMiss::Return {
+                // Its own page is certain to be wanted. If that was not in the TLB, it may be all that the group needs.
+                let misaligned = self.jump_if_misaligned(addr, own_align);
+                self.asm().mov_rr(r::RAX, addr);
+                self.call_thunk(second_way::routine(self.thunks.second_way, refill, of_own));
+                let none = self.asm().jcc(Cond::AE);
+                let other = self.test_entry(addr, range, align, mem.mmu, write);
+                self.jump_to(found);
+                let here = self.here();
+                for jump in misaligned.into_iter().chain([none, other]) {
+                    self.fix(jump, here);
+                }
+            }
+        }
+        self.leave_group();
+        self.part = was;
+        let host = Mem::Index(addr, r::RAX);
+        if !followed {
+            return Place::Known(host, r::RAX);
+        }
+        let v = self.b.live.group_value(slot);
+        let (at, base) = match self.spare() {
+            Some(spare) => {
+                self.asm().lea(Width::W64, spare, addr, Some((r::RAX, 0)), 0);
+                self.lend(spare, v);
+                (host, spare)
+            }
+            None => {
+                self.asm().alu_rr(Alu::Add, Width::W64, r::RAX, addr);
+                let before = std::mem::replace(&mut self.b.reg[v], NONE);
+                if before != NONE {
+                    self.owner[before as usize] = NO_VALUE;
+                }
+                (Mem::Base(r::RAX, 0), r::RAX)
+            }
+        };
+        self.asm().store(Width::W64, group_word(slot), base);
+        Place::Known(at, base)
+    }
+
+    /// What a routine of the second way may do for an access that is certain to be done.
+    fn on_miss(&self) -> OnMiss {
+        match self.b.live.has_vec {
+            false => OnMiss::Refill,
+            true if !self.upper => OnMiss::RefillVec,
+            true => OnMiss::Return,
+        }
+    }
+
+    /// Emits the hit test of an access that looks for itself; afterwards RAX is the host address minus `addr`.
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         self.count_access();
         let align = if mem.align { bytes } else { 1 };
-        let member = self.b.groups.member(self.at);
         let mut lasting = None;
-        let (jcc, leads) = match member {
-            Member::Follower { slot } | Member::Lasting(Leader { slot, .. }) => {
-                if let Member::Lasting(group) = member {
-                    lasting = Some(group);
-                }
-                let asm = self.asm();
-                asm.load(Width::W64, r::RAX, group_addend(slot));
-                asm.test_rr(Width::W64, r::RAX, r::RAX);
-                (asm.jcc(Cond::E), None)
-            }
-            Member::Leader(leader) => {
-                let Leader { slot, low, high, write, align } = leader;
-                let jcc = self.test_entry(addr, (low.into(), high.into()), align, mem.mmu, write);
-                let hit = self.here();
-                self.asm().store(Width::W64, group_addend(slot), r::RAX);
-                let size = (i32::from(high) - i32::from(low)) as u32;
-                let of = Refill { mmu: mem.mmu, write, bytes: size.next_power_of_two() as u16 };
-                (jcc, Some(Leads { slot, low: low.into(), align, of, hit }))
-            }
-            Member::Alone => {
-                let align = Alignment::of(align, 0);
-                (self.test_entry(addr, (0, bytes as i32), align, mem.mmu, write), None)
-            }
+        let jcc = if let Member::Lasting(group) = self.b.groups.member(self.at) {
+            lasting = Some(group);
+            let asm = self.asm();
+            asm.load(Width::W64, r::RAX, group_word(group.slot));
+            asm.test_rr(Width::W64, r::RAX, r::RAX);
+            asm.jcc(Cond::E)
+        } else {
+            self.test_entry(addr, (0, bytes as i32), Alignment::of(align, 0), mem.mmu, write)
         };
         self.clobber_flags();
         Miss {
             jcc,
             hit: self.here(),
-            leads,
             lasting,
             addr,
             of: Refill { mmu: mem.mmu, write, bytes: bytes as u16 },
@@ -238,23 +308,11 @@ impl Emitter<'_> {
         let uses_vec = self.b.live.has_vec;
         let second_way = self.opt.contains(OptFlags::SECOND_WAY);
         let own = Alignment::of(miss.align, 0);
-        // The access is certain to be done, so its page may be entered in the TLB; that of a group is not, or not to be written.
-        let on_miss = match (miss.refill, uses_vec) {
-            (true, false) => OnMiss::Refill,
-            (true, true) if !self.upper => OnMiss::RefillVec,
-            _ => OnMiss::Return,
-        };
+        // The access is certain to be done, so its page may be entered in the TLB.
+        let on_miss = if miss.refill { self.on_miss() } else { OnMiss::Return };
         let mut asked = false;
         if let Some(group) = miss.lasting {
             asked = self.look_for_lasting(&miss, group, own, on_miss);
-        }
-        if let Some(group) = miss.leads {
-            if second_way {
-                asked = (group.low, group.align, group.of) == (0, own, miss.of);
-                let on_miss = if asked { on_miss } else { OnMiss::Return };
-                self.ask_second_way(miss.addr, (group.low, group.align), on_miss, group.of, group.hit);
-            }
-            self.asm().store_imm(Width::W64, group_addend(group.slot), 0);
         }
         if second_way && !asked {
             self.ask_second_way(miss.addr, (0, own), on_miss, miss.of, miss.hit);
@@ -279,13 +337,13 @@ impl Emitter<'_> {
     /// What a member of a group that lasts does if the slot is empty: it looks for the group, and fills the slot; if there is no
     /// page for the group, it looks for itself in the first way. Whether it has asked the second way for itself.
     fn look_for_lasting(&mut self, miss: &Miss, group: Leader, own: Alignment, on_miss: OnMiss) -> bool {
-        let Leader { slot, low, high, write, align } = group;
+        let Leader { slot, low, high, write, align, .. } = group;
         let (range, own_range) = ((low.into(), high.into()), (0, miss.of.bytes.into()));
         let alone = (range, align, write) == (own_range, own, miss.of.write);
         let mmu = miss.of.mmu;
         let none = self.test_entry(miss.addr, range, align, mmu, write);
         let found = self.here();
-        self.asm().store(Width::W64, group_addend(slot), r::RAX);
+        self.asm().store(Width::W64, group_word(slot), r::RAX);
         self.jump_to(miss.hit);
         let here = self.here();
         self.fix(none, here);
@@ -315,12 +373,7 @@ impl Emitter<'_> {
         hit: Target,
     ) {
         let routine = second_way::routine(self.thunks.second_way, on_miss, of);
-        let misaligned = (align.bytes > 1).then(|| {
-            let asm = self.asm();
-            asm.lea(Width::W64, r::RAX, addr, None, align.distance.into());
-            asm.test_ri(Width::W8, r::RAX, (align.bytes - 1) as i32);
-            asm.jcc(Cond::NE)
-        });
+        let misaligned = self.jump_if_misaligned(addr, align);
         match distance {
             0 => self.asm().mov_rr(r::RAX, addr),
             _ => self.asm().lea(Width::W64, r::RAX, addr, None, distance),
@@ -332,6 +385,16 @@ impl Emitter<'_> {
             let here = self.here();
             self.fix(jcc, here);
         }
+    }
+
+    /// The jump that is taken if `addr` is not aligned, unless it need not be.
+    fn jump_if_misaligned(&mut self, addr: u8, align: Alignment) -> Option<usize> {
+        (align.bytes > 1).then(|| {
+            let asm = self.asm();
+            asm.lea(Width::W64, r::RAX, addr, None, align.distance.into());
+            asm.test_ri(Width::W8, r::RAX, (align.bytes - 1) as i32);
+            asm.jcc(Cond::NE)
+        })
     }
 
     /// `call rel32` of a thunk.
@@ -361,6 +424,14 @@ impl Emitter<'_> {
 
     /// [`Inst::Load`](crate::ir::Inst::Load).
     pub fn load(&mut self, width: Width, ext: Ext, addr: Value, mem: MemFlags) {
+        if self.b.groups.follows(self.at) && self.b.live.values[self.at].last_use == NEVER {
+            return;
+        }
+        if let Place::Known(host, base) = self.find(addr, width.bytes(), mem, mem.for_write) {
+            let dst = self.define(NONE, 1 << base);
+            self.asm().load_ext(width, ext, dst, host);
+            return;
+        }
         let ra = self.use_int(addr);
         let kind = AccessKind::Load { width, ext, dst: 0, for_write: mem.for_write };
         let point = self.access(kind, ra, mem);
@@ -374,9 +445,21 @@ impl Emitter<'_> {
 
     /// [`Inst::Store`](crate::ir::Inst::Store).
     pub fn store(&mut self, width: Width, addr: Value, v: Value, mem: MemFlags) {
-        let ra = self.use_int(addr);
         let value = self.b.live.resolve(v);
         let imm = self.imm(value, width);
+        if self.b.groups.member(self.at).is_grouped() {
+            // Before the search, whose result may be in a scratch register.
+            let rv = if imm.is_none() { self.use_int(v) } else { NONE };
+            let Place::Known(host, _) = self.find(addr, width.bytes(), mem, true) else {
+                unreachable!("members of groups know their place")
+            };
+            match imm {
+                Some(imm) => self.asm().store_imm(width, host, imm),
+                None => self.asm().store(width, host, rv),
+            }
+            return;
+        }
+        let ra = self.use_int(addr);
         let (rv, loc) = match imm {
             Some(_) => (NONE, Loc::Const(self.constant(value).unwrap_or(0))),
             None => {
@@ -396,6 +479,12 @@ impl Emitter<'_> {
 
     /// [`Inst::LoadVec`](crate::ir::Inst::LoadVec).
     pub fn load_vec(&mut self, size: VecSize, addr: Value, mem: MemFlags) {
+        if let Place::Known(host, _) = self.find(addr, size.bytes(), mem, mem.for_write) {
+            let dst = self.define_vec(NONE, 0);
+            self.upper |= size == VecSize::B32;
+            emit_vec_load(&mut self.asm().buf, size, dst, host.into());
+            return;
+        }
         let ra = self.use_int(addr);
         let point = self.access(AccessKind::LoadVec { size, dst: 0 }, ra, mem);
         let dst = self.define_vec(NONE, 0);
@@ -408,8 +497,12 @@ impl Emitter<'_> {
 
     /// [`Inst::StoreVec`](crate::ir::Inst::StoreVec).
     pub fn store_vec(&mut self, size: VecSize, addr: Value, v: Value, mem: MemFlags) {
-        let ra = self.use_int(addr);
         let rv = self.use_vec(v);
+        if let Place::Known(host, _) = self.find(addr, size.bytes(), mem, true) {
+            emit_vec_store(&mut self.asm().buf, size, rv, host.into());
+            return;
+        }
+        let ra = self.use_int(addr);
         let point = self.access(AccessKind::StoreVec { size, v: Loc::Vec(rv) }, ra, mem);
         let miss = self.tlb(ra, size.bytes(), mem, true);
         emit_vec_store(&mut self.asm().buf, size, rv, VecMem::indexed(ra, r::RAX));

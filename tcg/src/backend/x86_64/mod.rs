@@ -131,9 +131,7 @@ impl HostBackend for X86_64 {
         let globals = (&*self.pin_reg, self.kinds);
         let mut e = Emitter::new(self.guest, globals, self.thunks, block, tb, out, &mut self.buffers);
         e.opt = self.opt;
-        if self.opt.contains(OptFlags::GROUPS) {
-            e.group_accesses();
-        }
+        e.analyse();
         emit_block(&mut e);
         e.finish_counts();
         place(&mut self.buffers, room, out);

@@ -88,7 +88,7 @@ mod tests {
         let block = parse(text, &guest()).expect("valid text");
         let backend = X86_64::new(guest()).expect("the host runs the backend");
         let mut live = Liveness::default();
-        live.run(&block, &guest(), (&backend.pin_reg, backend.kinds.pinned));
+        live.begin(&block, &guest(), backend.kinds.pinned);
         let mut rounds = Rounds::default();
         rounds.run(&block, &live, &guest());
         values.map(|v| rounds.same(live.resolve(Value(v))))

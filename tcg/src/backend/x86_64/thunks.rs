@@ -1,7 +1,7 @@
 //! Fixed code: entering and leaving generated code, and the way from it to Rust functions.
 //!
 //! The stack pointer is 16-byte aligned in generated code. The frame below the saved registers has words for the host's
-//! and the guest's floating-point control, and for the addends of access groups (`groups`).
+//! and the guest's floating-point control, and for what access groups find there (`groups`).
 
 use super::control::{emit_load_tlb, emit_lookup, emit_lookup_hit, emit_second_lookup};
 use super::emitter::{ThunkAddrs, env_mem, runtime_disp, runtime_mem};
@@ -19,8 +19,8 @@ const _: () = assert!(FRAME % 16 == 8);
 const HOST_FP: i32 = 0;
 /// Scratch in the frame.
 const SCRATCH: i32 = 8;
-/// Addends of access groups in the frame.
-const ADDENDS: i32 = 24;
+/// Words of access groups in the frame.
+const GROUPS: i32 = 24;
 /// All exceptions masked.
 const FP_MASKED: i32 = 0x1f80;
 /// Sticky exception flags.
@@ -28,9 +28,9 @@ const FP_STICKY: i32 = 0x3f;
 
 const CALLEE_SAVED: [u8; 6] = [r::RBP, r::RBX, r::R12, r::R13, r::R14, r::R15];
 
-/// A group's addend, in generated code.
-pub fn group_addend(slot: u8) -> Mem {
-    Mem::Base(r::RSP, ADDENDS + 8 * i32::from(slot))
+/// A group's word in the stack frame, in generated code: the host address of its leader, or the addend if the group lasts.
+pub fn group_word(slot: u8) -> Mem {
+    Mem::Base(r::RSP, GROUPS + 8 * i32::from(slot))
 }
 
 pub(super) fn push(asm: &mut Asm, reg: u8) {

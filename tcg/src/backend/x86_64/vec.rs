@@ -10,6 +10,7 @@
 //!
 //! Encoding: SDM volume 2, section 2.3 (VEX prefix); opcodes from the instruction pages.
 
+use super::encode::Mem;
 use crate::ir::{VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
 
 pub mod three;
@@ -379,6 +380,21 @@ impl VecMem {
     pub fn indexed(base: u8, index: u8) -> VecMem {
         debug_assert!(index != 4, "rsp cannot be an index");
         VecMem { base, index: Some(index), disp: 0 }
+    }
+}
+
+impl From<Mem> for VecMem {
+    /// The same place.
+    ///
+    /// # Panics
+    /// If the index is shifted.
+    fn from(mem: Mem) -> VecMem {
+        match mem {
+            Mem::Base(base, disp) => VecMem::base(base, disp),
+            Mem::Index(base, index) => VecMem::indexed(base, index),
+            Mem::Scaled(base, index, 0, disp) => VecMem { base, index: Some(index), disp },
+            Mem::Scaled(..) => panic!("vector moves have no shifted index"),
+        }
     }
 }
 

@@ -6,6 +6,8 @@ mod delivery;
 #[cfg(target_arch = "x86_64")]
 mod engine;
 #[cfg(target_arch = "x86_64")]
+mod groups;
+#[cfg(target_arch = "x86_64")]
 mod models;
 #[cfg(target_arch = "x86_64")]
 mod paging;
