@@ -161,10 +161,46 @@ pub struct Runtime {
     pub lookups: u64,
     /// The exception that a helper or slow path raised; meaningful while generated code is being left for it.
     pub exception: Option<Exception>,
+    /// What traces guess, by the last bits of their blocks' numbers.
+    pub guesses: [Guesses; GUESSING],
     /// TLBs of this vCPU.
     pub mmu: MmuState,
     /// Translated blocks of this vCPU, and the pages that they were made from.
     pub blocks: Blocks,
+}
+
+/// Guesses of a block, at most.
+pub const GUESSES: usize = 8;
+/// Blocks that have counters of their own; a power of two.
+pub const GUESSING: usize = 256;
+/// Rounds of a trace before its guesses are judged.
+const JUDGED: u32 = 1024;
+/// A guess is to be wrong less often than once in so many rounds: that takes some twenty cycles, and a right one saves seven.
+const WRONG: u32 = 3;
+
+/// The addends that accesses of a trace guess, and how good these guesses are. Blocks may share counters: a guess is
+/// compared with the TLB.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Guesses {
+    /// Host minus guest address, by number of the guess.
+    pub addends: [u64; GUESSES],
+    /// How often each was wrong since they were judged.
+    pub wrong: [u32; GUESSES],
+    /// Rounds of the trace since then.
+    pub rounds: u32,
+}
+
+impl Guesses {
+    /// The guesses, as a bit mask, that are wrong too often. Begins to count anew, if there was enough to judge by.
+    pub fn unsteady(&mut self) -> u8 {
+        if self.rounds < JUDGED {
+            return 0;
+        }
+        let limit = std::mem::take(&mut self.rounds) / WRONG;
+        let wrong = std::mem::take(&mut self.wrong);
+        wrong.iter().enumerate().fold(0, |mask, (n, wrong)| mask | u8::from(*wrong > limit) << n)
+    }
 }
 
 /// How far the runtime is before its environment.

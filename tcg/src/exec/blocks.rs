@@ -279,6 +279,8 @@ pub struct Blocks {
     missing: Option<(u64, BlockKey)>,
     /// How often traces were tried, by hash of where they begin.
     tries: Box<[u8; TRIES]>,
+    /// By hash of the head, the guesses that its traces are not to make, as a bit mask.
+    unsteady: Box<[u8; TRIES]>,
 }
 
 /// A block in a hash chain. The chain's head and each block's number of its successor are of this kind, apart from the blocks
@@ -334,6 +336,7 @@ impl Blocks {
             noted: Cell::new([NO_PAGE; 2]),
             missing: None,
             tries: Box::new([0; TRIES]),
+            unsteady: Box::new([0; TRIES]),
         }
     }
 
@@ -438,6 +441,19 @@ impl Blocks {
         self.tries[slot] = tries.saturating_add(1);
         // Where no heat is asked for, that must have an end, too.
         enough > 0 || tries < u8::MAX
+    }
+
+    /// Which guesses a trace from this head may make.
+    pub(super) fn guesses(&self, phys: u64, head: BlockKey) -> u8 {
+        !self.unsteady[hash(phys, head.pc, head.mode).0 % TRIES]
+    }
+
+    /// Notes that a trace has made guesses that are wrong too often: its next one, to be made soon, does without.
+    pub(super) fn note_unsteady(&mut self, trace: u32, guesses: u8) {
+        let t = self.get(trace);
+        let slot = hash(t.phys, t.pc, t.mode).0 % TRIES;
+        self.unsteady[slot] |= guesses;
+        self.tries[slot] = 0;
     }
 
     /// Whether a block can be found.

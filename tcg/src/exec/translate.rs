@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::blocks::{NO_PAGE, Origin, SCRATCH};
 use super::{BREAKPOINT, Options, Stats, traces};
 use crate::backend::{Compiled, GuestInfo, HostBackend, Room};
-use crate::env::Runtime;
+use crate::env::{GUESSING, Guesses, Runtime};
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
 use crate::ir::verify;
@@ -323,8 +323,9 @@ impl Translator {
             optimizer.run(&mut self.block, true);
             log.op_opt(&self.block, &self.guest);
         }
-        let room = self.compile_trace(rt, backend)?;
         let phys = self.pages[0].phys | head.pc & PAGE_MASK;
+        self.block.guesses = rt.blocks.guesses(phys, head);
+        let room = self.compile_trace(rt, backend)?;
         let origin = Origin {
             trace: true,
             pc: head.pc,
@@ -340,6 +341,7 @@ impl Translator {
             rt.blocks.kill(id, &mut rt.jump_cache);
         }
         let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
+        rt.guesses[id as usize % GUESSING] = Guesses::default();
         protect(rt, id, first_of_page);
         log.host_code(room, &self.compiled);
         stats.traces += 1;

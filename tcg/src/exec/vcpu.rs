@@ -9,7 +9,7 @@ use super::translate::{Made, Translator, guest_info, logged};
 use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, lookup, slow};
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
-use crate::env::{Header, JUMP_TAG_NONE, Runtime};
+use crate::env::{GUESSING, Header, JUMP_TAG_NONE, Runtime};
 use crate::guest::{BlockKey, Exception, Guest, Next, UNGROUPED};
 use crate::memory::{PAGE_MASK, PhysMemory};
 use crate::opt::OptFlags;
@@ -298,12 +298,29 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
 
     /// The guest was found at the start of a block: a trace may begin there.
     fn sample(&mut self, tb: u32) {
-        if !self.traces() || !self.recorder.sampled() {
+        if !self.traces() {
+            return;
+        }
+        self.judge(tb);
+        if !self.recorder.sampled() {
             return;
         }
         if self.context.runtime_mut().blocks.heat(tb, self.options.hot) {
             let env = self.context.env();
             self.recorder.start(G::block_key(env), G::address_space(env));
+        }
+    }
+
+    /// Gives up a trace whose guesses are wrong too often; the next one does without them.
+    fn judge(&mut self, tb: u32) {
+        let rt = self.context.runtime_mut();
+        let block = rt.blocks.get(tb);
+        if block.trace && rt.blocks.is_live(tb) {
+            let unsteady = rt.guesses[tb as usize % GUESSING].unsteady();
+            if unsteady != 0 {
+                rt.blocks.note_unsteady(tb, unsteady);
+                rt.blocks.kill(tb, &mut rt.jump_cache);
+            }
         }
     }
 

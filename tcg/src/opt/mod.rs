@@ -61,6 +61,8 @@ bitflags::bitflags! {
         const UNROLL = 1 << 15;
         /// What hot loops execute becomes one block.
         const TRACES = 1 << 16;
+        /// Loads of traces that chase pointers guess where they find them.
+        const CHASES = 1 << 17;
     }
 }
 

@@ -100,6 +100,7 @@ fn translator_with_fewer_optimisations() {
         "loops",
         "unroll",
         "traces",
+        "chases",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }

@@ -15,6 +15,7 @@
 //!   does not use VEX, such as that of helpers, runs at full speed. `upper` says that they may not be clean here.
 //! - RAX, RCX, XMM14 and XMM15 are never allocated: emission code uses them within one instruction.
 
+use super::chases::Chases;
 use super::count::Count;
 use super::encode::{Asm, Mem, r};
 use super::groups::{Groups, OPEN};
@@ -83,6 +84,7 @@ pub struct Buffers {
     pub live: Liveness,
     pub groups: Groups,
     pub rounds: Rounds,
+    pub chases: Chases,
     pub count: Count,
     pub main: Asm,
     pub side: Asm,
@@ -223,6 +225,7 @@ impl<'a> Emitter<'a> {
     ) -> Emitter<'a> {
         b.live.begin(block, &guest, kinds.pinned);
         b.groups.reset();
+        b.chases.reset();
         b.count.reset();
         let total = b.live.group_value(0) + OPEN;
         b.reg.clear();
@@ -274,6 +277,9 @@ impl<'a> Emitter<'a> {
                 &self.b.rounds
             });
             self.b.groups.run(self.block, &self.b.live, self.guest.helpers, rounds);
+        }
+        if self.opt.contains(OptFlags::CHASES) && self.block.guesses != 0 && self.has_head() {
+            self.b.chases.run(self.block, &self.b.live, &self.b.groups, self.block.guesses);
         }
         self.b.live.finish(self.block, &self.guest, self.pin_reg, &self.b.groups);
     }

@@ -460,6 +460,11 @@ impl Asm {
         self.byte(imm as u8);
     }
 
+    /// `inc dword mem`.
+    pub fn inc_mem32(&mut self, mem: Mem) {
+        self.op_rm(Width::W32, &[0xff], 0, mem);
+    }
+
     /// `movzx dst, src`.
     pub fn movzx(&mut self, from: Width, dst: u8, src: u8) {
         match from {

@@ -102,6 +102,7 @@ impl Emitter<'_> {
         }
         (self.locked, self.vec_locked) = (0, 0);
         self.head = Some(LoopHead { at: self.asm().len(), ints, vecs, upper: self.upper });
+        self.count_guesses();
     }
 
     /// Looks into the TLB for the groups of accesses that last for all rounds: the addend, or zero, goes to their slots.

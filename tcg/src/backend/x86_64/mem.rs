@@ -33,8 +33,10 @@
 //!
 //! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
 
+use std::mem::offset_of;
+
 use super::TLB;
-use super::emitter::{Emitter, NONE, Part, Target, env_mem};
+use super::emitter::{Emitter, NONE, Part, Target, env_mem, runtime_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::{Alignment, Leader, Member};
 use super::liveness::{NEVER, NO_VALUE};
@@ -42,7 +44,7 @@ use super::second_way::{self, OnMiss};
 use super::thunks::group_word;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, DISCARD, Loc, Refill, SlowAccess};
-use crate::env::Header;
+use crate::env::{GUESSING, Guesses, Header, Runtime};
 use crate::ir::{Cond, Ext, Inst, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::OptFlags;
@@ -73,6 +75,11 @@ enum Place {
     Unknown,
 }
 
+/// Offset in the runtime of the guesses of a block.
+fn guesses_of(tb: u32) -> usize {
+    offset_of!(Runtime, guesses) + tb as usize % GUESSING * size_of::<Guesses>()
+}
+
 /// Bytes of a vector.
 fn vec_bytes(len: VecLen) -> u32 {
     match len {
@@ -81,11 +88,11 @@ fn vec_bytes(len: VecLen) -> u32 {
     }
 }
 
-const ADDEND: i32 = std::mem::offset_of!(TlbEntry, addend) as i32;
+const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
 
 /// Offset in an entry of the tag that allows an access.
 fn tag_field(write: bool) -> usize {
-    if write { std::mem::offset_of!(TlbEntry, write) } else { std::mem::offset_of!(TlbEntry, read) }
+    if write { offset_of!(TlbEntry, write) } else { offset_of!(TlbEntry, read) }
 }
 
 impl Emitter<'_> {
@@ -119,7 +126,7 @@ impl Emitter<'_> {
         let Leader { slot, low, high, write, align, followed } = leader;
         let addr = self.use_int(addr);
         let range = (low.into(), high.into());
-        let miss = self.test_entry(addr, range, align, mem.mmu, write);
+        let miss = self.look(addr, range, align, mem.mmu, write);
         self.clobber_flags();
         let found = self.here();
         let was = self.branch_to(Part::Cold, miss);
@@ -196,7 +203,7 @@ impl Emitter<'_> {
             asm.test_rr(Width::W64, r::RAX, r::RAX);
             asm.jcc(Cond::E)
         } else {
-            self.test_entry(addr, (0, bytes as i32), Alignment::of(align, 0), mem.mmu, write)
+            self.look(addr, (0, bytes as i32), Alignment::of(align, 0), mem.mmu, write)
         };
         self.clobber_flags();
         Miss {
@@ -207,6 +214,46 @@ impl Emitter<'_> {
             of: Refill { mmu: mem.mmu, write, bytes: bytes as u16 },
             refill: true,
             align,
+        }
+    }
+
+    /// As [`Emitter::test_entry`], of an access that may guess (see `chases`):
+    ///
+    /// ```text
+    /// …                                      ; the comparison of the tag, as ever
+    /// mov  rcx, [guess]
+    /// cmp  rcx, [r11 + rax + addend]
+    /// jne  wrong                             ; out of line: mov rcx, [r11 + rax + addend]; mov [guess], rcx; inc [count]
+    /// mov  rax, rcx
+    /// ```
+    fn look(&mut self, addr: u8, range: (i32, i32), align: Alignment, mmu: u8, write: bool) -> usize {
+        let Some(n) = self.b.chases.site(self.at) else {
+            return self.test_entry(addr, range, align, mmu, write);
+        };
+        let guesses = guesses_of(self.tb);
+        let guess = runtime_mem(guesses + offset_of!(Guesses, addends) + 8 * n);
+        let addend = self.compare_entry(addr, range, align, mmu, write);
+        let miss = self.asm().jcc(Cond::NE);
+        self.asm().load(Width::W64, r::RCX, guess);
+        self.asm().alu_rm(Alu::Cmp, Width::W64, r::RCX, addend);
+        let wrong = self.asm().jcc(Cond::NE);
+        let back = self.here();
+        self.asm().mov_rr(r::RAX, r::RCX);
+        let was = self.branch_to(Part::Cold, wrong);
+        self.asm().load(Width::W64, r::RCX, addend);
+        self.asm().store(Width::W64, guess, r::RCX);
+        self.asm().inc_mem32(runtime_mem(guesses + offset_of!(Guesses, wrong) + 4 * n));
+        self.jump_to(back);
+        self.part = was;
+        miss
+    }
+
+    /// Counts a round of a loop that guesses.
+    pub fn count_guesses(&mut self) {
+        if self.b.chases.any() {
+            let rounds = runtime_mem(guesses_of(self.tb) + offset_of!(Guesses, rounds));
+            self.asm().inc_mem32(rounds);
+            self.clobber_flags();
         }
     }
 
@@ -254,7 +301,7 @@ impl Emitter<'_> {
         const ENTRY_BITS: u32 = size_of::<TlbEntry>().trailing_zeros();
         const INDEX_MASK: i32 = ((TLB_ENTRIES - 1) << ENTRY_BITS) as i32;
         let tag = tag_field(write);
-        let table = std::mem::offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
+        let table = offset_of!(Header, tlb) as u32 + 8 * mmu as u32;
         let main = mmu == self.block.main_mmu;
         let asm = self.asm();
         if low == 0 {

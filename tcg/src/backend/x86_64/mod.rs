@@ -13,6 +13,7 @@
 //!
 //! Requirements: AVX2, BMI2, LZCNT (x86-64-v3); checked when the backend is made.
 
+mod chases;
 mod control;
 mod count;
 mod divide;

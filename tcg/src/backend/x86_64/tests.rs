@@ -500,6 +500,7 @@ fn random_blocks_agree(default: u64, make: impl Fn(&[u64]) -> Block) {
         let words = generate::words(seed, 2 + (seed % 60) as usize);
         let mut block = make(&words);
         block.main_mmu = (seed % MMU_MODES as u64) as u8;
+        block.guesses = (seed >> 1) as u8;
         let fill = seed & 1 != 0;
         let (back, difference) = compare(h, &block, seed, fill);
         h = back;
@@ -512,7 +513,7 @@ fn random_blocks_agree(default: u64, make: impl Fn(&[u64]) -> Block) {
                 let mut fewer = words.clone();
                 fewer.remove(i);
                 let mut smaller = make(&fewer);
-                smaller.main_mmu = block.main_mmu;
+                (smaller.main_mmu, smaller.guesses) = (block.main_mmu, block.guesses);
                 let (back, difference) = compare(h, &smaller, seed, fill);
                 h = back;
                 if difference.is_some() {

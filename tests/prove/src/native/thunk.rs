@@ -144,6 +144,7 @@ pub fn assemble(handler: u64) -> Result<Thunk, IcedError> {
     let (enter, signal) = (result.label_ip(&enter)?, result.label_ip(&signal)?);
     let mut bytes = result.inner.code_buffer;
     assert!(bytes.len() > PAGE && bytes.len() <= 2 * PAGE, "code and data lie on pages of their own");
-    bytes.resize(2 * PAGE, 0);
+    // What jumps there traps there.
+    bytes.resize(2 * PAGE, 0xcc);
     Ok(Thunk { bytes, enter, signal })
 }
