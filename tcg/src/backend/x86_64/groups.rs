@@ -40,7 +40,7 @@ use crate::guest::HelperDesc;
 use crate::ir::{BinOp, Block, Inst, Width};
 
 /// Groups that may be open at a time.
-pub const OPEN: usize = 4;
+pub const OPEN: usize = 8;
 /// Groups that last for all rounds, at most.
 const LASTING: usize = 8;
 /// Words for addresses and addends in the stack frame.
