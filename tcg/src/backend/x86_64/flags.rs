@@ -62,9 +62,12 @@ impl Emitter<'_> {
     /// Whether the host's flags hold `bits` of flags value `f` (resolved).
     pub fn holds_flags(&self, f: usize, bits: u32) -> bool {
         let HostFlags { value, bits: held } = self.host_flags;
-        value != NO_VALUE
-            && bits & !held == 0
-            && (value == f as u32 || self.flags_source(value as usize, bits) == self.flags_source(f, bits))
+        if value == NO_VALUE || bits & !held != 0 || value == f as u32 {
+            return value == f as u32 && bits & !held == 0;
+        }
+        let (value, f) = (self.flags_source(value as usize, bits), self.flags_source(f, bits));
+        let same_carry = || self.known_carry(f).is_some_and(|c| self.known_carry(value) == Some(c));
+        value == f || bits == flags::C && same_carry()
     }
 
     fn flags_source(&self, f: usize, bits: u32) -> usize {
@@ -123,12 +126,18 @@ impl Emitter<'_> {
     /// Where C of flags value `f` can be had from, if that is easy.
     fn carry_of(&self, f: usize) -> Option<Carry> {
         let c = self.flags_source(f, flags::C);
-        match (self.b.mem[c], self.block.insts.get(c)) {
-            (MemLoc::Env(g), _) => Some(Carry::Packed(env_mem(self.guest.globals[g as usize].offset))),
-            (_, Some(Inst::Flags { op: FlagOp::And, .. })) => Some(Carry::Known(false)),
-            (_, Some(&Inst::Flags { op: FlagOp::Unpack, a, .. })) => {
-                let packed = self.constant(self.b.live.resolve(a))?;
-                Some(Carry::Known(packed as u32 & flags::C != 0))
+        if let MemLoc::Env(g) = self.b.mem[c] {
+            return Some(Carry::Packed(env_mem(self.guest.globals[g as usize].offset)));
+        }
+        self.known_carry(c).map(Carry::Known)
+    }
+
+    /// C of flags value `f`, if its operands do not matter.
+    fn known_carry(&self, f: usize) -> Option<bool> {
+        match self.block.insts.get(f) {
+            Some(Inst::Flags { op: FlagOp::And, .. }) => Some(false),
+            Some(&Inst::Flags { op: FlagOp::Unpack, a, .. }) => {
+                Some(self.constant(self.b.live.resolve(a))? as u32 & flags::C != 0)
             }
             _ => None,
         }
