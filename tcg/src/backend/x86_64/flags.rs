@@ -15,6 +15,9 @@ use super::encode::{Alu, Mem, Shift, r};
 use super::liveness::{Liveness, NO_VALUE, cond_bits};
 use crate::ir::{Block, Cond, FlagOp, GlobalSet, Inst, Value, Width, flags};
 
+/// Instructions that are looked at for a use of flags, at most.
+const REACH: usize = 12;
+
 /// The bits that follow from an operation's result alone.
 const OF_RESULT: u32 = flags::Z | flags::N | flags::P;
 
@@ -54,6 +57,34 @@ impl Liveness {
 }
 
 impl Emitter<'_> {
+    /// Whether flags value `f`, if the current instruction leaves it in the host's flags, may be there yet where it is used. That
+    /// faults can see it is no use: they have a recipe.
+    pub fn flags_reach_a_use(&self, f: usize) -> bool {
+        let last = self.b.live.values[f].last_use as usize;
+        // What is wanted at the end is stored before it is destroyed.
+        if last <= self.at || last + 1 >= self.block.insts.len() {
+            return last > self.at;
+        }
+        for (i, inst) in self.block.insts[..=last].iter().enumerate().skip(self.at + 1).take(REACH) {
+            match *inst {
+                Inst::ExitIf { .. } => return true,
+                Inst::SetCond { f: used, .. }
+                | Inst::Select { f: used, .. }
+                | Inst::Carry { f: used, .. }
+                | Inst::Pack(used)
+                    if self.b.live.resolve(used) == f =>
+                {
+                    return true;
+                }
+                Inst::Bin { .. } if self.b.live.values[i].fused != NO_VALUE => return false,
+                Inst::Call { .. } => return false,
+                _ if inst.is_memory() => return false,
+                _ => {}
+            }
+        }
+        true
+    }
+
     /// Notes that the host's flags hold `bits` of flags value `f`, and nothing else that is known.
     pub fn hold_flags(&mut self, f: Option<usize>, bits: u32) {
         self.host_flags = f.map_or(HostFlags::NONE, |f| HostFlags { value: f as u32, bits });

@@ -8,8 +8,8 @@ use crate::ir::{BinOp, Cond, Ext, FlagOp, Inst, UnOp, Value, Width, flags};
 impl Emitter<'_> {
     /// The flags value that may be set on the way, if anybody wants it.
     fn fused(&self) -> Option<usize> {
-        let f = self.b.live.values[self.at].fused;
-        (f != NO_VALUE && self.b.live.values[f as usize].last_use > self.at as u32).then_some(f as usize)
+        let f = self.b.live.values[self.at].fused as usize;
+        (f as u32 != NO_VALUE && self.flags_reach_a_use(f)).then_some(f)
     }
 
     /// Bits of the current value that someone reads.
