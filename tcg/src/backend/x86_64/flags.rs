@@ -43,11 +43,23 @@ enum Carry {
 }
 
 impl Liveness {
-    /// The older flags value that `bits` of flags value `f` (resolved) are those of; `f` itself if it makes one of them.
-    pub fn flags_source(&self, block: &Block, mut f: usize, bits: u32) -> usize {
+    /// The older flags value that `bits` of flags value `f` (resolved) are those of; `f` itself if it makes one of them, as
+    /// everything makes one of all.
+    #[inline]
+    pub fn flags_source(&self, block: &Block, f: usize, bits: u32) -> usize {
+        if bits == flags::ALL { f } else { self.source_of_some(block, f, bits) }
+    }
+
+    fn source_of_some(&self, block: &Block, mut f: usize, bits: u32) -> usize {
         while let Some(&Inst::Flags { op, w, b, old: Some(old), .. }) = block.insts.get(f) {
-            let b = block.constant(Value(self.resolve(b) as u32));
-            if bits & !op.passes(w, b) != 0 {
+            let passed = match op {
+                FlagOp::Inc | FlagOp::Dec => op.passes(w, None),
+                FlagOp::Bit | FlagOp::Rol | FlagOp::Ror => {
+                    op.passes(w, block.constant(Value(self.resolve(b) as u32)))
+                }
+                _ => break,
+            };
+            if bits & !passed != 0 {
                 break;
             }
             f = self.resolve(old);
@@ -93,8 +105,11 @@ impl Emitter<'_> {
     /// Whether the host's flags hold `bits` of flags value `f` (resolved).
     pub fn holds_flags(&self, f: usize, bits: u32) -> bool {
         let HostFlags { value, bits: held } = self.host_flags;
-        if value == NO_VALUE || bits & !held != 0 || value == f as u32 {
-            return value == f as u32 && bits & !held == 0;
+        if value == NO_VALUE || bits & !held != 0 {
+            return false;
+        }
+        if value == f as u32 || bits == flags::ALL {
+            return value == f as u32;
         }
         let (value, f) = (self.flags_source(value as usize, bits), self.flags_source(f, bits));
         let same_carry = || self.known_carry(f).is_some_and(|c| self.known_carry(value) == Some(c));
@@ -128,28 +143,25 @@ impl Emitter<'_> {
         if self.holds_flags(f, bits) {
             return;
         }
-        let carry = self.carry_of(f);
-        if self.holds_flags(f, bits & !flags::C)
-            && let Some(carry) = &carry
+        // C alone may be all that is missing.
+        let others = bits & !flags::C;
+        if bits != others
+            && (others == 0 || self.holds_flags(f, others))
+            && let Some(carry) = self.carry_of(f)
         {
-            // All that is missing.
-            self.emit_carry(carry);
+            self.emit_carry(&carry);
             let HostFlags { value, bits: held } = self.host_flags;
-            self.hold_flags(Some(f), if value == f as u32 { held | flags::C } else { bits });
+            let held = if value == f as u32 { held | flags::C } else { bits };
+            self.hold_flags(Some(f), held);
             return;
         }
         let f = self.flags_source(f, bits);
-        let held = match (self.b.mem[f], carry) {
-            (_, Some(carry)) if bits == flags::C => {
-                self.emit_carry(&carry);
-                flags::C
-            }
-            (MemLoc::None, _) => self.compute_flags(f, bits),
-            _ => {
-                self.read_packed(f);
-                self.unpack();
-                flags::ALL
-            }
+        let held = if self.b.mem[f] != MemLoc::None {
+            self.read_packed(f);
+            self.unpack();
+            flags::ALL
+        } else {
+            self.compute_flags(f, bits)
         };
         self.hold_flags(Some(f), held);
     }
