@@ -78,20 +78,25 @@ impl Emitter<'_> {
             return last > self.at;
         }
         for (i, inst) in self.block.insts[..=last].iter().enumerate().skip(self.at + 1).take(REACH) {
-            match *inst {
+            let (used, bits) = match *inst {
                 Inst::ExitIf { .. } => return true,
-                Inst::SetCond { f: used, .. }
-                | Inst::Select { f: used, .. }
-                | Inst::Carry { f: used, .. }
-                | Inst::Pack(used)
-                    if self.b.live.resolve(used) == f =>
-                {
-                    return true;
+                Inst::SetCond { cond, f } | Inst::Select { cond, f, .. } => (f, cond_bits(cond)),
+                Inst::Carry { f, .. } => (f, flags::C),
+                Inst::Pack(f) => (f, flags::ALL),
+                Inst::Bin { .. } => {
+                    let other = self.b.live.values[i].fused;
+                    // Increments leave the carry alone.
+                    match self.block.insts.get(other as usize) {
+                        None | Some(Inst::Flags { op: FlagOp::Inc | FlagOp::Dec, .. }) => continue,
+                        Some(_) => return false,
+                    }
                 }
-                Inst::Bin { .. } if self.b.live.values[i].fused != NO_VALUE => return false,
                 Inst::Call { .. } => return false,
                 _ if inst.is_memory() => return false,
-                _ => {}
+                _ => continue,
+            };
+            if self.flags_source(self.b.live.resolve(used), bits) == f {
+                return true;
             }
         }
         true

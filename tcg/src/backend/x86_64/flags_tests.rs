@@ -91,6 +91,11 @@ fn a_carry_survives_the_increments_of_a_loop() {
     let wanted: Vec<_> = code.iter().filter(|m| matches!(**m, Bt | Adc | Dec | Sahf | Lahf)).collect();
     // No one wants the decrement's own flags.
     assert_eq!(wanted, [&Bt, &Adc, &Adc, &Lahf], "{code:?}");
+    // As well if what follows makes other flags.
+    let last = "y = addc.64 c, c, g\nh = flags.sub.64 c, b";
+    let code = self::code(&text(last));
+    let wanted: Vec<_> = code.iter().filter(|m| matches!(**m, Bt | Adc | Sahf | Lahf)).collect();
+    assert_eq!(wanted, [&Bt, &Adc, &Adc, &Lahf], "{code:?}");
 }
 
 #[test]
