@@ -74,10 +74,38 @@ impl FlagOp {
         matches!(self, Adc | Sbb | Inc | Dec | Shl | Shr | Sar | Rol | Ror | Bit)
     }
 
+    /// The bits that are those of `old`, whatever `a` is, if `b` is the constant given or unknown. None of an operation that
+    /// changes nothing at all, such as a shift by zero.
+    pub fn passes(self, w: Width, b: Option<u64>) -> u32 {
+        match self {
+            FlagOp::Inc | FlagOp::Dec => C,
+            FlagOp::Bit => ALL & !C,
+            FlagOp::Rol | FlagOp::Ror if b.is_some_and(|b| count(w, b) != 0) => ALL & !(C | V),
+            _ => 0,
+        }
+    }
+
+    /// The bits of `old` that are read if those of `demand` are wanted, and `b` is the constant given or unknown.
+    pub fn old_bits(self, w: Width, b: Option<u64>, demand: u32) -> u32 {
+        match self {
+            FlagOp::Adc | FlagOp::Sbb => C,
+            FlagOp::Shl | FlagOp::Shr | FlagOp::Sar if b.is_some_and(|b| count(w, b) != 0) => 0,
+            FlagOp::Rol | FlagOp::Ror if b.is_none_or(|b| count(w, b) == 0) => demand,
+            // By zero, which an unknown count may be, they are what they were.
+            FlagOp::Shl | FlagOp::Shr | FlagOp::Sar => demand,
+            _ => demand & self.passes(w, b),
+        }
+    }
+
     /// Whether the `b` operand is read.
     pub fn reads_b(self) -> bool {
         !matches!(self, FlagOp::Inc | FlagOp::Dec | FlagOp::Unpack)
     }
+}
+
+/// The count that `b` is to a shift or a rotation.
+fn count(w: Width, b: u64) -> u32 {
+    (b & if w == Width::W64 { 63 } else { 31 }) as u32
 }
 
 /// Evaluates a condition over packed flags.
@@ -147,7 +175,7 @@ pub fn compute(op: FlagOp, w: Width, a: u64, b: u64, old: u32) -> u32 {
         f
     };
     let old_c = (old & C != 0) as u64;
-    let count = (b & if w == Width::W64 { 63 } else { 31 }) as u32;
+    let count = count(w, b);
     match op {
         FlagOp::Add => sum(a, b, 0),
         FlagOp::Adc => sum(a, b, old_c),

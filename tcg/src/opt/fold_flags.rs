@@ -2,7 +2,9 @@
 //!
 //! Constant flags have one form: [`FlagOp::Unpack`] of a constant. Beside those, some operations leave some flags in a
 //! known state whatever their operands are (a logical operation clears C and V), which decides conditions. Front ends
-//! patch packed flags bit by bit; a condition looks through that for the bits that it needs.
+//! patch packed flags bit by bit; a condition looks through that for the bits that it needs. It looks through operations, too,
+//! that take these bits over from older flags, and so do operations that want no more of their old flags than such bits: a row of
+//! increments is no chain.
 
 use super::forward::Forward;
 use crate::interp::int;
@@ -21,6 +23,25 @@ impl Forward {
     fn constant_flags(&mut self, packed: u32) -> Value {
         let a = self.constant((packed & flags::ALL) as u64);
         self.emit(Inst::Flags { op: FlagOp::Unpack, w: Width::W64, a, b: a, old: None })
+    }
+
+    /// The older flags that `bits` of these are those of, or these.
+    pub(super) fn flags_source(&self, mut f: Value, bits: u32) -> Value {
+        while let Inst::Flags { op, w, b, old: Some(old), .. } = self.def(f)
+            && bits & !op.passes(w, self.as_const(b)) == 0
+        {
+            f = old;
+        }
+        f
+    }
+
+    /// What an operation may take for its old flags, which are `old`, if it is the same to it: flags that were made earlier, or
+    /// constants.
+    pub(super) fn simplest_old(&mut self, op: FlagOp, w: Width, b: Value, old: Value) -> Value {
+        let bits = op.old_bits(w, self.as_const(b), flags::ALL);
+        let source = self.flags_source(old, bits);
+        let (known, state) = self.known_flags(source);
+        if bits & !known == 0 { self.constant_flags(state & bits) } else { source }
     }
 
     pub(super) fn flags(&mut self, op: FlagOp, w: Width, a: Value, b: Value, old: Option<Value>) -> Value {
@@ -76,10 +97,12 @@ impl Forward {
             }
         }
         // With a constant count, which is not zero here, a shift leaves nothing of the old flags: they may die.
-        let old = match (old, op, self.as_const(b)) {
-            (Some(_), Shl | Shr | Sar, Some(_)) => Some(self.constant_flags(0)),
-            _ => old,
-        };
+        let old = old.map(|old| self.simplest_old(op, w, b, old));
+        match (op, old.and_then(|old| self.known_carry(old))) {
+            (Adc, Some(false)) => return self.flags(Add, w, a, b, None),
+            (Sbb, Some(false)) => return self.flags(Sub, w, a, b, None),
+            _ => {}
+        }
         self.emit(Inst::Flags { op, w, a, b, old })
     }
 
@@ -167,6 +190,7 @@ impl Forward {
     /// The condition in simpler terms: `x != 0` where `x` is itself 1 or 0 by a condition is that condition.
     fn simplify_cond(&mut self, mut cond: Cond, mut f: Value) -> (Cond, Value) {
         loop {
+            f = self.flags_source(f, needed_flags(cond));
             if let Some(simpler) = self.look_through_packed(cond, f) {
                 (cond, f) = simpler;
                 continue;

@@ -10,7 +10,7 @@
 
 use super::forward::Forward;
 use crate::interp::int;
-use crate::ir::{BinOp, Ext, Inst, UnOp, Value, Width};
+use crate::ir::{BinOp, Ext, FlagOp, Inst, UnOp, Value, Width};
 
 /// The width whose mask `len` low bits are.
 fn width_of_len(len: u8) -> Option<Width> {
@@ -223,6 +223,7 @@ impl Forward {
 
     pub(super) fn carry(&mut self, sub: bool, w: Width, a: Value, b: Value, f: Value) -> Value {
         let (a, b) = (self.low(a, w), self.low(b, w));
+        let f = self.simplest_old(FlagOp::Adc, w, b, f);
         match self.known_carry(f) {
             Some(false) => self.bin(if sub { BinOp::Sub } else { BinOp::Add }, w, a, b),
             Some(true) => match (self.as_const(a), self.as_const(b)) {

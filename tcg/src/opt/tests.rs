@@ -504,3 +504,57 @@ fn behind_an_indirect_exit_the_program_counter_is_set_anew() {
     let chained = source.replace("0x0 indirect", "0x2000 chain");
     assert_eq!(optimised(&chained).matches("set pc").count(), 1);
 }
+
+#[test]
+fn old_flags_are_those_that_make_the_bits() {
+    // Each decrement keeps C, so the last one may as well have that of the first operand's flags.
+    let tail = "set flags, f\nset r0, a\nleave 0";
+    let result = optimised(&format!(
+        "a = get r0\nb = get r1\ns = flags.sub.64 a, b\nx = flags.dec.64 a, s\ny = flags.inc.32 b, x\n\
+         f = flags.dec.8 b, y\n{tail}"
+    ));
+    assert!(result.contains("flags.dec.8 v1, f2\n") && !result.contains("inc"), "{result}");
+    // A rotation wants neither C nor V of what it follows, a bit test not C.
+    let result = optimised(&format!(
+        "a = get r0\nb = get r1\nn = const 3\ns = flags.sub.64 a, b\nx = flags.bit.64 a, b, s\n\
+         y = flags.rol.64 b, n, x\nf = flags.bit.64 b, n, y\n{tail}"
+    ));
+    assert!(result.contains("flags.rol.64 v1, v2, f3\n") && result.contains("flags.bit.64"), "{result}");
+    // A rotation makes V, which the bit test passes on.
+    assert_eq!(result.matches("flags.bit").count(), 1, "{result}");
+    // By an unknown count anything may be passed on.
+    let result = optimised(&format!(
+        "a = get r0\nb = get r1\ns = flags.sub.64 a, b\nx = flags.dec.64 a, s\nf = flags.rol.64 b, a, x\n{tail}"
+    ));
+    assert!(result.contains("flags.dec.64"), "{result}");
+}
+
+#[test]
+fn conditions_are_those_of_the_flags_that_make_them() {
+    let exits = "exit0: 0x20 dead{flags}\nexit1: 0x30 dead{flags}\n";
+    let source = |cond: &str| {
+        format!(
+            "a = get r0\nb = get r1\ns = flags.sub.64 a, b\nx = flags.inc.64 a, s\nf = flags.dec.64 b, x\n\
+             branch.{cond} f -> exit0, exit1\n{exits}"
+        )
+    };
+    let compare = "v0 = get r0\nv1 = get r1\nf2 = flags.sub.64 v0, v1\n";
+    assert_eq!(optimised(&source("b")), format!("{compare}branch.b f2 -> exit0, exit1\n{exits}"));
+    // Of two places.
+    assert_eq!(
+        optimised(&source("a")),
+        format!("{compare}f3 = flags.dec.64 v1, f2\nbranch.a f3 -> exit0, exit1\n{exits}")
+    );
+}
+
+#[test]
+fn a_known_carry_is_a_constant() {
+    let result = optimised(
+        "a = get r0\nb = get r1\nt = flags.and.64 a, b\nd = flags.dec.64 a, t\nx = addc.64 a, b, d\n\
+         f = flags.adc.64 a, b, d\nset r0, x\nset flags, f\nleave 0",
+    );
+    assert_eq!(
+        result,
+        "v0 = get r0\nv1 = get r1\nv2 = add.64 v0, v1\nf3 = flags.add.64 v0, v1\nset r0, v2\nset flags, f3\nleave 0\n"
+    );
+}

@@ -11,8 +11,8 @@ use std::mem::offset_of;
 use super::{GLOBALS, HELPERS, SplitMix, TestEnv, TestMemory, global, helper};
 use crate::backend::HostVec;
 use crate::ir::{
-    BinOp, Block, Builder, Cond, Exit, ExitId, Ext, FlagOp, GlobalSet, Inst, MemFlags, RmwOp, Ty, UnOp,
-    Value, Vec3Op, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width, flags,
+    BinOp, Block, Builder, Cond, Exit, ExitId, Ext, FlagOp, GlobalId, GlobalSet, Inst, MemFlags, RmwOp, Ty,
+    UnOp, Value, Vec3Op, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width, flags,
 };
 use crate::memory::PAGE_SIZE;
 
@@ -305,9 +305,10 @@ impl Generator {
             8..24 => self.set(),
             24..27 => self.env_access(),
             27..58 => self.arithmetic(),
-            58..68 => {
+            58..64 => {
                 self.flags_user();
             }
+            64..68 => self.operation_with_flags(),
             68..84 => self.memory(),
             84..92 => self.vector(),
             92..97 => self.call(),
@@ -335,6 +336,70 @@ impl Generator {
             let mut wide = || GlobalSet::of(global::y(self.rng.below(8) as u8));
             let set = wide().or(wide());
             self.push(Inst::ZeroUpper(set));
+        }
+    }
+
+    /// An operation on a global and its flags, as front ends make them: where the host's flags can serve.
+    fn operation_with_flags(&mut self) {
+        let (w, g) = (self.width(), global::int(self.rng.below(16) as u8));
+        let (a, old) = (self.push(Inst::Get(g)), self.push(Inst::Get(global::FLAGS)));
+        let kind = self.rng.below(12);
+        let b = match kind {
+            0..6 => {
+                let c = if kind == 5 { u64::MAX } else { 1 };
+                self.push(Inst::Const(c))
+            }
+            6 | 7 => {
+                let c = 1 + self.rng.below(w.bits() as usize - 1) as u64;
+                self.push(Inst::Const(c))
+            }
+            _ => self.int(),
+        };
+        let (op, fop) = match kind {
+            0 | 1 => (BinOp::Add, FlagOp::Inc),
+            2..5 => (BinOp::Sub, FlagOp::Dec),
+            5 => (BinOp::Add, FlagOp::Dec),
+            6..9 => self.rng.pick(&[
+                (BinOp::Shl, FlagOp::Shl),
+                (BinOp::Shr, FlagOp::Shr),
+                (BinOp::Sar, FlagOp::Sar),
+                (BinOp::Rol, FlagOp::Rol),
+            ]),
+            9 => (BinOp::Sub, FlagOp::Sub),
+            10 => (BinOp::Add, FlagOp::Add),
+            _ => {
+                let sub = self.rng.one_in(2);
+                let v = self.push(Inst::Carry { sub, w, a, b, f: old });
+                let op = if sub { FlagOp::Sbb } else { FlagOp::Adc };
+                let f = self.push(Inst::Flags { op, w, a, b, old: Some(old) });
+                return self.set_with_flags(g, w, (a, v), f);
+            }
+        };
+        let v = self.push(Inst::Bin { op, w, a, b });
+        let old = fop.reads_old().then_some(old);
+        let b = if fop.reads_b() { b } else { a };
+        let f = self.push(Inst::Flags { op: fop, w, a, b, old });
+        self.set_with_flags(g, w, (a, v), f);
+    }
+
+    /// Sets the low bits of a global from `was` to `v`, and the flags.
+    fn set_with_flags(&mut self, g: GlobalId, w: Width, (was, v): (Value, Value), f: Value) {
+        let v = match w {
+            Width::W8 | Width::W16 => self.push(Inst::Insert { a: was, b: v, pos: 0, len: w.bits() as u8 }),
+            _ => v,
+        };
+        self.push(Inst::Set(g, v));
+        self.push(Inst::Set(global::FLAGS, f));
+        self.sets = true;
+        if self.rng.one_in(2) {
+            self.start();
+        }
+        if self.rng.one_in(3) {
+            let (cond, exit) = (self.cond(), self.exit());
+            self.push(Inst::ExitIf { cond, f, exit });
+            if self.ir.block().exits[exit.0 as usize].indirect {
+                self.set_pc();
+            }
         }
     }
 

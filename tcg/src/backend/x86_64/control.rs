@@ -301,7 +301,7 @@ impl Emitter<'_> {
         if self.kinds.flags.0 & self.dirty & !dead.0 == 0 {
             return self.condition(cond, f);
         }
-        self.flags_to_host(f);
+        self.flags_to_host(f, crate::ir::flags::ALL);
         cond
     }
 

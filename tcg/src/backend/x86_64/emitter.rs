@@ -18,6 +18,7 @@
 use super::chases::Chases;
 use super::count::Count;
 use super::encode::{Asm, Mem, r};
+use super::flags::HostFlags;
 use super::groups::{Groups, OPEN};
 use super::liveness::{Liveness, NO_VALUE};
 use super::loops::LoopHead;
@@ -173,8 +174,8 @@ pub struct Emitter<'a> {
     pub at: usize,
     /// Guest program counter of the current guest instruction.
     pub pc: u64,
-    /// The flags value that the host's flags hold.
-    pub host_flags: u32,
+    /// What the host's flags hold.
+    pub host_flags: HostFlags,
     slots: [u32; SPILL_SLOTS],
     slots_used: usize,
     pub next_pseudo: usize,
@@ -259,7 +260,7 @@ impl<'a> Emitter<'a> {
             upper: false,
             at: 0,
             pc: 0,
-            host_flags: NO_VALUE,
+            host_flags: HostFlags::NONE,
             slots: [NO_VALUE; SPILL_SLOTS],
             slots_used: 0,
             next_pseudo: 0,
@@ -812,16 +813,13 @@ impl<'a> Emitter<'a> {
         let a = if from_result { self.b.live.values[v].companion as usize } else { self.b.live.resolve(a) };
         let a = self.loc(a);
         let b = if op.reads_b() { self.resolved_loc(b) } else { a };
-        let needed = super::liveness::flag_inputs(
-            self.block,
-            op,
-            w,
-            self.flag_b(v),
-            self.b.live.values[v].flag_demand,
-        )
-        .old != 0;
+        let demand = self.b.live.values[v].flag_demand;
+        let needed = op.old_bits(w, self.block.constant(self.flag_b(v)), demand);
         let old = match old {
-            Some(old) if needed => Some(self.resolved_loc(old)),
+            Some(old) if needed != 0 => {
+                let old = self.b.live.flags_source(self.block, self.b.live.resolve(old), needed);
+                Some(self.loc(old))
+            }
             _ => None,
         };
         self.out.recipes.push(FlagRecipe { op, w, a, b, old, from_result });

@@ -346,6 +346,12 @@ impl Asm {
         self.op_ri8(w, &[0x0f, 0xba], 4, a, n);
     }
 
+    /// `bt [mem], n` in 16, 32 or 64 bits, as [`Asm::bt_ri`].
+    pub fn bt_mi(&mut self, w: Width, mem: Mem, n: u8) {
+        self.op_rm(w, &[0x0f, 0xba], 4, mem);
+        self.byte(n);
+    }
+
     /// `bt a, b` in 16, 32 or 64 bits, as [`Asm::bt_ri`].
     pub fn bt_rr(&mut self, w: Width, a: u8, b: u8) {
         self.op_rr(w, &[0x0f, 0xa3], b, a);

@@ -2,14 +2,14 @@
 
 use super::emitter::{Emitter, NONE, env_mem};
 use super::encode::{Alu, Shift, r};
-use super::liveness::{NO_VALUE, flag_inputs};
-use crate::ir::{BinOp, Cond, Ext, FlagOp, Inst, UnOp, Value, Width};
+use super::liveness::NO_VALUE;
+use crate::ir::{BinOp, Cond, Ext, FlagOp, Inst, UnOp, Value, Width, flags};
 
 impl Emitter<'_> {
     /// The flags value that may be set on the way, if anybody wants it.
     fn fused(&self) -> Option<usize> {
-        let f = self.b.live.values[self.at].fused;
-        (f != NO_VALUE && self.b.live.values[f as usize].last_use > self.at as u32).then_some(f as usize)
+        let f = self.b.live.values[self.at].fused as usize;
+        (f as u32 != NO_VALUE && self.flags_reach_a_use(f)).then_some(f)
     }
 
     /// Bits of the current value that someone reads.
@@ -87,17 +87,17 @@ impl Emitter<'_> {
         if commutes && immediate(self, a) && !immediate(self, b) {
             std::mem::swap(&mut a, &mut b);
         }
-        let mut fused = self.fused();
+        let fused = self.fused();
+        let mut held = flags::ALL;
         let mut incdec = None;
         if let Some(f) = fused
-            && let Inst::Flags { op: fop @ (FlagOp::Inc | FlagOp::Dec), old, .. } = self.block.insts[f]
-            && flag_inputs(self.block, fop, w, b, self.b.live.values[f].flag_demand).old != 0
+            && let Inst::Flags { op: fop @ (FlagOp::Inc | FlagOp::Dec), old: Some(old), .. } =
+                self.block.insts[f]
         {
-            let old = old.map_or(NO_VALUE, |o| self.b.live.resolve(o) as u32);
-            if self.host_flags == old {
-                incdec = Some((fop == FlagOp::Dec) as u8);
-            } else {
-                fused = None;
+            incdec = Some((fop == FlagOp::Dec) as u8);
+            // C stays as it is, whatever it is.
+            if !self.holds_flags(self.b.live.resolve(old), flags::C) {
+                held &= !flags::C;
             }
         }
         let native = if fused.is_some() || merges { w } else { w.max(Width::W32) };
@@ -151,7 +151,7 @@ impl Emitter<'_> {
             self.copy(w, dst, ra);
             self.asm().alu_rr(alu, native, dst, rb);
         }
-        self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+        self.hold_flags(fused, held);
         self.finish_narrow(w, dst);
     }
 
@@ -169,7 +169,7 @@ impl Emitter<'_> {
         {
             let dst = self.define(ra, 0);
             self.asm().imul_rri(native, dst, ra, imm);
-            self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+            self.hold_flags(fused, flags::ALL);
             self.finish_narrow(w, dst);
             return;
         }
@@ -177,7 +177,7 @@ impl Emitter<'_> {
             let dst = self.define(ra, 0);
             self.copy(w, dst, ra);
             self.asm().imul_rm(native, dst, mem);
-            self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+            self.hold_flags(fused, flags::ALL);
             self.finish_narrow(w, dst);
             return;
         }
@@ -189,7 +189,7 @@ impl Emitter<'_> {
             self.copy(w, dst, ra);
             self.asm().imul_rr(native, dst, rb);
         }
-        self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+        self.hold_flags(fused, flags::ALL);
         self.finish_narrow(w, dst);
     }
 
@@ -230,16 +230,19 @@ impl Emitter<'_> {
             }
             self.copy(w, dst, ra);
             self.asm().shift_ri(op, w, dst, count);
-            self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+            self.hold_flags(fused, flags::ALL);
             self.finish_narrow(w, dst);
             return;
         }
+        // By zero, the flags are the old ones.
+        let mut held = flags::ALL;
         if let Some(f) = fused
-            && let Inst::Flags { op: fop, old, .. } = self.block.insts[f]
-            && flag_inputs(self.block, fop, w, b, self.b.live.values[f].flag_demand).old != 0
-            && old.is_none_or(|o| self.b.live.resolve(o) as u32 != self.host_flags)
+            && let Inst::Flags { op: fop, old: Some(old), .. } = self.block.insts[f]
         {
-            fused = None;
+            held = fop.old_bits(w, None, self.b.live.values[f].flag_demand);
+            if !self.holds_flags(self.b.live.resolve(old), held) {
+                fused = None;
+            }
         }
         let ra = self.use_int(a);
         let rb = self.use_int(b);
@@ -252,7 +255,7 @@ impl Emitter<'_> {
         let dst = self.define(ra, 0);
         self.copy(w, dst, ra);
         self.asm().shift_rcl(op, w, dst);
-        self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+        self.hold_flags(fused, held);
         if w == Width::W32 {
             // A 32-bit shift by zero need not zero-extend.
             if self.demand() > 32 {
@@ -318,7 +321,7 @@ impl Emitter<'_> {
         let native = if fused.is_some() { w } else { w.max(Width::W32) };
         let imm = self.imm(bv, native);
         let rb = if imm.is_some() { NONE } else { self.use_int(b) };
-        self.flags_to_host(f);
+        self.flags_to_host(f, flags::C);
         let alu = if sub { Alu::Sbb } else { Alu::Adc };
         let mut dst = self.define(ra, 0);
         let target = dst;
@@ -331,7 +334,7 @@ impl Emitter<'_> {
             None => self.asm().alu_rr(alu, native, dst, rb),
         }
         self.asm().mov_rr(target, dst);
-        self.host_flags = fused.map_or(NO_VALUE, |f| f as u32);
+        self.hold_flags(fused, flags::ALL);
         self.finish_narrow(w, target);
     }
 

@@ -117,36 +117,6 @@ pub fn cond_bits(cond: Cond) -> u32 {
     }
 }
 
-/// How a flags value uses its operands, given which bits are wanted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FlagInputs {
-    /// Old flags bits needed; 0 if `old` is not read.
-    pub old: u32,
-}
-
-/// Which old flags bits the value reads, if `demand` bits of it are wanted.
-pub fn flag_inputs(block: &Block, op: FlagOp, w: Width, b: Value, demand: u32) -> FlagInputs {
-    let count = |limit: u64| block.constant(b).map(|c| c & limit);
-    let limit = if w == Width::W64 { 63 } else { 31 };
-    let old = match op {
-        FlagOp::Adc | FlagOp::Sbb => flags::C,
-        FlagOp::Inc | FlagOp::Dec => demand & flags::C,
-        FlagOp::Shl | FlagOp::Shr | FlagOp::Sar => match count(limit) {
-            Some(0) => demand,
-            Some(_) => 0,
-            None => flags::ALL,
-        },
-        FlagOp::Rol | FlagOp::Ror => match count(limit) {
-            Some(0) => demand,
-            Some(_) => demand & !(flags::C | flags::V),
-            None => flags::ALL,
-        },
-        FlagOp::Bit => demand & !flags::C,
-        _ => 0,
-    };
-    FlagInputs { old }
-}
-
 /// Whether a vector value's upper 128 bits are known to be zero.
 fn low_half_only(block: &Block, guest: &GuestInfo, v: usize) -> bool {
     match block.insts[v] {
@@ -309,7 +279,8 @@ impl Liveness {
         self.use_at(v, at, bits);
     }
 
-    fn use_flags(&mut self, v: usize, at: u32, bits: u32) {
+    fn use_flags(&mut self, block: &Block, v: Value, at: u32, bits: u32) {
+        let v = self.flags_source(block, self.resolve(v), bits);
         self.use_at(v, at, 64);
         self.values[v].flag_demand |= bits;
     }
@@ -331,7 +302,7 @@ impl Liveness {
                 Inst::Goto(e) => self.observe(at, live_at(e)),
                 Inst::Branch { cond, f, taken, fall } => {
                     self.observe(at, live_at(taken).or(live_at(fall)));
-                    self.use_flags(self.resolve(f), at, cond_bits(cond));
+                    self.use_flags(block, f, at, cond_bits(cond));
                 }
                 Inst::GotoIndirect | Inst::Leave { .. } => self.observe(at, GlobalSet::ALL),
                 Inst::ExitIf { cond, f, exit } => {
@@ -340,7 +311,7 @@ impl Liveness {
                         self.forget(guest.pc);
                     }
                     self.observe(at, live_at(exit));
-                    self.use_flags(self.resolve(f), at, cond_bits(cond));
+                    self.use_flags(block, f, at, cond_bits(cond));
                 }
                 Inst::Call { helper, args } => {
                     let effects = guest.helpers[helper.0 as usize].effects;
@@ -377,7 +348,7 @@ impl Liveness {
                         self.values[i].dead_set = true;
                     } else {
                         if guest.globals[gi].ty == Ty::Flags {
-                            self.use_flags(val, until, flags::ALL);
+                            self.use_flags(block, v, until, flags::ALL);
                         } else {
                             self.use_at(val, until, 64);
                         }
@@ -465,7 +436,7 @@ impl Liveness {
             Inst::Carry { w, a, b, f, .. } => {
                 self.become_at(self.resolve(a), at, bits(w));
                 self.use_at(self.resolve(b), at, bits(w));
-                self.use_flags(self.resolve(f), at, flags::C);
+                self.use_flags(block, f, at, flags::C);
             }
             Inst::Lea { w, base, index, .. } => {
                 self.use_at(self.resolve(base), at, bits(w));
@@ -506,16 +477,16 @@ impl Liveness {
                     self.use_at(self.resolve(b), until, bits(w));
                 }
                 if let Some(old) = old {
-                    let need = flag_inputs(block, op, w, b, demand).old;
+                    let need = op.old_bits(w, block.constant(b), demand);
                     if need != 0 {
-                        self.use_flags(self.resolve(old), until, need);
+                        self.use_flags(block, old, until, need);
                     }
                 }
             }
-            Inst::Pack(f) => self.use_flags(self.resolve(f), at, flags::ALL),
-            Inst::SetCond { cond, f } => self.use_flags(self.resolve(f), at, cond_bits(cond)),
+            Inst::Pack(f) => self.use_flags(block, f, at, flags::ALL),
+            Inst::SetCond { cond, f } => self.use_flags(block, f, at, cond_bits(cond)),
             Inst::Select { w, cond, f, a, b } => {
-                self.use_flags(self.resolve(f), at, cond_bits(cond));
+                self.use_flags(block, f, at, cond_bits(cond));
                 self.use_at(self.resolve(a), at, bits(w));
                 self.become_at(self.resolve(b), at, bits(w));
             }
@@ -543,7 +514,7 @@ impl Liveness {
         match block.insts[b] {
             Inst::SetCond { cond, f } if len == 8 && a != b && self.values[b].last_use == NEVER => {
                 self.values[b].deferred = true;
-                self.use_flags(self.resolve(f), i as u32, cond_bits(cond));
+                self.use_flags(block, f, i as u32, cond_bits(cond));
                 false
             }
             Inst::Bin { op, w, a: first, b: second }

@@ -20,6 +20,8 @@ mod divide;
 mod emitter;
 mod encode;
 mod flags;
+#[cfg(test)]
+mod flags_tests;
 mod groups;
 mod int;
 mod liveness;

@@ -528,3 +528,16 @@ fn random_blocks_agree(default: u64, make: impl Fn(&[u64]) -> Block) {
     }
     assert!(global::PC.0 > 0 && h.body > 0);
 }
+
+#[test]
+fn a_condition_is_inserted_in_itself() {
+    let text =
+        "insn 0x1000\nf0 = get flags\nv1 = setcond.p f0\nv2 = insert v1, v1, 0, 8\nset r0, v2\nleave 0\n";
+    let block = crate::ir::text::parse(text, &guest()).expect("valid text");
+    let mut h = Harness::new();
+    for seed in 0..4 {
+        let (back, difference) = compare(h, &block, seed, false);
+        assert_eq!(difference, None);
+        h = back;
+    }
+}
