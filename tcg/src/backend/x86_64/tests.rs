@@ -474,15 +474,6 @@ fn compare(h: Harness, block: &Block, seed: u64, fill_tlb: bool) -> (Harness, Op
 }
 
 #[test]
-fn a_condition_that_is_inserted_in_itself() {
-    let text =
-        "insn 0x1000\nf1 = get flags\nv2 = setcond.p f1\nv3 = insert v2, v2, 0, 8\nset r1, v3\nleave 0\n";
-    let block = crate::ir::text::parse(text, &guest()).expect("valid text");
-    let (_, difference) = compare(Harness::new(), &block, 1, true);
-    assert_eq!(difference, None);
-}
-
-#[test]
 fn random_blocks_agree_with_the_interpreter() {
     random_blocks_agree(3_000, generate::block);
 }
