@@ -130,6 +130,7 @@ impl Emitter<'_> {
         self.clobber_flags();
         let found = self.here();
         let was = self.branch_to(Part::Cold, miss);
+        let across = self.jump_if_across(addr, range);
         if self.opt.contains(OptFlags::SECOND_WAY) {
             let of_group = Refill {
                 mmu: mem.mmu,
@@ -156,6 +157,8 @@ impl Emitter<'_> {
                 }
             }
         }
+        let here = self.here();
+        self.fix(across, here);
         self.leave_group();
         self.part = was;
         let host = Mem::Index(addr, r::RAX);
@@ -180,6 +183,17 @@ impl Emitter<'_> {
         };
         self.asm().store(Width::W64, group_word(slot), base);
         Place::Known(at, base)
+    }
+
+    /// The jump that is taken if a group lies across two pages, which saves looking for it. It is much smaller than a page, so
+    /// the lowest bit of the page's number tells.
+    fn jump_if_across(&mut self, addr: u8, (low, high): (i32, i32)) -> usize {
+        let asm = self.asm();
+        asm.lea(Width::W64, r::RAX, addr, None, low);
+        asm.lea(Width::W64, r::RCX, addr, None, high - 1);
+        asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
+        asm.test_ri(Width::W32, r::RAX, PAGE_SIZE as i32);
+        asm.jcc(Cond::NE)
     }
 
     /// What a routine of the second way may do for an access that is certain to be done.
