@@ -63,6 +63,8 @@ bitflags::bitflags! {
         const TRACES = 1 << 16;
         /// Loads of traces that chase pointers guess where they find them.
         const CHASES = 1 << 17;
+        /// Loads of what the block has just stored stand for the value that was stored.
+        const RELOADS = 1 << 18;
     }
 }
 

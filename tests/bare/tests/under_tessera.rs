@@ -101,6 +101,7 @@ fn translator_with_fewer_optimisations() {
         "unroll",
         "traces",
         "chases",
+        "reloads",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));
     }

@@ -250,16 +250,25 @@ impl Emitter<'_> {
     /// [`Inst::ExitIf`](crate::ir::Inst::ExitIf).
     pub fn exit_if(&mut self, cond: Cond, f: Value, exit: ExitId) {
         let f = self.b.live.resolve(f);
+        let e = self.exit(exit);
+        if self.known_condition(cond, f) == Some(false) {
+            // What a trace has compared with is what it has stored itself.
+            self.forget_target(e);
+            return;
+        }
         let host = self.condition(cond, f);
         self.count_exit();
-        let e = self.exit(exit);
         if e.chain && self.away() & !e.dead.0 == 0 && !self.upper {
             self.jcc_exit(host, exit);
         } else {
             self.jcc_side(host, exit);
         }
-        if e.indirect {
-            // The program counter was for this exit alone.
+        self.forget_target(e);
+    }
+
+    /// Behind a side exit that may go anywhere: the program counter was for it alone.
+    fn forget_target(&mut self, exit: Exit) {
+        if exit.indirect {
             let pc = self.guest.pc.0 as usize;
             self.current[pc] = NO_VALUE;
             self.dirty &= !(1 << pc);

@@ -19,6 +19,7 @@ use super::chases::Chases;
 use super::count::Count;
 use super::encode::{Asm, Mem, r};
 use super::flags::HostFlags;
+use super::forwarding::Forwarding;
 use super::groups::{Groups, OPEN};
 use super::liveness::{Liveness, NO_VALUE};
 use super::loops::LoopHead;
@@ -85,6 +86,7 @@ pub struct Buffers {
     pub live: Liveness,
     pub groups: Groups,
     pub rounds: Rounds,
+    pub forwarding: Forwarding,
     pub chases: Chases,
     pub count: Count,
     pub main: Asm,
@@ -278,6 +280,10 @@ impl<'a> Emitter<'a> {
                 &self.b.rounds
             });
             self.b.groups.run(self.block, &self.b.live, self.guest.helpers, rounds);
+            if self.opt.contains(OptFlags::RELOADS) {
+                let Buffers { live, groups, forwarding, .. } = &mut *self.b;
+                forwarding.run(self.block, groups, live, self.guest.helpers);
+            }
         }
         if self.opt.contains(OptFlags::CHASES) && self.block.guesses != 0 && self.has_head() {
             self.b.chases.run(self.block, &self.b.live, &self.b.groups, self.block.guesses);

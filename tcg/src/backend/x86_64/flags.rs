@@ -125,6 +125,15 @@ impl Emitter<'_> {
         self.b.live.flags_source(self.block, f, bits)
     }
 
+    /// Whether a condition holds of a flags value (resolved), if that is known: operands that the optimiser did not know may
+    /// have become constant.
+    pub fn known_condition(&self, cond: Cond, f: usize) -> Option<bool> {
+        let Some(&Inst::Flags { op, w, a, b, old: None }) = self.block.insts.get(f) else { return None };
+        let constant = |v| self.constant(self.b.live.resolve(v));
+        let (a, b) = (constant(a)?, constant(b)?);
+        Some(flags::holds(cond, flags::compute(op, w, a, b, 0)))
+    }
+
     /// Makes `cond` of flags value `f` (resolved) testable; returns the host condition to test.
     pub fn condition(&mut self, cond: Cond, f: usize) -> Cond {
         let bits = cond_bits(cond);

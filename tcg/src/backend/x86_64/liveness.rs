@@ -177,6 +177,13 @@ impl Liveness {
         self.values[self.known(v)].alias as usize
     }
 
+    /// After values were made to stand for others: sees to it that none stands for one that does so itself.
+    pub fn resolve_again(&mut self) {
+        for i in 0..self.insts {
+            self.values[i].alias = self.values[self.values[i].alias as usize].alias;
+        }
+    }
+
     /// Going forward, the value that `v` stands for.
     #[inline]
     fn known(&self, v: Value) -> usize {

@@ -22,6 +22,7 @@ mod encode;
 mod flags;
 #[cfg(test)]
 mod flags_tests;
+mod forwarding;
 mod groups;
 mod int;
 mod liveness;
