@@ -31,20 +31,21 @@
 //!       jmp  back
 //! ```
 //!
-//! Accesses close to each other share one test: see `groups`. Everything else that the slow path needs is in the point's side table.
+//! Accesses close to each other share one test: see `groups` and `members`. Everything else that the slow path needs is in the point's side table.
 
 use std::mem::offset_of;
 
 use super::TLB;
-use super::emitter::{Emitter, NONE, Part, Target, env_mem, runtime_mem};
+use super::emitter::{Emitter, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::{Alignment, Leader, Member};
-use super::liveness::{NEVER, NO_VALUE};
+use super::liveness::NEVER;
+use super::members::Place;
 use super::second_way::{self, OnMiss};
 use super::thunks::group_word;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, DISCARD, Loc, Refill, SlowAccess};
-use crate::env::{GUESSING, Guesses, Header, Runtime};
+use crate::env::Header;
 use crate::ir::{Cond, Ext, Inst, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::OptFlags;
@@ -67,19 +68,6 @@ struct Miss {
     align: u32,
 }
 
-/// Where an access finds its bytes on the host.
-enum Place {
-    /// In a group, there. The register is not to be taken for the result.
-    Known(Mem, u8),
-    /// It has to look for itself.
-    Unknown,
-}
-
-/// Offset in the runtime of the guesses of a block.
-fn guesses_of(tb: u32) -> usize {
-    offset_of!(Runtime, guesses) + tb as usize % GUESSING * size_of::<Guesses>()
-}
-
 /// Bytes of a vector.
 fn vec_bytes(len: VecLen) -> u32 {
     match len {
@@ -96,108 +84,8 @@ fn tag_field(write: bool) -> usize {
 }
 
 impl Emitter<'_> {
-    /// Emits what a member of a group does to find its bytes.
-    fn find(&mut self, addr: Value, bytes: u32, mem: MemFlags, write: bool) -> Place {
-        match self.b.groups.member(self.at) {
-            Member::Leader(leader) => {
-                self.count_access();
-                self.lead(leader, addr, (bytes, mem, write))
-            }
-            Member::Follower { slot, distance, last } => {
-                self.count_access();
-                let v = self.b.live.group_value(slot);
-                let mut base = self.b.reg[v];
-                if base == NONE {
-                    base = r::RAX;
-                    if !last && let Some(spare) = self.spare() {
-                        self.lend(spare, v);
-                        base = spare;
-                    }
-                    self.asm().load(Width::W64, base, group_word(slot));
-                }
-                Place::Known(Mem::Base(base, distance.into()), base)
-            }
-            Member::Alone | Member::Lasting(_) => Place::Unknown,
-        }
-    }
-
-    /// Emits the look of a group's leader, and leaves its host address for those that follow.
-    fn lead(&mut self, leader: Leader, addr: Value, (bytes, mem, own_write): (u32, MemFlags, bool)) -> Place {
-        let Leader { slot, low, high, write, align, followed } = leader;
-        let addr = self.use_int(addr);
-        let range = (low.into(), high.into());
-        let miss = self.look(addr, range, align, mem.mmu, write);
-        self.clobber_flags();
-        let found = self.here();
-        let was = self.branch_to(Part::Cold, miss);
-        let across = self.jump_if_across(addr, range);
-        if self.opt.contains(OptFlags::SECOND_WAY) {
-            let of_group = Refill {
-                mmu: mem.mmu,
-                write,
-                bytes: (range.1 - range.0).unsigned_abs().next_power_of_two() as u16,
-            };
-            let of_own = Refill { mmu: mem.mmu, write: own_write, bytes: bytes as u16 };
-            let own_align = Alignment::of(if mem.align { bytes } else { 1 }, 0);
-            let alone = (range, align, of_group) == ((0, bytes as i32), own_align, of_own);
-            let on_miss = if alone { self.on_miss() } else { OnMiss::Return };
-            self.ask_second_way(addr, (range.0, align), on_miss, of_group, found);
-            let refill = self.on_miss();
-            if !alone && refill != OnMiss::Return {
-                // Its own page is certain to be wanted. If that was not in the TLB, it may be all that the group needs.
-                let misaligned = self.jump_if_misaligned(addr, own_align);
-                self.asm().mov_rr(r::RAX, addr);
-                self.call_thunk(second_way::routine(self.thunks.second_way, refill, of_own));
-                let none = self.asm().jcc(Cond::AE);
-                let other = self.test_entry(addr, range, align, mem.mmu, write);
-                self.jump_to(found);
-                let here = self.here();
-                for jump in misaligned.into_iter().chain([none, other]) {
-                    self.fix(jump, here);
-                }
-            }
-        }
-        let here = self.here();
-        self.fix(across, here);
-        self.leave_group();
-        self.part = was;
-        let host = Mem::Index(addr, r::RAX);
-        if !followed {
-            return Place::Known(host, r::RAX);
-        }
-        let v = self.b.live.group_value(slot);
-        let (at, base) = match self.spare() {
-            Some(spare) => {
-                self.asm().lea(Width::W64, spare, addr, Some((r::RAX, 0)), 0);
-                self.lend(spare, v);
-                (host, spare)
-            }
-            None => {
-                self.asm().alu_rr(Alu::Add, Width::W64, r::RAX, addr);
-                let before = std::mem::replace(&mut self.b.reg[v], NONE);
-                if before != NONE {
-                    self.owner[before as usize] = NO_VALUE;
-                }
-                (Mem::Base(r::RAX, 0), r::RAX)
-            }
-        };
-        self.asm().store(Width::W64, group_word(slot), base);
-        Place::Known(at, base)
-    }
-
-    /// The jump that is taken if a group lies across two pages, which saves looking for it. It is much smaller than a page, so
-    /// the lowest bit of the page's number tells.
-    fn jump_if_across(&mut self, addr: u8, (low, high): (i32, i32)) -> usize {
-        let asm = self.asm();
-        asm.lea(Width::W64, r::RAX, addr, None, low);
-        asm.lea(Width::W64, r::RCX, addr, None, high - 1);
-        asm.alu_rr(Alu::Xor, Width::W32, r::RAX, r::RCX);
-        asm.test_ri(Width::W32, r::RAX, PAGE_SIZE as i32);
-        asm.jcc(Cond::NE)
-    }
-
     /// What a routine of the second way may do for an access that is certain to be done.
-    fn on_miss(&self) -> OnMiss {
+    pub fn on_miss(&self) -> OnMiss {
         match self.b.live.has_vec {
             false => OnMiss::Refill,
             true if !self.upper => OnMiss::RefillVec,
@@ -231,49 +119,9 @@ impl Emitter<'_> {
         }
     }
 
-    /// As [`Emitter::test_entry`], of an access that may guess (see `chases`):
-    ///
-    /// ```text
-    /// …                                      ; the comparison of the tag, as ever
-    /// mov  rcx, [guess]
-    /// cmp  rcx, [r11 + rax + addend]
-    /// jne  wrong                             ; out of line: mov rcx, [r11 + rax + addend]; mov [guess], rcx; inc [count]
-    /// mov  rax, rcx
-    /// ```
-    fn look(&mut self, addr: u8, range: (i32, i32), align: Alignment, mmu: u8, write: bool) -> usize {
-        let Some(n) = self.b.chases.site(self.at) else {
-            return self.test_entry(addr, range, align, mmu, write);
-        };
-        let guesses = guesses_of(self.tb);
-        let guess = runtime_mem(guesses + offset_of!(Guesses, addends) + 8 * n);
-        let addend = self.compare_entry(addr, range, align, mmu, write);
-        let miss = self.asm().jcc(Cond::NE);
-        self.asm().load(Width::W64, r::RCX, guess);
-        self.asm().alu_rm(Alu::Cmp, Width::W64, r::RCX, addend);
-        let wrong = self.asm().jcc(Cond::NE);
-        let back = self.here();
-        self.asm().mov_rr(r::RAX, r::RCX);
-        let was = self.branch_to(Part::Cold, wrong);
-        self.asm().load(Width::W64, r::RCX, addend);
-        self.asm().store(Width::W64, guess, r::RCX);
-        self.asm().inc_mem32(runtime_mem(guesses + offset_of!(Guesses, wrong) + 4 * n));
-        self.jump_to(back);
-        self.part = was;
-        miss
-    }
-
-    /// Counts a round of a loop that guesses.
-    pub fn count_guesses(&mut self) {
-        if self.b.chases.any() {
-            let rounds = runtime_mem(guesses_of(self.tb) + offset_of!(Guesses, rounds));
-            self.asm().inc_mem32(rounds);
-            self.clobber_flags();
-        }
-    }
-
     /// Tests whether all bytes from `addr + low` to `addr + high` (exclusive) are in one page that the first way has, and
     /// `addr` is aligned; afterwards RAX is the entry's addend. Returns the jump that is taken if not.
-    fn test_entry(
+    pub fn test_entry(
         &mut self,
         addr: u8,
         (low, high): (i32, i32),
@@ -425,7 +273,7 @@ impl Emitter<'_> {
 
     /// Calls a routine of the second way for `addr + distance`, and goes on at `hit` if there is an entry. Does not if `addr`
     /// is not aligned.
-    fn ask_second_way(
+    pub fn ask_second_way(
         &mut self,
         addr: u8,
         (distance, align): (i32, Alignment),
@@ -449,7 +297,7 @@ impl Emitter<'_> {
     }
 
     /// The jump that is taken if `addr` is not aligned, unless it need not be.
-    fn jump_if_misaligned(&mut self, addr: u8, align: Alignment) -> Option<usize> {
+    pub fn jump_if_misaligned(&mut self, addr: u8, align: Alignment) -> Option<usize> {
         (align.bytes > 1).then(|| {
             let asm = self.asm();
             asm.lea(Width::W64, r::RAX, addr, None, align.distance.into());

@@ -28,6 +28,7 @@ mod int;
 mod liveness;
 mod loops;
 mod mem;
+mod members;
 mod rounds;
 mod second_way;
 #[cfg(test)]
