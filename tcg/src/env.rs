@@ -189,6 +189,8 @@ pub struct Guesses {
     pub wrong: [u32; GUESSES],
     /// Rounds of the trace since then.
     pub rounds: u32,
+    /// The block that is judged by these, if one is: the last of those that share them.
+    pub owner: u32,
 }
 
 impl Guesses {

@@ -53,17 +53,16 @@ pub struct Mapping {
 pub struct BlockKey {
     /// Guest-virtual (linear) address of the first instruction.
     pub pc: u64,
-    /// The guest's mode bits that the front end reads; opaque to the translator, but for [`UNGROUPED`].
+    /// The guest's mode bits that the front end reads; opaque to the translator.
     pub mode: u64,
+    /// The block is [ungrouped](crate::ir::Block::ungrouped). The guest's own keys, at which the front end begins, are not.
+    pub ungrouped: bool,
 }
 
-/// The bit of a block's mode that is the translator's own: the block is [ungrouped](crate::ir::Block::ungrouped).
-pub const UNGROUPED: u64 = 1 << 63;
-
 impl BlockKey {
-    /// The key that the guest knows, and whether the block is ungrouped.
-    pub(crate) fn split(self) -> (BlockKey, bool) {
-        (BlockKey { mode: self.mode & !UNGROUPED, ..self }, self.mode & UNGROUPED != 0)
+    /// The key of a block as the guest knows it.
+    pub fn new(pc: u64, mode: u64) -> BlockKey {
+        BlockKey { pc, mode, ungrouped: false }
     }
 }
 

@@ -257,7 +257,7 @@ impl KvmEngine {
         } else {
             0
         };
-        X86::disassemble(BlockKey { pc: state.rip, mode: bits }, state.rip, &bytes).0
+        X86::disassemble(BlockKey::new(state.rip, bits), state.rip, &bytes).0
     }
 }
 

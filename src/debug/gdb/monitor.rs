@@ -134,7 +134,7 @@ impl GdbTarget {
                 break;
             }
             let mark = if at == base.wrapping_add(state.rip) { "=>" } else { "  " };
-            let (line, used) = X86::disassemble(BlockKey { pc: at, mode }, at, &bytes[..len]);
+            let (line, used) = X86::disassemble(BlockKey::new(at, mode), at, &bytes[..len]);
             let used = used.clamp(1, len);
             let _ = writeln!(text, "{mark} {at:#018x}: {:<30} {line}", hex(&bytes[..used]));
             at = at.wrapping_add(used as u64);
@@ -194,7 +194,7 @@ fn show(listing: &Listing) -> String {
     let _ = write!(text, "IR:\n{}\noptimised IR:\n{}\n", listing.ir.trim_end(), listing.optimized.trim_end());
     for ((address, code), name) in listing.host.iter().zip(["host code", "out of line"]) {
         let _ = writeln!(text, "{name}, {} bytes:", code.len());
-        lines(&mut text, BlockKey { pc: *address, mode: mode::CODE64 }, code);
+        lines(&mut text, BlockKey::new(*address, mode::CODE64), code);
     }
     text
 }

@@ -74,7 +74,7 @@ impl Guest for X86 {
     }
 
     fn block_key(env: &X86Env) -> BlockKey {
-        BlockKey { pc: env.rip, mode: env.mode }
+        BlockKey::new(env.rip, env.mode)
     }
 
     fn set_pc(env: &mut X86Env, pc: u64) {

@@ -196,6 +196,8 @@ pub struct Compiled {
     /// Addresses of guest instructions at whose start the block is left for one that is
     /// [ungrouped](crate::ir::Block::ungrouped).
     pub ungrouped: Vec<u64>,
+    /// The block makes [guesses](crate::env::Guesses).
+    pub guesses: bool,
     /// Points.
     pub points: Vec<StatePoint>,
     /// Globals away from home, by point.
@@ -229,6 +231,7 @@ impl Compiled {
         self.body = 0;
         self.jumps.clear();
         self.ungrouped.clear();
+        self.guesses = false;
         self.points.clear();
         self.moved.clear();
         self.recipes.clear();

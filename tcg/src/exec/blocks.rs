@@ -88,6 +88,8 @@ pub(super) struct Tb {
     pub pc: u64,
     /// Block mode.
     pub mode: u64,
+    /// It is ungrouped.
+    ungrouped: bool,
     /// Guest-physical address of the first byte.
     pub phys: u64,
     /// Guest-physical address of the second page, or [`NO_PAGE`].
@@ -128,6 +130,7 @@ impl Tb {
     const FREE: Tb = Tb {
         pc: 0,
         mode: 0,
+        ungrouped: false,
         phys: 0,
         page2: NO_PAGE,
         page2_pc: 0,
@@ -154,9 +157,14 @@ impl Tb {
         self.page2 != NO_PAGE
     }
 
-    /// Whether it is a block for this address and mode, its second page apart.
-    fn is(&self, phys: u64, pc: u64, mode: u64) -> bool {
-        self.phys == phys && self.pc == pc && self.mode == mode
+    /// Its key.
+    fn key(&self) -> BlockKey {
+        BlockKey { pc: self.pc, mode: self.mode, ungrouped: self.ungrouped }
+    }
+
+    /// Whether it is a block for this key, its second page apart.
+    fn is(&self, phys: u64, key: BlockKey) -> bool {
+        self.phys == phys && self.key() == key
     }
 
     /// Page `which` and the offsets in it of the block's bytes.
@@ -208,10 +216,8 @@ pub(super) struct Origin<'a> {
     /// It is a trace: its bytes are anywhere in its pages, which are not necessarily next to each other. It is preferred to
     /// another block for the same start, and does not come back when it was invalidated.
     pub trace: bool,
-    /// Guest-virtual address.
-    pub pc: u64,
-    /// Block mode.
-    pub mode: u64,
+    /// Its key.
+    pub key: BlockKey,
     /// Guest-physical address of the first byte.
     pub phys: u64,
     /// Guest-physical address of the second page, or [`NO_PAGE`].
@@ -308,8 +314,10 @@ impl Link {
 }
 
 /// Hash of a key: the chain, of which there are any power of two, and the tag in it.
-fn hash(phys: u64, pc: u64, mode: u64) -> (usize, u32) {
-    let h = (phys ^ pc.rotate_left(20) ^ mode.rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+fn hash(phys: u64, key: BlockKey) -> (usize, u32) {
+    let BlockKey { pc, mode, ungrouped } = key;
+    let h = (phys ^ pc.rotate_left(20) ^ mode.rotate_left(40) ^ u64::from(ungrouped))
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
     ((h >> 24) as usize, (h >> 32) as u32)
 }
 
@@ -392,11 +400,11 @@ impl Blocks {
 
     /// Finds a block.
     #[inline]
-    pub(super) fn find(&self, phys: u64, pc: u64, mode: u64) -> Found {
+    pub(super) fn find(&self, phys: u64, key: BlockKey) -> Found {
         let mut found = Found::No;
-        for id in self.chain(phys, pc, mode) {
+        for id in self.chain(phys, key) {
             let t = &self.tbs[id as usize];
-            if t.is(phys, pc, mode) && t.state == State::Live {
+            if t.is(phys, key) && t.state == State::Live {
                 if t.page2 != NO_PAGE {
                     return Found::Spanning;
                 }
@@ -417,10 +425,10 @@ impl Blocks {
     }
 
     /// The live blocks of a key, newest first.
-    pub(super) fn live_of(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = (u32, &Tb)> {
-        self.chain(phys, pc, mode)
+    pub(super) fn live_of(&self, phys: u64, key: BlockKey) -> impl Iterator<Item = (u32, &Tb)> {
+        self.chain(phys, key)
             .map(|id| (id, self.get(id)))
-            .filter(move |(_, t)| t.state == State::Live && t.is(phys, pc, mode))
+            .filter(move |(_, t)| t.state == State::Live && t.is(phys, key))
     }
 
     /// Counts that the guest was found at the start of a block; whether it has been found there more than `enough` times since a
@@ -431,7 +439,7 @@ impl Blocks {
         if t.trace || t.bridge || t.state != State::Live {
             return false;
         }
-        let slot = hash(t.phys, t.pc, t.mode).0 % TRIES;
+        let slot = hash(t.phys, t.key()).0 % TRIES;
         let tries = self.tries[slot];
         if u32::from(t.heat) < (u32::from(enough) << tries.min(8)).min(u8::MAX.into()) {
             t.heat += 1;
@@ -445,15 +453,17 @@ impl Blocks {
 
     /// Which guesses a trace from this head may make.
     pub(super) fn guesses(&self, phys: u64, head: BlockKey) -> u8 {
-        !self.unsteady[hash(phys, head.pc, head.mode).0 % TRIES]
+        !self.unsteady[hash(phys, head).0 % TRIES]
     }
 
     /// Notes that a trace has made guesses that are wrong too often: its next one, to be made soon, does without.
     pub(super) fn note_unsteady(&mut self, trace: u32, guesses: u8) {
         let t = self.get(trace);
-        let slot = hash(t.phys, t.pc, t.mode).0 % TRIES;
-        self.unsteady[slot] |= guesses;
-        self.tries[slot] = 0;
+        let slot = hash(t.phys, t.key()).0 % TRIES;
+        if guesses & !self.unsteady[slot] != 0 {
+            self.unsteady[slot] |= guesses;
+            self.tries[slot] = 0;
+        }
     }
 
     /// Whether a block can be found.
@@ -492,7 +502,7 @@ impl Blocks {
         let side = arena.side.len() as u32;
         origin.code.iter().for_each(|part| arena.side.extend_from_slice(part));
         let bytes = arena.side.len() as u32 - side;
-        side_tables::encode(compiled, origin.pc, &mut arena.side);
+        side_tables::encode(compiled, origin.key.pc, &mut arena.side);
         let sites = arena.sites.len() as u32;
         arena.sites.extend(compiled.jumps.iter().map(|j| {
             let exit = exits.get(j.exit as usize);
@@ -508,8 +518,9 @@ impl Blocks {
             }
         }));
         let tb = Tb {
-            pc: origin.pc,
-            mode: origin.mode,
+            pc: origin.key.pc,
+            mode: origin.key.mode,
+            ungrouped: origin.key.ungrouped,
             phys: origin.phys,
             page2: origin.page2,
             page2_pc: origin.page2_pc,
@@ -844,8 +855,8 @@ impl Blocks {
 
     /// Blocks that may be of a key: those of its hash, newest first.
     #[inline]
-    fn chain(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = u32> {
-        let (bucket, tag) = hash(phys, pc, mode);
+    fn chain(&self, phys: u64, key: BlockKey) -> impl Iterator<Item = u32> {
+        let (bucket, tag) = hash(phys, key);
         let mut link = self.buckets[bucket & (self.buckets.len() - 1)];
         std::iter::from_fn(move || {
             while let Some(id) = link.id() {
@@ -871,7 +882,7 @@ impl Blocks {
     /// The hash chain of a block, and its tag.
     fn place_of(&self, id: u32) -> (usize, u32) {
         let t = self.get(id);
-        let (bucket, tag) = hash(t.phys, t.pc, t.mode);
+        let (bucket, tag) = hash(t.phys, t.key());
         (bucket & (self.buckets.len() - 1), tag)
     }
 

@@ -13,6 +13,7 @@
 //! - A change of the breakpoints that would have made a block another one makes it dead, also if it was retired.
 
 use super::{Blocks, State};
+use crate::guest::BlockKey;
 use crate::memory::{PAGE_MASK, PhysMemory};
 
 /// Retired blocks of a key, at most.
@@ -28,7 +29,7 @@ impl Blocks {
             return;
         }
         let (mut known, mut last) = (0, None);
-        for other in self.retired(t.phys, t.pc, t.mode) {
+        for other in self.retired(t.phys, t.key()) {
             known += 1;
             last = Some(other);
         }
@@ -52,21 +53,21 @@ impl Blocks {
     }
 
     /// The retired blocks of a key, whatever their second pages are.
-    pub(super) fn retired(&self, phys: u64, pc: u64, mode: u64) -> impl Iterator<Item = u32> {
-        self.chain(phys, pc, mode).filter(move |id| {
+    pub(super) fn retired(&self, phys: u64, key: BlockKey) -> impl Iterator<Item = u32> {
+        self.chain(phys, key).filter(move |id| {
             let t = self.get(*id);
-            t.state == State::Retired && t.is(phys, pc, mode)
+            t.state == State::Retired && t.is(phys, key)
         })
     }
 
     /// The retired blocks of a key, whatever their second pages are, whose first bytes are in memory now.
     pub(in super::super) fn candidates(
         &self,
-        (phys, pc, mode): (u64, u64, u64),
+        (phys, key): (u64, BlockKey),
         memory: &dyn PhysMemory,
     ) -> [Option<u32>; VERSIONS] {
         let mut found = [None; VERSIONS];
-        let mut retired = self.retired(phys, pc, mode).peekable();
+        let mut retired = self.retired(phys, key).peekable();
         if retired.peek().is_none() {
             return found;
         }

@@ -37,8 +37,7 @@ impl Table {
         let (first, second) = code.split_at(in_first.min(bytes) as usize);
         let origin = Origin {
             trace: false,
-            pc: phys + 0x10000,
-            mode: 3,
+            key: BlockKey::new(phys + 0x10000, 3),
             phys,
             page2,
             page2_pc: (phys & !0xfff) + 0x11000,
@@ -55,7 +54,7 @@ impl Table {
     }
 
     fn find(&self, phys: u64) -> Found {
-        self.blocks.find(phys, phys + 0x10000, 3)
+        self.blocks.find(phys, BlockKey::new(phys + 0x10000, 3))
     }
 
     fn link(&mut self, from: u32, exit: u16, to: u32) -> u64 {
@@ -80,12 +79,15 @@ fn a_block_is_found_by_all_of_its_key() {
     let mut t = table(2, 4096);
     let a = t.add(0x1000, NO_PAGE, 10);
     assert_eq!(t.find(0x1000), Found::Block(a));
-    assert_eq!(t.blocks.find(0x1000, 0x11000, 2), Found::No);
-    assert_eq!(t.blocks.find(0x1000, 0x12000, 3), Found::No);
-    assert_eq!(t.blocks.find(0x2000, 0x11000, 3), Found::No);
+    assert_eq!(t.blocks.find(0x1000, BlockKey::new(0x11000, 2)), Found::No);
+    assert_eq!(t.blocks.find(0x1000, BlockKey::new(0x12000, 3)), Found::No);
+    assert_eq!(t.blocks.find(0x2000, BlockKey::new(0x11000, 3)), Found::No);
+    let ungrouped = BlockKey { ungrouped: true, ..BlockKey::new(0x11000, 3) };
+    assert_eq!(t.blocks.find(0x1000, ungrouped), Found::No);
     let b = t.add(0x2ffe, 0x7000, 10);
     assert_eq!(t.find(0x2ffe), Found::Spanning);
-    let found: Vec<_> = t.blocks.live_of(0x2ffe, 0x12ffe, 3).map(|(id, t)| (id, t.page2)).collect();
+    let found: Vec<_> =
+        t.blocks.live_of(0x2ffe, BlockKey::new(0x12ffe, 3)).map(|(id, t)| (id, t.page2)).collect();
     assert_eq!(found, [(b, 0x7000)]);
 }
 
@@ -109,7 +111,7 @@ fn hash_chains_lose_what_is_removed_and_nothing_else() {
         }
         for (n, id) in ids.iter().enumerate() {
             let phys = n as u64 * 16;
-            let found = t.blocks.chain(phys, phys + 0x10000, 3).any(|found| found == *id);
+            let found = t.blocks.chain(phys, BlockKey::new(phys + 0x10000, 3)).any(|found| found == *id);
             assert_eq!(found, n % 3 > removed, "block {n} after {removed}");
         }
     }
@@ -219,14 +221,14 @@ fn retired_blocks_are_few_and_go_with_their_segment() {
         t.add(0x1000, NO_PAGE, 16);
         t.invalidate(0x1000, 16);
     }
-    let key = (0x1000, 0x11000, 3);
-    assert_eq!(t.blocks.retired(key.0, key.1, key.2).count(), VERSIONS);
+    let key = (0x1000, BlockKey::new(0x11000, 3));
+    assert_eq!(t.blocks.retired(key.0, key.1).count(), VERSIONS);
     assert_eq!((t.blocks.live(), t.blocks.retired), (0, VERSIONS));
     assert_eq!(t.find(0x1000), Found::No);
     for n in 0..40 {
         t.add(0x20000 + n * 32, NO_PAGE, 32);
     }
-    assert_eq!((t.blocks.retired(key.0, key.1, key.2).count(), t.blocks.retired), (0, 0));
+    assert_eq!((t.blocks.retired(key.0, key.1).count(), t.blocks.retired), (0, 0));
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> O
 
 /// Finds a block that was made from the code at `key`, which is at `phys`.
 pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    match rt.blocks.find(phys, key.pc, key.mode) {
+    match rt.blocks.find(phys, key) {
         Found::Block(tb) => Some(tb),
         Found::No => {
             rt.blocks.note_missing(phys, key);
@@ -84,7 +84,7 @@ pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys
 
 /// Finds a block whose second page, if it has one, is where it was when the block was made; a trace, if there is one.
 fn find_spanning<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    let blocks = rt.blocks.live_of(phys, key.pc, key.mode);
+    let blocks = rt.blocks.live_of(phys, key);
     let mut candidates: Vec<_> = blocks.map(|(id, t)| (!t.trace, id, t.page2_pc, t.page2)).collect();
     candidates.sort_unstable();
     let mut fetched = None;
@@ -117,7 +117,7 @@ pub(super) fn find_or_revive<G: Guest>(
 
 /// Finds a block that was invalidated, but whose guest bytes are again what they were.
 fn revive<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
-    let candidates = rt.blocks.candidates((phys, key.pc, key.mode), &*rt.mmu.memory);
+    let candidates = rt.blocks.candidates((phys, key), &*rt.mmu.memory);
     candidates.into_iter().flatten().find(|&tb| {
         let &Tb { page2, page2_pc, .. } = rt.blocks.get(tb);
         if rt.blocks.get(tb).spans()

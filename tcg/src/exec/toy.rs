@@ -329,7 +329,7 @@ impl Guest for Toy {
         &mut env.header
     }
     fn block_key(env: &ToyEnv) -> BlockKey {
-        BlockKey { pc: env.pc, mode: env.mode }
+        BlockKey::new(env.pc, env.mode)
     }
     fn set_pc(env: &mut ToyEnv, pc: u64) {
         env.pc = pc;

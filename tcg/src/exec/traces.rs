@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     fn key(pc: u64) -> BlockKey {
-        BlockKey { pc, mode: 5 }
+        BlockKey::new(pc, 5)
     }
 
     /// The path that is recorded while the guest executes these, the first being the head.

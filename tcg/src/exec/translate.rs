@@ -212,8 +212,7 @@ impl Translator {
         single: bool,
         (options, stats): (&Options, &mut Stats),
     ) -> Result<Made, Exception> {
-        let mode = key.mode;
-        let (key, ungrouped) = key.split();
+        let ungrouped = key.ungrouped;
         if single && self.holds_once::<G>(env, rt, key) {
             return Ok(Made::Once);
         }
@@ -260,8 +259,7 @@ impl Translator {
             let end = offset + u64::from(front.translated.bytes);
             let origin = Origin {
                 trace: false,
-                pc: key.pc,
-                mode,
+                key,
                 phys: self.pages[0].phys | offset,
                 page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
                 page2_pc: (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE),
@@ -328,20 +326,21 @@ impl Translator {
         let room = self.compile_trace(rt, backend)?;
         let origin = Origin {
             trace: true,
-            pc: head.pc,
-            mode: head.mode,
+            key: head,
             phys,
             page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
             page2_pc: second.unwrap_or_default(),
             spans,
             code: [&[], &[]],
         };
-        let old: Vec<u32> = rt.blocks.live_of(phys, head.pc, head.mode).map(|(id, _)| id).collect();
+        let old: Vec<u32> = rt.blocks.live_of(phys, head).map(|(id, _)| id).collect();
         for id in old {
             rt.blocks.kill(id, &mut rt.jump_cache);
         }
         let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
-        rt.guesses[id as usize % GUESSING] = Guesses::default();
+        if self.compiled.guesses {
+            rt.guesses[id as usize % GUESSING] = Guesses { owner: id, ..Guesses::default() };
+        }
         protect(rt, id, first_of_page);
         log.host_code(room, &self.compiled);
         stats.traces += 1;

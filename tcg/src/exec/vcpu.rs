@@ -10,7 +10,7 @@ use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, lookup,
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;
 use crate::env::{GUESSING, Header, JUMP_TAG_NONE, Runtime};
-use crate::guest::{BlockKey, Exception, Guest, Next, UNGROUPED};
+use crate::guest::{BlockKey, Exception, Guest, Next};
 use crate::memory::{PAGE_MASK, PhysMemory};
 use crate::opt::OptFlags;
 use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, runtime};
@@ -290,7 +290,10 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
                 }
                 Outcome::Exception | Outcome::Leave(_) => return self.stopped(outcome),
             }
-            if self.exit_requested() {
+            // Where a group's look has failed, the instruction has still to be done: whoever looks at requests first would begin
+            // with the group again, without end if there is always one.
+            let blocks = |s: &Self, (tb, exit)| s.context.runtime().blocks.exit_is_ungrouped(tb, exit);
+            if self.exit_requested() && !from.is_some_and(|from| blocks(self, from)) {
                 return Stop::Poll;
             }
         }
@@ -314,9 +317,9 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     /// Gives up a trace whose guesses are wrong too often; the next one does without them.
     fn judge(&mut self, tb: u32) {
         let rt = self.context.runtime_mut();
-        let block = rt.blocks.get(tb);
-        if block.trace && rt.blocks.is_live(tb) {
-            let unsteady = rt.guesses[tb as usize % GUESSING].unsteady();
+        let guesses = &mut rt.guesses[tb as usize % GUESSING];
+        if guesses.owner == tb && rt.blocks.is_live(tb) {
+            let unsteady = guesses.unsteady();
             if unsteady != 0 {
                 rt.blocks.note_unsteady(tb, unsteady);
                 rt.blocks.kill(tb, &mut rt.jump_cache);
@@ -472,7 +475,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             return Ok(Some(code));
         }
         if ungrouped {
-            key.mode |= UNGROUPED;
+            key.ungrouped = true;
         }
         rt.lookups += 1;
         let page = fetch_page::<G>(env, rt, key.pc)?;
@@ -525,7 +528,7 @@ fn is_linkable(rt: &Runtime, from: u32, to: u32) -> bool {
     let page = |address: u64| address & !PAGE_MASK;
     let first = page(a.pc) == page(b.pc) && page(a.phys) == page(b.phys);
     let second = a.page2_pc == page(b.pc) && a.page2 == page(b.phys);
-    (a.mode ^ b.mode) & !UNGROUPED == 0 && (first || second)
+    a.mode == b.mode && (first || second)
 }
 
 /// Links the jumps of an exit to a block.

@@ -85,7 +85,9 @@ fn translation(out: &mut String, env: &X86Env, mode: u64, config: Config, code: 
             path: &[],
         };
         let mut bytes = Bytes { at: start, bytes: &code.bytes };
-        let Ok(done) = X86::translate(env, BlockKey { pc, mode }, limits, &mut bytes, &mut b) else { break };
+        let Ok(done) = X86::translate(env, BlockKey::new(pc, mode), limits, &mut bytes, &mut b) else {
+            break;
+        };
         let mut block = b.finish();
         let _ = writeln!(out, "IR of the block at {pc:#x}:\n{}", text::print(&block, &info));
         Optimizer::new(config.opt, info).run(&mut block, false);

@@ -332,7 +332,7 @@ impl Expected {
 fn one(env: &X86Env, case: &Case, guest: &GuestInfo, storage: Block) -> Result<(Block, Expected), String> {
     let expected = expected(env, case);
     let mut builder = Builder::new(storage);
-    let key = BlockKey { pc: case.pc, mode: case.mode };
+    let key = BlockKey::new(case.pc, case.mode);
     let limits =
         TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false, path: &[] };
     let mut pages = Pages { case, fetched: 0, wrong: None };

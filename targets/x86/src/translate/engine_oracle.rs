@@ -244,7 +244,7 @@ fn engine_agrees_with_silicon() {
         }
         let mut at = 0;
         while at < code.len() {
-            let key = BlockKey { pc: CODE_AT, mode: mode::CODE64 };
+            let key = BlockKey::new(CODE_AT, mode::CODE64);
             let (text, len) = X86::disassemble(key, CODE_AT + at as u64, &code[at..]);
             println!("  {:x} {text}", CODE_AT + at as u64);
             at += len;

@@ -202,7 +202,7 @@ impl<'a> Translator<'a> {
         key: BlockKey,
         limits: TranslateLimits<'_>,
     ) -> Translator<'a> {
-        let BlockKey { pc: start, mode } = key;
+        let BlockKey { pc: start, mode, .. } = key;
         let side_exits = if limits.side_exits { exits::MAX_SIDE_EXITS } else { 0 };
         Translator {
             b,

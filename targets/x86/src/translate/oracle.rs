@@ -218,7 +218,7 @@ pub(super) fn guest_info() -> GuestInfo {
 
 pub(super) fn translate(env: &X86Env, bytes: &[u8]) -> Block {
     let mut b = Builder::default();
-    let key = tessera_tcg::guest::BlockKey { pc: CODE_AT, mode: env.mode };
+    let key = tessera_tcg::guest::BlockKey::new(CODE_AT, env.mode);
     let limits =
         TranslateLimits { max_insns: 1, single_step: false, side_exits: false, unroll: false, path: &[] };
     X86::translate(env, key, limits, &mut Bytes(bytes), &mut b).expect("bytes are there");
@@ -386,7 +386,7 @@ fn silicon_agrees() {
         let memory = std::mem::take(&mut model.memory);
         let show = || {
             let (text, _) = X86::disassemble(
-                tessera_tcg::guest::BlockKey { pc: CODE_AT, mode: state::mode::CODE64 },
+                tessera_tcg::guest::BlockKey::new(CODE_AT, state::mode::CODE64),
                 CODE_AT,
                 code,
             );

@@ -136,7 +136,7 @@ fn translate(
 ) -> Result<(Block, Translated), Exception> {
     let mut b = Builder::default();
     let limits = TranslateLimits { max_insns: 64, single_step, side_exits: true, unroll: false, path: &[] };
-    let key = BlockKey { pc: at, mode: env.mode };
+    let key = BlockKey::new(at, env.mode);
     let done = X86::translate(env, key, limits, &mut Code { at, bytes }, &mut b)?;
     Ok((b.finish(), done))
 }

@@ -287,6 +287,7 @@ impl<'a> Emitter<'a> {
         }
         if self.opt.contains(OptFlags::CHASES) && self.block.guesses != 0 && self.has_head() {
             self.b.chases.run(self.block, &self.b.live, &self.b.groups, self.block.guesses);
+            self.out.guesses = self.b.chases.any();
         }
         self.b.live.finish(self.block, &self.guest, self.pin_reg, &self.b.groups);
     }

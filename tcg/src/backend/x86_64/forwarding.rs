@@ -3,15 +3,18 @@
 //! Problem: a trace through a call and its return stores the return address, loads it, and compares the two; what is pushed
 //! is popped again. Whether a load reads what was stored there is not for the optimiser to say, as it may be a device's. Strategy:
 //! members of a group ([`groups`](super::groups)) are of memory, so a load that follows a store of the same eight bytes stands
-//! for the value stored, if nothing was stored between them that may be in the same place.
+//! for the value stored, if there are only other followers between them, and none stores there.
 //!
-//! Invariant: only a follower is replaced, which cannot fault, and whose leader has found the page that the store went to. A
-//! processor may read its own stores before others see them, so none of these can tell.
+//! Invariants:
+//! - Only a follower is replaced, which cannot fault, and whose leader has found the page that the store went to. A processor may
+//!   read its own stores before others see them, so these cannot tell.
+//! - Whatever looks into the TLB ends it: a walk may set bits of an entry that was just stored, and reading from a device may
+//!   have it write to memory.
 
 use super::groups::{Groups, Member};
 use super::liveness::Liveness;
 use crate::guest::HelperDesc;
-use crate::ir::{Block, Inst, Width};
+use crate::ir::{Block, HelperId, Inst, Width};
 
 /// Eight bytes that were stored.
 #[derive(Clone, Copy)]
@@ -36,16 +39,13 @@ impl Forwarding {
         for (i, inst) in block.insts.iter().enumerate() {
             let (slot, distance) = match groups.member(i) {
                 Member::Leader(leader) => {
-                    // The slot is another group's from here on.
-                    self.stored.retain(|s| s.slot != leader.slot);
+                    self.stored.clear();
                     (leader.slot, 0)
                 }
                 Member::Follower { slot, distance, .. } => (slot, distance),
                 Member::Alone | Member::Lasting(_) => {
-                    let loads =
-                        matches!(inst, Inst::Load { .. } | Inst::LoadVec { .. } | Inst::LoadMasked { .. });
-                    let calls = matches!(*inst, Inst::Call { helper, .. } if !helpers[helper.0 as usize].effects.pure);
-                    if inst.is_memory() && !loads || calls {
+                    let calls = |helper: HelperId| !helpers[helper.0 as usize].effects.pure;
+                    if inst.is_memory() || matches!(*inst, Inst::Call { helper, .. } if calls(helper)) {
                         self.stored.clear();
                     }
                     continue;
@@ -113,14 +113,16 @@ mod tests {
     #[test]
     fn what_was_pushed_is_popped() {
         assert!(is_forwarded("nop", "load.64 [v3] mmu0"));
-        assert!(is_forwarded("insn 0x1008\nv5 = load.64 [v1] mmu0", "load.64 [v3] mmu0"));
+        assert!(is_forwarded("insn 0x1008\nv5 = load.32 [v4] mmu0", "load.64 [v3] mmu0"));
         assert!(!is_forwarded("nop", "load.64 [v4] mmu0"));
         assert!(!is_forwarded("nop", "load.32 [v3] mmu0"));
     }
 
     #[test]
-    fn whatever_may_be_stored_in_between_ends_it() {
+    fn whatever_may_store_in_between_ends_it() {
         for between in [
+            "insn 0x1008\nv5 = load.64 [v1] mmu0",
+            "insn 0x1008\nv5 = load.64 [v1] mmu0\nv6 = load.64 [v1] mmu0",
             "insn 0x1008\nstore.8 [v1] mmu0, v0",
             "insn 0x1008\nv5 = const 7\nv6 = add.64 v3, v5\nstore.8 [v6] mmu0, v0",
             "insn 0x1008\nv5 = call may_fault(v0)",

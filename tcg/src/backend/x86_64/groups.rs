@@ -313,6 +313,8 @@ impl Groups {
                     let desc = &helpers[helper.0 as usize];
                     if desc.shortcut.is_none() {
                         (0..OPEN).for_each(|slot| self.close(slot));
+                        // Whether what was loaded is of memory is not going to be asked.
+                        self.done |= self.loaded != 0;
                     }
                     self.done |= !desc.effects.pure;
                     continue;
@@ -519,6 +521,8 @@ mod tests {
         assert_eq!(members(&text("insn 0x1004")), [&[Member::Alone], &stores[..]].concat());
         // What stands alone may be a device's.
         assert_eq!(members(&text("envstore.64 0x218, v2")), [Member::Alone; 3]);
+        // A call ends the group that would have led the load.
+        assert_eq!(members(&text("v9 = call sum(v2)")), [Member::Alone; 3]);
     }
 
     #[test]

@@ -126,3 +126,57 @@ fn a_store_behind_a_load_of_a_page_that_is_not_writable() {
     assert_eq!(m.go().map(|trap| trap.at()), Some((14, ends[0])));
     assert_eq!((m.env().gpr[reg::RAX], m.env().cr2, m.get(PAGES + 8, 8)), (0x5678, PAGES + 8, 0x1234));
 }
+
+/// What a device sees of code that runs with RBX and RSI pointing to it.
+fn accesses(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> String {
+    let mut m = Machine::<engine::Engine>::ready_long();
+    map(&mut m, PAGES + 0x2000, SIZE as u64 | 3);
+    m.assemble(64, code);
+    let e = m.env();
+    (e.gpr[reg::RAX], e.gpr[reg::RCX], e.gpr[reg::RBX]) = (7, 3, PAGES + 0x2800);
+    (e.gpr[reg::RSI], e.gpr[reg::RSP]) = (PAGES + 0x2900, PAGES + 0x3800);
+    e.set_ip(CODE);
+    DEVICE.take();
+    assert_eq!(m.go(), None);
+    DEVICE.take().accesses.iter().map(|(what, _)| what).collect()
+}
+
+#[test]
+fn a_device_sees_each_access_once() {
+    assert_eq!(accesses(|a| a.push(qword_ptr(rbx)).and_then(|()| a.pop(qword_ptr(rbx + 8)))), "rw");
+    assert_eq!(accesses(|a| a.add(dword_ptr(rbx), eax).and_then(|()| a.mov(dword_ptr(rbx + 8), eax))), "rww");
+    assert_eq!(accesses(|a| a.rcl(dword_ptr(rbx), cl).and_then(|()| a.mov(dword_ptr(rbx + 8), eax))), "rww");
+    let shift = |a: &mut CodeAssembler| {
+        a.shld(dword_ptr(rbx), eax, 3)?;
+        a.setc(dl)?;
+        a.mov(dword_ptr(rbx + 8), eax)
+    };
+    assert_eq!(accesses(shift), "rww");
+}
+
+#[test]
+fn what_a_device_writes_when_it_is_read_is_seen() {
+    let mut m = Machine::<engine::Engine>::ready_long();
+    map(&mut m, PAGES + 0x2000, SIZE as u64 | 3);
+    m.assemble(64, |a| {
+        a.mov(qword_ptr(rbx), rcx)?;
+        a.mov(eax, dword_ptr(rsi))?;
+        a.mov(rdx, qword_ptr(rbx))
+    });
+    let e = m.env();
+    (e.gpr[reg::RCX], e.gpr[reg::RBX]) = (3, PAGES);
+    (e.gpr[reg::RSI], e.gpr[reg::RSP]) = (PAGES + 0x2f00, PAGES + 0x3800);
+    e.set_ip(CODE);
+    DEVICE.with_borrow_mut(|device| device.writes = Some((PAGES, 0x99)));
+    assert_eq!(m.go(), None);
+    assert_eq!((m.get(PAGES, 8), m.env().gpr[reg::RDX]), (0x99, 0x99));
+}
+
+#[test]
+fn a_request_at_each_look_does_not_begin_a_group_for_ever() {
+    let mut m = Machine::<engine::Engine>::ready_long();
+    m.assemble(64, frames);
+    let remote = m.processor.remote().clone();
+    m.board().again = Some(remote);
+    assert_eq!(run(&mut m, PAGES + 0x2008), 3 * ROUNDS);
+}

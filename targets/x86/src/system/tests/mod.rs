@@ -25,7 +25,7 @@ mod walks;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::{Arc, Mutex};
 
-use tessera_tcg::exec::Context;
+use tessera_tcg::exec::{Context, Remote};
 use tessera_tcg::guest::Exception;
 use tessera_tcg::memory::{PhysMemory, RamPage};
 
@@ -62,10 +62,32 @@ impl PhysMemory for Ram {
         let page = phys as usize & !0xfff;
         (phys < SIZE as u64).then(|| RamPage { host: self.0.wrapping_add(page), writable: true })
     }
-    fn mmio_read(&self, _: u64, _: u32) -> u64 {
+    fn mmio_read(&self, phys: u64, _: u32) -> u64 {
+        DEVICE.with_borrow_mut(|device| {
+            device.accesses.push(('r', phys));
+            if let Some((to, value)) = device.writes {
+                // SAFETY: within the allocation and aligned, as the test says, whose thread is the only one.
+                unsafe { self.0.add(to as usize).cast::<u64>().write(value) };
+            }
+        });
         u64::MAX
     }
-    fn mmio_write(&self, _: u64, _: u32, _: u64) {}
+    fn mmio_write(&self, phys: u64, _: u32, _: u64) {
+        DEVICE.with_borrow_mut(|device| device.accesses.push(('w', phys)));
+    }
+}
+
+/// What is where no RAM is; each test's thread has its own.
+#[derive(Default)]
+struct Device {
+    /// Accesses: whether they read or write, and where.
+    accesses: Vec<(char, u64)>,
+    /// Where in RAM it writes, and what, when it is read.
+    writes: Option<(u64, u64)>,
+}
+
+thread_local! {
+    static DEVICE: std::cell::RefCell<Device> = std::cell::RefCell::default();
 }
 
 /// What the platform is told and tells.
@@ -76,6 +98,8 @@ struct Board {
     interrupt: Option<u8>,
     /// An interrupt that shows up once events have been looked at.
     interrupt_after_poll: Option<u8>,
+    /// Who asks for events again whenever they are looked at.
+    again: Option<Arc<Remote>>,
     nmi: bool,
     smi: bool,
     init: bool,
@@ -122,6 +146,9 @@ impl Platform for TestPlatform {
         self.board().interrupt.take()
     }
     fn take_nmi(&mut self) -> bool {
+        if let Some(remote) = &self.board().again {
+            remote.kick();
+        }
         std::mem::take(&mut self.board().nmi)
     }
     fn take_smi(&mut self) -> bool {
