@@ -292,8 +292,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             }
             // Where a group's look has failed, the instruction has still to be done: whoever looks at requests first would begin
             // with the group again, without end if there is always one.
-            let blocks = |s: &Self, (tb, exit)| s.context.runtime().blocks.exit_is_ungrouped(tb, exit);
-            if self.exit_requested() && !from.is_some_and(|from| blocks(self, from)) {
+            let ungrouped = |s: &Self, (tb, exit)| s.context.runtime().blocks.exit_is_ungrouped(tb, exit);
+            if self.exit_requested() && !from.is_some_and(|from| ungrouped(self, from)) {
                 return Stop::Poll;
             }
         }

@@ -98,7 +98,7 @@ struct Board {
     interrupt: Option<u8>,
     /// An interrupt that shows up once events have been looked at.
     interrupt_after_poll: Option<u8>,
-    /// Who asks for events again whenever they are looked at.
+    /// Somebody who asks for events again whenever they are looked at.
     again: Option<Arc<Remote>>,
     nmi: bool,
     smi: bool,
@@ -146,9 +146,6 @@ impl Platform for TestPlatform {
         self.board().interrupt.take()
     }
     fn take_nmi(&mut self) -> bool {
-        if let Some(remote) = &self.board().again {
-            remote.kick();
-        }
         std::mem::take(&mut self.board().nmi)
     }
     fn take_smi(&mut self) -> bool {
@@ -168,6 +165,9 @@ impl Platform for TestPlatform {
         None
     }
     fn event_pending(&self) -> bool {
+        if let Some(remote) = &self.board().again {
+            remote.kick();
+        }
         let mut board = self.board();
         let later = board.interrupt_after_poll.take();
         if later.is_some() {
