@@ -522,7 +522,7 @@ mod tests {
         // What stands alone may be a device's.
         assert_eq!(members(&text("envstore.64 0x218, v2")), [Member::Alone; 3]);
         // A call ends the group that would have led the load.
-        assert_eq!(members(&text("v9 = call sum(v2)")), [Member::Alone; 3]);
+        assert_eq!(members(&text("v9 = call mix(v2, v2)")), [Member::Alone; 3]);
     }
 
     #[test]
