@@ -618,8 +618,8 @@ impl Blocks {
     }
 
     fn site_of(&self, tb: u32, exit: u16) -> &Site {
-        let sites = (0..self.get(tb).site_count).map(|n| self.site(SiteRef { tb, n }));
-        sites.into_iter().find(|s| s.exit == exit).expect("the exit has a jump")
+        let mut sites = (0..self.get(tb).site_count).map(|n| self.site(SiteRef { tb, n }));
+        sites.find(|s| s.exit == exit).expect("the exit has a jump")
     }
 
     /// A jump of an exit that is not linked: its number, the address of its field, and whether it goes to the entry that

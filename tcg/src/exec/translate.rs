@@ -212,7 +212,6 @@ impl Translator {
         single: bool,
         (options, stats): (&Options, &mut Stats),
     ) -> Result<Made, Exception> {
-        let ungrouped = key.ungrouped;
         if single && self.holds_once::<G>(env, rt, key) {
             return Ok(Made::Once);
         }
@@ -243,7 +242,7 @@ impl Translator {
             log.op_opt(&self.block, &self.guest);
         }
         // What runs once cannot go on elsewhere.
-        self.block.ungrouped = ungrouped || limits.single_step;
+        self.block.ungrouped = key.ungrouped || limits.single_step;
         let made = if limits.single_step {
             let room = rt.blocks.cache.room(rt.blocks.cache.scratch());
             backend.compile(&self.block, room, SCRATCH, &mut self.compiled);

@@ -292,9 +292,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             }
             // Where a group's look has failed, the instruction has still to be done: whoever looks at requests first would begin
             // with the group again, without end if there is always one.
-            let ungrouped = |s: &Self, (tb, exit)| s.context.runtime().blocks.exit_is_ungrouped(tb, exit);
-            if self.exit_requested() && !from.is_some_and(|from| ungrouped(self, from)) {
-                return Stop::Poll;
+            if self.exit_requested() {
+                let blocks = &self.context.runtime().blocks;
+                if !from.is_some_and(|(tb, exit)| blocks.exit_is_ungrouped(tb, exit)) {
+                    return Stop::Poll;
+                }
             }
         }
     }

@@ -17,7 +17,7 @@
 use super::groups::{Groups, Member};
 use super::liveness::Liveness;
 use crate::env::GUESSES;
-use crate::ir::{Block, GlobalId, Inst};
+use crate::ir::{Block, GlobalId, GlobalSet, Inst};
 
 /// Chains of globals that a value comes from in one round after another, at most.
 const MAX_ROUNDS: usize = 8;
@@ -81,8 +81,8 @@ impl Chases {
                     let follows = |i: &usize| matches!(groups.member(*i), Member::Follower { slot, .. } if slot == leader.slot);
                     let next =
                         |i: &usize| matches!(groups.member(*i), Member::Leader(l) if l.slot == leader.slot);
-                    let members = (at + 1..block.insts.len()).take_while(|i| !next(i)).filter(follows);
-                    self.loads(block, at) || members.into_iter().any(|i| self.loads(block, i))
+                    let mut members = (at + 1..block.insts.len()).take_while(|i| !next(i)).filter(follows);
+                    self.loads(block, at) || members.any(|i| self.loads(block, i))
                 }
                 Member::Follower { .. } | Member::Lasting(_) => false,
             };
@@ -150,7 +150,7 @@ impl Chases {
             let next: [Sources; 64] = std::array::from_fn(|g| {
                 let mut sources = from[g];
                 for (mask, by_load) in [(from[g].any, false), (from[g].loaded, true)] {
-                    for h in crate::ir::GlobalSet(mask).iter() {
+                    for h in GlobalSet(mask).iter() {
                         let h = from[h.0 as usize];
                         sources = sources.or(h);
                         sources.loaded |= if by_load { h.any } else { 0 };
@@ -170,7 +170,7 @@ impl Chases {
     fn backward(&mut self, block: &Block, live: &Liveness, last: &[Option<usize>; 64], chased: u64) {
         self.wanted.clear();
         self.wanted.resize(self.sources.len(), false);
-        for GlobalId(g) in crate::ir::GlobalSet(chased).iter() {
+        for GlobalId(g) in GlobalSet(chased).iter() {
             if let Some(v) = last[g as usize] {
                 self.wanted[v] = true;
             }

@@ -631,9 +631,7 @@ pub fn emit_second_lookup(asm: &mut Asm, pc: Mem) -> usize {
     asm.alu_rm(Alu::Xor, Width::W64, r::RCX, jump_tag());
     asm.alu_rm(Alu::Cmp, Width::W64, r::RCX, Mem::Scaled(r::RBP, r::RAX, 0, SECOND_WAY));
     let miss = asm.jcc(Cond::NE);
-    // dec dword
-    asm.buf.push(0xff);
-    asm.modrm_mem(1, runtime_mem(std::mem::offset_of!(Runtime, second_jumps_left)));
+    asm.incdec_mem32(1, runtime_mem(std::mem::offset_of!(Runtime, second_jumps_left)));
     let due = asm.jcc(Cond::S);
     jump_to(asm, Mem::Scaled(r::RBP, r::RAX, 0, SECOND_WAY + CODE));
     let here = asm.len();

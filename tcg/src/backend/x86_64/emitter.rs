@@ -774,11 +774,17 @@ impl<'a> Emitter<'a> {
     /// Notes that a register holds a value of which there is a copy elsewhere.
     pub fn lend(&mut self, reg: u8, v: usize) {
         self.vacate(reg);
-        let before = std::mem::replace(&mut self.b.reg[v], reg);
-        if before != NONE {
-            self.owner[before as usize] = NO_VALUE;
-        }
+        self.forget_value(v);
+        self.b.reg[v] = reg;
         self.owner[reg as usize] = v as u32;
+    }
+
+    /// Notes that no register holds a value any more.
+    pub fn forget_value(&mut self, v: usize) {
+        let reg = std::mem::replace(&mut self.b.reg[v], NONE);
+        if reg != NONE {
+            self.owner[reg as usize] = NO_VALUE;
+        }
     }
 
     /// An integer register for use within the current instruction only.

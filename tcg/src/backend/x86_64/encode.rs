@@ -466,9 +466,9 @@ impl Asm {
         self.byte(imm as u8);
     }
 
-    /// `inc dword mem`.
-    pub fn inc_mem32(&mut self, mem: Mem) {
-        self.op_rm(Width::W32, &[0xff], 0, mem);
+    /// `inc dword mem` (digit 0) or `dec dword mem` (digit 1).
+    pub fn incdec_mem32(&mut self, digit: u8, mem: Mem) {
+        self.op_rm(Width::W32, &[0xff], digit, mem);
     }
 
     /// `movzx dst, src`.

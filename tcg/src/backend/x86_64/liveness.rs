@@ -160,11 +160,6 @@ impl Liveness {
         self.values.extend((n as u32..total as u32).map(Info::new));
     }
 
-    /// Ends the analysis of a block whose accesses are in these groups.
-    pub fn finish(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8; 64], groups: &Groups) {
-        self.backward(block, guest, pin_reg, groups);
-    }
-
     /// The value that the host address of a group's leader is. Nobody keeps it alive: it is in memory, too.
     pub fn group_value(&self, slot: u8) -> usize {
         self.insts + self.pseudo.len() + usize::from(slot)
@@ -292,7 +287,8 @@ impl Liveness {
         self.values[v].flag_demand |= bits;
     }
 
-    fn backward(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8; 64], groups: &Groups) {
+    /// Ends the analysis of a block whose accesses are in these groups.
+    pub fn finish(&mut self, block: &Block, guest: &GuestInfo, pin_reg: &[u8; 64], groups: &Groups) {
         let n = block.insts.len();
         self.observed_until = [NEVER; 64];
         self.unobserved = GlobalSet::ALL;

@@ -19,7 +19,6 @@ use std::mem::offset_of;
 use super::emitter::{Emitter, NONE, Part, runtime_mem};
 use super::encode::{Alu, Mem, r};
 use super::groups::{Alignment, Leader, Member};
-use super::liveness::NO_VALUE;
 use super::second_way::{self, OnMiss};
 use super::thunks::group_word;
 use crate::backend::Refill;
@@ -120,10 +119,7 @@ impl Emitter<'_> {
             }
             None => {
                 self.asm().alu_rr(Alu::Add, Width::W64, r::RAX, addr);
-                let before = std::mem::replace(&mut self.b.reg[v], NONE);
-                if before != NONE {
-                    self.owner[before as usize] = NO_VALUE;
-                }
+                self.forget_value(v);
                 (Mem::Base(r::RAX, 0), r::RAX)
             }
         };
@@ -167,7 +163,7 @@ impl Emitter<'_> {
         let was = self.branch_to(Part::Cold, wrong);
         self.asm().load(Width::W64, r::RCX, addend);
         self.asm().store(Width::W64, guess, r::RCX);
-        self.asm().inc_mem32(runtime_mem(guesses + offset_of!(Guesses, wrong) + 4 * n));
+        self.asm().incdec_mem32(0, runtime_mem(guesses + offset_of!(Guesses, wrong) + 4 * n));
         self.jump_to(back);
         self.part = was;
         miss
@@ -177,7 +173,7 @@ impl Emitter<'_> {
     pub fn count_guesses(&mut self) {
         if self.b.chases.any() {
             let rounds = runtime_mem(guesses_of(self.tb) + offset_of!(Guesses, rounds));
-            self.asm().inc_mem32(rounds);
+            self.asm().incdec_mem32(0, rounds);
             self.clobber_flags();
         }
     }

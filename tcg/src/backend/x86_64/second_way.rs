@@ -288,9 +288,7 @@ fn one(asm: &mut Asm, of: Refill, refill: Option<usize>) {
 
 /// Counts down a field of the runtime. Returns the jump that is taken when it was 0.
 fn count_down(asm: &mut Asm, field: usize) -> usize {
-    // dec dword
-    asm.buf.push(0xff);
-    asm.modrm_mem(1, runtime_mem(field));
+    asm.incdec_mem32(1, runtime_mem(field));
     asm.jcc(Cond::S)
 }
 

@@ -178,8 +178,13 @@ impl Machine<Engine> {
 
     /// Sets the page table entry of a page of the first 2 MiB.
     pub fn set_pte(&mut self, page: u64, flags: u64) {
+        self.map(page, page & !0xfff | flags);
+    }
+
+    /// The same, of an entry that may lead elsewhere.
+    pub fn map(&mut self, page: u64, entry: u64) {
         let size = if self.env().cr4.contains(Cr4::PAE) { 8 } else { 4 };
-        self.put(PTES + size * (page >> 12), size as usize, page & !0xfff | flags);
+        self.put(PTES + size * (page >> 12), size as usize, entry);
         crate::mmu::flush_all(self.env());
     }
 }

@@ -3,7 +3,7 @@
 
 use iced_x86::code_asm::*;
 
-use super::engine::{CODE, PAGES, PTES};
+use super::engine::{CODE, PAGES};
 use super::*;
 
 const ROUNDS: u64 = 2000;
@@ -40,12 +40,6 @@ fn run(m: &mut Machine<engine::Engine>, stack: u64) -> u64 {
     m.env().gpr[reg::RAX]
 }
 
-/// Sets the page table entry of a page, and forgets what it was.
-fn map(m: &mut Machine<engine::Engine>, page: u64, entry: u64) {
-    m.put(PTES + 8 * (page >> 12), 8, entry);
-    control::write_cr3(m.env(), TABLES).expect("allowed");
-}
-
 #[test]
 fn frames_across_pages_do_not_leave_generated_code_each_time() {
     // The function is short enough for both of its blocks to be in one page.
@@ -65,7 +59,7 @@ fn what_is_no_memory_has_no_groups() {
     m.assemble(64, frames);
     assert_eq!(run(&mut m, PAGES + 0x2800), 3 * ROUNDS);
     // All ones are read where nothing is.
-    map(&mut m, PAGES + 0x2000, SIZE as u64 | 3);
+    m.map(PAGES + 0x2000, SIZE as u64 | 3);
     m.assemble(64, |a| {
         a.push(rax)?;
         a.push(rcx)?;
@@ -84,7 +78,7 @@ fn a_fault_finds_the_state_before_its_instruction() {
         let mut m = Machine::<engine::Engine>::ready_long();
         let ends = m.assemble(64, frames);
         assert_eq!(run(&mut m, stack), 3 * ROUNDS);
-        map(&mut m, PAGES + 0x2000, 0);
+        m.map(PAGES + 0x2000, 0);
         let e = m.env();
         (e.gpr[reg::RAX], e.gpr[reg::RCX], e.gpr[reg::RBX], e.gpr[reg::RSP]) = (7, 9, 3, stack);
         e.set_ip(CODE);
@@ -118,7 +112,7 @@ fn a_store_behind_a_load_of_a_page_that_is_not_writable() {
     enter(&mut m);
     assert_eq!(m.go(), None);
     assert_eq!(m.get(PAGES + 8, 8), 0x1234);
-    map(&mut m, PAGES, PAGES | 1);
+    m.map(PAGES, PAGES | 1);
     let old = m.env().cr0.bits();
     control::write_cr0(m.env(), old | Cr0::WP.bits()).expect("allowed");
     m.put(PAGES, 8, 0x5678);
@@ -130,7 +124,7 @@ fn a_store_behind_a_load_of_a_page_that_is_not_writable() {
 /// What a device sees of code that runs with RBX and RSI pointing to it.
 fn accesses(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> String {
     let mut m = Machine::<engine::Engine>::ready_long();
-    map(&mut m, PAGES + 0x2000, SIZE as u64 | 3);
+    m.map(PAGES + 0x2000, SIZE as u64 | 3);
     m.assemble(64, code);
     let e = m.env();
     (e.gpr[reg::RAX], e.gpr[reg::RCX], e.gpr[reg::RBX]) = (7, 3, PAGES + 0x2800);
@@ -157,7 +151,7 @@ fn a_device_sees_each_access_once() {
 #[test]
 fn what_a_device_writes_when_it_is_read_is_seen() {
     let mut m = Machine::<engine::Engine>::ready_long();
-    map(&mut m, PAGES + 0x2000, SIZE as u64 | 3);
+    m.map(PAGES + 0x2000, SIZE as u64 | 3);
     m.assemble(64, |a| {
         a.mov(qword_ptr(rbx), rcx)?;
         a.mov(eax, dword_ptr(rsi))?;

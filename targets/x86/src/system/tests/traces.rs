@@ -224,14 +224,19 @@ fn a_path_into_what_is_no_memory_is_not_read() {
     }
 }
 
-/// Makes a list of nodes, the n-th on page `n % 8` from [`FAR`] on, in a circle; the address of the first.
-fn place_list(m: &mut Machine<engine::Engine>) -> u64 {
-    let node = |n: u64| FAR + n % 8 * 0x1000 + n % 64 * 16;
+/// Makes a list of nodes, the n-th on page `n % 8` from [`FAR`] on, in a circle; the address of the first. Where a page is in
+/// memory, as a number from there on, `frame` says.
+fn place_list(m: &mut Machine<engine::Engine>, frame: impl Fn(u64) -> u64) -> u64 {
+    let node = |n: u64, page: u64| FAR + page * 0x1000 + n % 64 * 16;
     for n in 0..64 {
-        m.put(node(n), 8, node(n + 1));
-        m.put(node(n) + 8, 8, n);
+        let at = node(n, frame(n % 8));
+        m.put(at, 8, node(n + 1, (n + 1) % 8));
+        m.put(at + 8, 8, n);
     }
-    node(0)
+    for page in 0..8 {
+        m.map(FAR + page * 0x1000, FAR + frame(page) * 0x1000 | 3);
+    }
+    node(0, 0)
 }
 
 /// RCX nodes of a list from RBX on; RAX is the sum of what they hold.
@@ -248,7 +253,7 @@ fn walking_loop(a: &mut CodeAssembler) -> Result<(), IcedError> {
 fn a_chase_guesses_where_its_pages_are_contiguous() {
     let mut m = ready();
     m.assemble(64, walking_loop);
-    let list = place_list(&mut m);
+    let list = place_list(&mut m, |page| page);
     for _ in 0..8 {
         assert_eq!(calls(&mut m, 64 * 200, list), 64 * 63 / 2 * 200);
     }
@@ -260,17 +265,7 @@ fn a_chase_guesses_where_its_pages_are_contiguous() {
 fn a_chase_through_scattered_pages_does_not_go_on_guessing() {
     let mut m = ready();
     m.assemble(64, walking_loop);
-    let list = place_list(&mut m);
-    // The pages change places.
-    for n in 0..8 {
-        m.set_pte(FAR + n * 0x1000, 0);
-        m.put(PTES + 8 * ((FAR >> 12) + n), 8, (FAR + n * 3 % 8 * 0x1000) | 3);
-    }
-    for n in 0..64u64 {
-        let phys = FAR + n % 8 * 3 % 8 * 0x1000 + n % 64 * 16;
-        m.put(phys, 8, FAR + (n + 1) % 8 * 0x1000 + (n + 1) % 64 * 16);
-        m.put(phys + 8, 8, n);
-    }
+    let list = place_list(&mut m, |page| page * 3 % 8);
     for _ in 0..16 {
         assert_eq!(calls(&mut m, 64 * 200, list), 64 * 63 / 2 * 200);
     }
