@@ -9,7 +9,7 @@
 //! | [`WINDOW`] | six pages: missing, writable, writable, read-only, writable, missing |
 //! | [`DONE`] | where a sequence goes when it is complete; natively the code that saves the state, in the guest UD2 |
 //!
-//! Code and window are below 4 GiB, for 32-bit sequences.
+//! Nothing else is there on either side, but natively for what the child needs itself, at most some MiB from [`DONE`]. Code and window are below 4 GiB, for 32-bit sequences.
 
 /// Start of the code area.
 pub const CODE: u64 = 0x1000_0000;

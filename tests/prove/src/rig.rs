@@ -319,6 +319,33 @@ mod tests {
         assert_eq!(rig.run_one(&case(&[add]), &image, 0).unwrap(), Verdict::Agree);
     }
 
+    /// What this process has mapped is not there for a sequence: its code, its constants, its stack, its heap and its libraries.
+    #[test]
+    fn nothing_of_the_host_is_reached() {
+        let mut rig = Rig::new(&[Config::USUAL], &Watchdog::default()).expect("a rig");
+        let image = vec![0; IMAGE];
+        let own = nothing_of_the_host_is_reached as *const () as u64;
+        let constant = &PAGE as *const usize as u64;
+        let library = libc::getpid as *const () as u64;
+        for at in [own, constant, &raw const own as u64, image.as_ptr() as u64, library] {
+            let load = Instruction::with2(
+                Code::Mov_r64_rm64,
+                Register::RCX,
+                iced_x86::MemoryOperand::with_base(Register::RAX),
+            );
+            let jump = Instruction::with1(Code::Jmp_rm64, Register::RAX);
+            for insn in [load.unwrap(), jump.unwrap()] {
+                let mut case = case(&[insn]);
+                case.frame.gpr[0] = at;
+                assert_eq!(rig.run_one(&case, &image, 0).unwrap(), Verdict::Agree, "{insn:?} at {at:#x}");
+                rig.last(|_, native, _, _| {
+                    assert_eq!((native.frame.vector, native.frame.address), (14, at), "{insn:?}");
+                })
+                .unwrap();
+            }
+        }
+    }
+
     /// A difference is seen: the same sequence from another state.
     #[test]
     fn differences_show() {

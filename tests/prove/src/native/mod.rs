@@ -6,6 +6,10 @@
 //! and answers with a byte. A fault enters the child's signal handler on a stack of its own; it notes what the kernel
 //! says of it (vector, error code, CR2 and the registers, extended state included), and goes on with the next sequence
 //! without returning to the kernel. If the child dies or stops answering, it is replaced, and what it was running is left out.
+//!
+//! Invariant: while sequences run, nothing is mapped but the [layout](crate::layout) and the child's own [`Room`] at
+//! its end. The program's libraries, heap and stacks lie where the system has put them by chance, and a wild pointer would find
+//! them on one side only; so the child, once set up, runs code of its own alone ([`thunk`]) and unmaps all of them.
 
 mod child;
 mod thunk;
@@ -13,14 +17,15 @@ mod thunk;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::ptr::addr_of_mut;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use memmap2::{MmapMut, MmapOptions};
 
-use crate::frame::{Frame, STUCK};
-use crate::layout::{CODE_BYTES, FIRST, IMAGE, finish_code};
+use crate::frame::{Frame, NONE, STUCK};
+use crate::layout::{CODE_BYTES, DONE, FIRST, IMAGE, finish_code};
 use thunk::Thunk;
 
 /// Sequences in a batch.
@@ -28,6 +33,29 @@ pub const BATCH: usize = 32;
 /// How long a batch may take until it is looked at whether the child is stuck, in milliseconds.
 const PATIENCE_MS: i32 = 250;
 const STACK_BYTES: usize = 64 << 10;
+
+/// Where the child has what it needs itself, all of it about the layout's last address.
+struct Room;
+
+impl Room {
+    /// The [`Exchange`].
+    const EXCHANGE: u64 = DONE + (1 << 20);
+    /// The window's pages once more, all of them writable.
+    const ALIAS: u64 = DONE + (4 << 20);
+    /// The alternate stack of signal handlers.
+    const SIGNALS: u64 = DONE + (5 << 20);
+    /// The stack, growing down from here.
+    const STACK_END: u64 = Room::END;
+    /// Behind all of it.
+    const END: u64 = DONE + (6 << 20);
+}
+
+const _: () = {
+    assert!(Thunk::AT + Thunk::BYTES as u64 <= Room::EXCHANGE);
+    assert!(size_of::<Exchange>() as u64 <= Room::ALIAS - Room::EXCHANGE);
+    assert!(IMAGE as u64 <= Room::SIGNALS - Room::ALIAS);
+    assert!(2 * STACK_BYTES as u64 <= Room::END - Room::SIGNALS);
+};
 
 /// What parent and child share.
 #[repr(C, align(4096))]
@@ -53,8 +81,6 @@ pub struct Native {
     code: MmapMut,
     code_file: OwnedFd,
     window_file: OwnedFd,
-    stack: MmapMut,
-    thunk: Thunk,
     child: Option<Child>,
     /// Children that had to be replaced.
     pub replaced: u64,
@@ -64,6 +90,24 @@ struct Child {
     pid: i32,
     commands: File,
     answers: File,
+}
+
+impl Child {
+    /// How the process ended, which it must have.
+    fn status(&self) -> std::process::ExitStatus {
+        let mut status = 0;
+        // SAFETY: a process that this one has started; it stays to be waited for.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            libc::waitid(libc::P_PID, self.pid as u32, &mut info, libc::WEXITED | libc::WNOWAIT);
+            if info.si_code == libc::CLD_EXITED {
+                status = info.si_status() << 8;
+            } else {
+                status |= info.si_status();
+            }
+        }
+        std::process::ExitStatus::from_raw(status)
+    }
 }
 
 impl Drop for Child {
@@ -116,7 +160,6 @@ impl Native {
                 );
             }
         }
-        let handler = child::on_signal as *const () as u64;
         let exchange_file = memory_file(size_of::<Exchange>())?;
         let code_file = memory_file(CODE_BYTES)?;
         let mut code = map(&code_file, CODE_BYTES)?;
@@ -127,8 +170,6 @@ impl Native {
             code,
             code_file,
             window_file: memory_file(IMAGE)?,
-            stack: MmapMut::map_anon(STACK_BYTES)?,
-            thunk: thunk::assemble(handler).context("cannot assemble the code around sequences")?,
             child: None,
             replaced: 0,
         })
@@ -160,13 +201,19 @@ impl Native {
             (exchange.first, exchange.count) = (first as u32, count as u32);
             exchange.progress.store(first as u32, Ordering::Release);
             if self.command()? {
-                return Ok(());
+                break;
             }
             self.child = None;
             self.replaced += 1;
             let at = self.exchange().progress.load(Ordering::Acquire) as usize;
             self.exchange().frames[at].vector = STUCK;
             first = at + 1;
+        }
+        // The kernel leaves out of a signal's frame what is in its initial configuration.
+        for frame in &mut self.exchange().frames[..count] {
+            if !matches!(frame.vector, NONE | STUCK) {
+                frame.expand();
+            }
         }
         Ok(())
     }
@@ -206,20 +253,18 @@ impl Native {
     fn start(&mut self) -> Result<Child> {
         let (command_reader, commands) = pipe()?;
         let (answers, answer_writer) = pipe()?;
+        let thunk = thunk::assemble(command_reader.as_raw_fd(), answer_writer.as_raw_fd())
+            .context("cannot assemble the code around sequences")?;
         let setup = child::Setup {
-            thunk: &self.thunk,
-            exchange: self.exchange.as_mut_ptr().cast(),
+            thunk: &thunk,
+            exchange_fd: self.exchange_file.as_raw_fd(),
             code_fd: self.code_file.as_raw_fd(),
             window_fd: self.window_file.as_raw_fd(),
-            commands: command_reader.as_raw_fd(),
-            answers: answer_writer.as_raw_fd(),
-            stack: self.stack.as_mut_ptr(),
-            stack_bytes: STACK_BYTES,
+            rseq: child::Rseq::of_this_thread(),
         };
-        debug_assert!(self.exchange_file.as_raw_fd() >= 0);
         // SAFETY: the child keeps to what may be done between fork and exec, see `child`.
-        match unsafe { libc::fork() } {
-            -1 => Err(std::io::Error::last_os_error()).context("fork"),
+        let mut child = match unsafe { libc::fork() } {
+            -1 => return Err(std::io::Error::last_os_error()).context("fork"),
             0 => {
                 // The parent's ends of this child's pipes: without them it ends when the parent does.
                 // SAFETY: descriptors of this process that nothing uses here.
@@ -229,8 +274,14 @@ impl Native {
                 }
                 child::run(&setup)
             }
-            pid => Ok(Child { pid, commands, answers }),
+            pid => Child { pid, commands, answers },
+        };
+        // The child's ends: without them this process learns that the child has ended.
+        drop((command_reader, answer_writer));
+        if child.answers.read_exact(&mut [0]).is_err() {
+            bail!("the native side cannot be set up: its process ended with {}", child.status());
         }
+        Ok(child)
     }
 }
 
