@@ -1,8 +1,8 @@
 //! The x86-64 host.
 //!
 //! Problem: turn IR into good host code in about a microsecond for each guest instruction. Strategy: one analysis pass
-//! backward ([`liveness`]), then one pass forward that allocates registers and emits at once ([`emitter`] and
-//! the files of the instruction families). Slow paths go to another, *cold* buffer, which is placed apart; side exits
+//! backward ([`liveness`]), then one pass forward that allocates registers and emits at once ([`emitter`],
+//! [`registers`] and the files of the instruction families). Slow paths go to another, *cold* buffer, which is placed apart; side exits
 //! to a third, which follows the main one.
 //!
 //! Register conventions:
@@ -24,11 +24,14 @@ mod flags;
 mod flags_tests;
 mod forwarding;
 mod groups;
+mod homes;
 mod int;
 mod liveness;
 mod loops;
 mod mem;
 mod members;
+mod places;
+mod registers;
 mod rounds;
 mod second_way;
 #[cfg(test)]

@@ -35,6 +35,8 @@ impl Thunk {
 
 /// Exit status after a sequence that has jumped into the code around it.
 const JUMPED_IN: i32 = 104;
+/// Exit status if not everything could be unmapped.
+const NOT_ALONE: i32 = 105;
 /// One behind the last address that a process may map, as Linux has it with four levels of page tables.
 const END_OF_ADDRESSES: u64 = 0x7fff_ffff_f000;
 /// Vector of page faults.
@@ -102,8 +104,8 @@ fn copy_writable(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.rep().movsb()
 }
 
-/// Unmaps what is not part of the layout.
-fn unmap_the_rest(a: &mut CodeAssembler) -> Result<(), IcedError> {
+/// Unmaps what is not part of the layout; if that fails, to `failed`.
+fn unmap_the_rest(a: &mut CodeAssembler, failed: CodeLabel) -> Result<(), IcedError> {
     let kept = [
         (CODE, CODE + CODE_BYTES as u64),
         (IMAGE_AT, IMAGE_AT + (PRESENT * PAGE) as u64),
@@ -115,6 +117,8 @@ fn unmap_the_rest(a: &mut CodeAssembler) -> Result<(), IcedError> {
         a.mov(rdi, from)?;
         a.mov(rsi, start - from)?;
         system_call(a, libc::SYS_munmap)?;
+        a.test(rax, rax)?;
+        a.jne(failed)?;
         from = end;
     }
     Ok(())
@@ -137,7 +141,7 @@ pub fn assemble(commands: i32, answers: i32) -> Result<Thunk, IcedError> {
     let (mut frame, mut number, mut out_rdi) = (a.create_label(), a.create_label(), a.create_label());
     let (mut target, mut selector) = (a.create_label(), a.create_label());
     let (mut resume, mut each, mut end) = (a.create_label(), a.create_label(), a.create_label());
-    let (mut answer, mut compat) = (a.create_label(), a.create_label());
+    let (mut answer, mut compat, mut not_alone) = (a.create_label(), a.create_label(), a.create_label());
 
     // Data, aligned, for sequences may end with alignment checks on.
     for label in [&mut frame, &mut number, &mut out_rdi] {
@@ -244,7 +248,7 @@ pub fn assemble(commands: i32, answers: i32) -> Result<Thunk, IcedError> {
     let mut enter = a.create_label();
     a.set_label(&mut enter)?;
     a.mov(rsp, Room::STACK_END)?;
-    unmap_the_rest(&mut a)?;
+    unmap_the_rest(&mut a, not_alone)?;
     a.set_label(&mut answer)?;
     pass_byte(&mut a, libc::SYS_write, answers, end)?;
     pass_byte(&mut a, libc::SYS_read, commands, end)?;
@@ -302,6 +306,8 @@ pub fn assemble(commands: i32, answers: i32) -> Result<Thunk, IcedError> {
     // The pipes are closed: the parent is gone.
     a.set_label(&mut end)?;
     exit(&mut a, 0)?;
+    a.set_label(&mut not_alone)?;
+    exit(&mut a, NOT_ALONE)?;
 
     let result = a.assemble_options(Thunk::AT, BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
     let (enter, signal) = (result.label_ip(&enter)?, result.label_ip(&signal)?);
