@@ -65,8 +65,6 @@ pub struct Stop {
     pub insn: Option<Instruction>,
     /// Whether there is an ARPL in the sequence.
     pub has_arpl: bool,
-    /// Whether there is an x87 store to memory in the sequence.
-    pub has_x87_store: bool,
     /// Whether there is an XSAVE in the sequence.
     pub has_area: bool,
     /// Whether there is a string instruction with 32-bit addresses in the sequence.
@@ -163,13 +161,11 @@ impl Stop {
             matches!(native.vector, 12 | 13) && guest.vector == 14 && guest.address >> 6 == LAST_LOW >> 6;
         // A write that is not allowed.
         let unchanged = guest.vector == 13 || guest.vector == 14 && guest.error & 3 == 3;
-        let not_stored = guest.vector == 17 || guest.vector == 13 && native.get(at::STATUS) & ES != 0;
         let area = self.has_area && matches!(guest.vector, 12..=14) && native.rip != guest.rip;
         scales(native)
             || scales(guest)
             || at_end
             || unchanged && self.has_arpl
-            || not_stored && self.has_x87_store
             || self.in_stages() && native.vector == guest.vector
             || self.in_enter(native) && guest.vector != NONE
             || area
@@ -239,8 +235,6 @@ fn stacks_agree(a: &Frame, b: &Frame, mmx: bool) -> bool {
     status(a) == status(b) && (0..8).all(|n| a.xsave[register(a, n)] == b.xsave[register(b, n)])
 }
 
-/// Error summary in the status word.
-const ES: u64 = 1 << 7;
 /// Bits of TOP in the status word.
 const TOP: u64 = 7 << 11;
 

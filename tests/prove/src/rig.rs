@@ -193,14 +193,6 @@ impl Rig {
         let code = &self.codes[n];
         let has = |which: &[Mnemonic]| code.insns.iter().any(|p| which.contains(&p.insn.mnemonic()));
         let has_arpl = has(&[Mnemonic::Arpl]);
-        let has_x87_store = has(&[
-            Mnemonic::Fst,
-            Mnemonic::Fstp,
-            Mnemonic::Fist,
-            Mnemonic::Fistp,
-            Mnemonic::Fisttp,
-            Mnemonic::Fbstp,
-        ]);
         let narrow = |kind| matches!(kind, OpKind::MemorySegESI | OpKind::MemoryESEDI);
         let narrow_string = code.insns.iter().position(|p| {
             p.insn.is_string_instruction() && (narrow(p.insn.op0_kind()) || narrow(p.insn.op1_kind()))
@@ -222,16 +214,7 @@ impl Rig {
             let end = code.insns.last().map_or(0, |p| p.ip + p.insn.len() as u64);
             (code.undefined_at(rip, end), code.insns.iter().find(|p| p.ip == rip).map(|p| p.insn))
         };
-        Stop {
-            undefined,
-            insn,
-            has_arpl,
-            has_x87_store,
-            has_area,
-            has_zeroing,
-            has_narrow_string,
-            uses_narrow_string,
-        }
+        Stop { undefined, insn, has_arpl, has_area, has_zeroing, has_narrow_string, uses_narrow_string }
     }
 
     /// Runs one case.

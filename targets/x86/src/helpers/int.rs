@@ -83,7 +83,7 @@ helpers! { super::INT_BASE;
 const DE: u16 = 0;
 const BR: u16 = 5;
 const GP: u16 = 13;
-const AC: u16 = 17;
+pub(super) const AC: u16 = 17;
 
 extern "C" fn raise_exception(env: &mut X86Env, vector: u64, error: u64) -> u64 {
     let error = if error == u64::MAX { None } else { Some(error as u32) };
@@ -98,14 +98,17 @@ extern "C" fn check_segment(env: &mut X86Env, segment: u64, offset: u64, size: u
 }
 
 extern "C" fn check_alignment(env: &mut X86Env, address: u64, size: u64) -> u64 {
-    if address & (size.wrapping_sub(1)) != 0 {
-        if (address << 16) as i64 >> 16 != address as i64 {
-            // Not canonical: the access says so itself.
-            return 0;
-        }
+    if misaligned(address, size) {
         return fault(env, exception(AC, Some(0)));
     }
     0
+}
+
+/// Whether an access that is to be aligned to `size` bytes raises #AC.
+pub(super) fn misaligned(address: u64, size: u64) -> bool {
+    // One that is not canonical: the access says so itself.
+    let canonical = (address << 16) as i64 >> 16 == address as i64;
+    canonical && address & size.wrapping_sub(1) != 0
 }
 
 extern "C" fn check_code(env: &mut X86Env, ip: u64) -> u64 {

@@ -16,9 +16,10 @@ use tessera_tcg::guest::{Access, Effects};
 use tessera_tcg::ir::flags;
 use tessera_tcg::softmmu;
 
+use super::int::{AC, misaligned};
 use super::x87_codes::MISC_ALL;
-pub use super::x87_codes::{Misc, Source, arith_code, compare_code, layout_code, store_code};
-pub(super) use super::x87_codes::{arith_parts, compare_parts, source_of, store_parts};
+pub use super::x87_codes::{Misc, Source, arith_code, compare_code, layout_code, store_checks, store_code};
+pub(super) use super::x87_codes::{arith_parts, compare_parts, source_of, store_checks_parts, store_parts};
 use super::x87_host::{self as host, Binary, Format, Popping, Pushing, Unary};
 use super::x87_image::{self as image, Layout};
 use super::x87_number::{memory_operand, number};
@@ -27,6 +28,7 @@ use super::{exception, fault};
 use crate::cpuid::Feature;
 use crate::guest::X86;
 use crate::state::{Cr0, Fpu, X86Env, X87Operand};
+use crate::system::segment::check_segment;
 
 helpers! { super::X87_BASE;
     /// `()`: reports a pending exception.
@@ -43,8 +45,9 @@ helpers! { super::X87_BASE;
     LOAD_REGISTER = x87_load_register(1), Effects::FAULTS;
     /// `(n)`: pushes a constant.
     LOAD_CONSTANT = x87_load_constant(1), Effects::FAULTS;
-    /// `(destination, address, mmu)`: stores ST(0) to memory; see [`store_code`].
-    STORE = x87_store(3), Effects::FAULTS;
+    /// `(destination, address, mmu, offset)`: stores ST(0) to memory; see [`store_code`] and, for accesses that are to be checked,
+    /// [`store_checks`], with the offset in the segment.
+    STORE = x87_store(4), Effects::FAULTS;
     /// `(i, pop)`: copies ST(0) to ST(i). `pop`: 0 does not pop, 1 pops, 2 is FSTPNCE, which pops an empty register without
     /// a fault and copies nothing then.
     STORE_REGISTER = x87_store_register(2), Effects::FAULTS;
@@ -304,7 +307,8 @@ pub(super) fn converted(fpu: &mut Fpu, code: u64) -> (Option<F80>, usize) {
     }
 }
 
-extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> u64 {
+/// `offset` is that of `address` in the segment to be checked, if any. A store that an unmasked exception prevents is not checked.
+extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64, offset: u64) -> u64 {
     if pending(env) {
         return 0;
     }
@@ -312,6 +316,16 @@ extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64) -> 
     let mut fpu = env.fpu;
     let (bytes, len) = converted(&mut fpu, code);
     if let Some(bytes) = bytes {
+        let (segment, aligned) = store_checks_parts(code);
+        if let Some(n) = segment
+            && let Err(e) = check_segment(env, n, offset, len as u64, true)
+        {
+            return fault(env, e);
+        }
+        // Ten bytes are to be aligned to eight (SDM volume 3, table 6-7).
+        if aligned && misaligned(address, len.min(8) as u64) {
+            return fault(env, exception(AC, Some(0)));
+        }
         if let Err(e) = softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8) {
             return fault(env, e);
         }

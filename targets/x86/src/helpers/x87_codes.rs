@@ -50,6 +50,11 @@ pub fn store_code(format: Option<Format>, pop: bool) -> u64 {
     format.map_or(15, |f| f as u64) | (pop as u64) << 4
 }
 
+/// What a [`store_code`] has in addition if the access is to be checked: against a segment register, and for its alignment.
+pub fn store_checks(segment: Option<usize>, aligned: bool) -> u64 {
+    segment.map_or(0, |n| 8 | n as u64 & 7) << 8 | (aligned as u64) << 12
+}
+
 /// The parts of an [`arith_code`]: operation, source, register, whether that is the destination, whether to pop.
 pub(super) fn arith_parts(code: u64) -> (Binary, Source, u8, bool, bool) {
     let op = BINARIES[code as usize % 8 % BINARIES.len()];
@@ -70,6 +75,11 @@ pub(super) fn source_of(code: u64) -> Source {
 /// The parts of a [`store_code`].
 pub(super) fn store_parts(code: u64) -> (Option<Format>, bool) {
     (FORMATS.get(code as usize & 15).copied(), code >> 4 & 1 != 0)
+}
+
+/// The parts of [`store_checks`].
+pub(super) fn store_checks_parts(code: u64) -> (Option<usize>, bool) {
+    ((code >> 11 & 1 != 0).then_some((code >> 8 & 7) as usize), code >> 12 & 1 != 0)
 }
 
 /// Layout argument of [`STORE_STATE`](super::x87::STORE_STATE) and [`LOAD_STATE`](super::x87::LOAD_STATE); `registers` for FNSAVE and FRSTOR.

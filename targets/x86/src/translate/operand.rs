@@ -364,7 +364,7 @@ impl Translator<'_> {
         } else {
             self.legacy_linear(n, offset, bytes, write)
         };
-        if self.is(mode::ALIGN) && alignment > 1 {
+        if self.alignment_checked() && alignment > 1 {
             let size = self.b.iconst(alignment as u64);
             self.b.call(helpers::int::CHECK_ALIGNMENT, &[linear, size]);
         }
@@ -389,6 +389,11 @@ impl Translator<'_> {
             _ if self.is(mode::SEGMENTED) => self.add_base(n, offset),
             _ => offset,
         }
+    }
+
+    /// Whether accesses must be checked for their alignment.
+    pub fn alignment_checked(&self) -> bool {
+        self.is(mode::ALIGN)
     }
 
     /// Whether accesses through segment register `n` must be checked against its hidden part.

@@ -17,7 +17,9 @@ use tessera_tcg::ir::{BinOp, Cond, Exit, Ext, FlagOp, GlobalSet, HelperId, Inst,
 use super::operand::segment_number;
 use super::{Row, Translator, vector};
 use crate::cpuid::Feature;
-use crate::helpers::x87::{self as helper, Misc, Source, arith_code, compare_code, layout_code, store_code};
+use crate::helpers::x87::{
+    self as helper, Misc, Source, arith_code, compare_code, layout_code, store_checks, store_code,
+};
 use crate::helpers::x87_host::{Binary, Format};
 use crate::helpers::x87_image::Layout;
 use crate::helpers::x87_native as native;
@@ -443,12 +445,16 @@ fn store(t: &mut Translator<'_>, i: &Instruction, pop: bool, truncate: bool) {
         _ => Some(Format::Bcd),
     };
     let bytes = format.map_or(10, Format::bytes);
-    let operand = t.x87_operand(i, bytes as u32, true);
     if t.x87_may_be_native() {
+        let operand = t.x87_operand(i, bytes as u32, true);
         return store_native(t, store_code(format, pop), bytes, operand.linear);
     }
-    let [code, mmu] = t.constants([store_code(format, pop), t.mmu as u64]);
-    t.x87_call(Some(&operand), helper::STORE, &[code, operand.linear, mmu]);
+    // An exception that is pending, or unmasked and now raised, comes before what is wrong with the address, so the helper checks.
+    let operand = t.x87_operand(i, 0, true);
+    let segment = t.segment_checked(operand.segment).then_some(operand.segment);
+    let code = store_code(format, pop) | store_checks(segment, t.alignment_checked());
+    let [code, mmu] = t.constants([code, t.mmu as u64]);
+    t.x87_call(Some(&operand), helper::STORE, &[code, operand.linear, mmu, operand.offset]);
 }
 
 /// A store must be known to succeed before the unit changes.
