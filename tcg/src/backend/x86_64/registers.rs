@@ -81,25 +81,19 @@ impl Emitter<'_> {
     /// Empties an integer register, keeping its value in memory.
     pub fn evict(&mut self, reg: u8) {
         let v = self.owner[reg as usize];
-        if v != NO_VALUE {
-            if self.last_use(v) >= self.at as u32 {
-                self.spill(v);
-            }
-            self.b.reg[v as usize] = NONE;
-            self.owner[reg as usize] = NO_VALUE;
+        if !self.is_free(v, self.at as u32) {
+            self.spill(v);
         }
+        self.vacate(reg);
     }
 
     /// Empties a vector register, keeping its value in memory.
     pub fn evict_vec(&mut self, reg: u8) {
         let v = self.vec_owner[reg as usize];
-        if v != NO_VALUE {
-            if self.last_use(v) >= self.at as u32 {
-                self.spill(v);
-            }
-            self.b.reg[v as usize] = NONE;
-            self.vec_owner[reg as usize] = NO_VALUE;
+        if !self.is_free(v, self.at as u32) {
+            self.spill(v);
         }
+        self.vacate_vec(reg);
     }
 
     /// A free integer register outside `avoid`; `hint` if possible. Registers of values that die at the current
@@ -131,11 +125,20 @@ impl Emitter<'_> {
         best.0
     }
 
+    /// Takes an integer register from its value, of which nothing is kept.
     fn vacate(&mut self, reg: u8) -> u8 {
-        let v = self.owner[reg as usize];
+        let v = std::mem::replace(&mut self.owner[reg as usize], NO_VALUE);
         if v != NO_VALUE {
             self.b.reg[v as usize] = NONE;
-            self.owner[reg as usize] = NO_VALUE;
+        }
+        reg
+    }
+
+    /// The same for a vector register.
+    fn vacate_vec(&mut self, reg: u8) -> u8 {
+        let v = std::mem::replace(&mut self.vec_owner[reg as usize], NO_VALUE);
+        if v != NO_VALUE {
+            self.b.reg[v as usize] = NONE;
         }
         reg
     }
@@ -149,12 +152,7 @@ impl Emitter<'_> {
             VEC_ALLOC.clone().find(|&reg| usable(self, reg))
         };
         if let Some(reg) = found {
-            let v = self.vec_owner[reg as usize];
-            if v != NO_VALUE {
-                self.b.reg[v as usize] = NONE;
-                self.vec_owner[reg as usize] = NO_VALUE;
-            }
-            return reg;
+            return self.vacate_vec(reg);
         }
         let best = VEC_ALLOC
             .clone()

@@ -12,7 +12,7 @@ use std::mem::{offset_of, size_of};
 use iced_x86::BlockEncoderOptions;
 use iced_x86::code_asm::*;
 
-use super::{BATCH, Exchange, Room};
+use super::{Exchange, Room};
 use crate::frame::{Frame, NONE, XSAVE_BYTES};
 use crate::layout::{CODE, CODE_BYTES, CS32, DONE, IMAGE, IMAGE_AT, PAGE, PRESENT, READ_ONLY, WINDOW};
 
@@ -313,7 +313,6 @@ pub fn assemble(commands: i32, answers: i32) -> Result<Thunk, IcedError> {
     let (enter, signal) = (result.label_ip(&enter)?, result.label_ip(&signal)?);
     let mut bytes = result.inner.code_buffer;
     assert!(bytes.len() > PAGE && bytes.len() <= Thunk::BYTES, "the code fits into its page");
-    const { assert!(size_of::<Frame>() * BATCH <= i32::MAX as usize) };
     // What jumps there traps there.
     bytes.resize(Thunk::BYTES, 0xcc);
     Ok(Thunk { bytes, enter, signal })
