@@ -28,6 +28,7 @@ use super::code_lines::{CodeLines, PageHasher, lines};
 use super::code_regions::CodeRegions;
 use super::remote::Remote;
 use super::side_tables::{self, Tables};
+use super::traces::Route;
 use crate::backend::Compiled;
 use crate::code_cache::CodeCache;
 use crate::guest::BlockKey;
@@ -99,7 +100,7 @@ pub(super) struct Tb {
     /// Offsets of the first and behind the last of its bytes in each of its pages.
     spans: [(u16, u16); 2],
     /// It is a trace: see [`Origin::trace`].
-    pub trace: bool,
+    pub trace: Option<Route>,
     /// How often the guest was found at its start: see `traces`.
     heat: u8,
     /// Offset of its hot code in the cache.
@@ -135,7 +136,7 @@ impl Tb {
         page2: NO_PAGE,
         page2_pc: 0,
         spans: [(0, 0); 2],
-        trace: false,
+        trace: None,
         heat: 0,
         code: 0,
         body: 0,
@@ -213,9 +214,9 @@ struct Segment {
 /// What a new block was made from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Origin<'a> {
-    /// It is a trace: its bytes are anywhere in its pages, which are not necessarily next to each other. It is preferred to
-    /// another block for the same start, and does not come back when it was invalidated.
-    pub trace: bool,
+    /// It is a trace, and where it goes: its bytes are anywhere in its pages, which are not necessarily next to each other. It is
+    /// preferred to another block for the same start, and does not come back when it was invalidated.
+    pub trace: Option<Route>,
     /// Its key.
     pub key: BlockKey,
     /// Guest-physical address of the first byte.
@@ -433,15 +434,17 @@ impl Blocks {
 
     /// Counts that the guest was found at the start of a block; whether it has been found there more than `enough` times since a
     /// trace was last tried from there. Each time that takes twice as often: code that is written to again and again, or goes
-    /// another way each time, is not worth it.
+    /// another way each time, is not worth it. At a trace it takes longer, too: it may have been made when the guest went another
+    /// way than it usually does.
     pub(super) fn heat(&mut self, id: u32, enough: u8) -> bool {
         let t = &mut self.tbs[id as usize];
-        if t.trace || t.bridge || t.state != State::Live {
+        if t.bridge || t.state != State::Live {
             return false;
         }
         let slot = hash(t.phys, t.key()).0 % TRIES;
         let tries = self.tries[slot];
-        if u32::from(t.heat) < (u32::from(enough) << tries.min(8)).min(u8::MAX.into()) {
+        let samples = u32::from(if t.trace.is_some() { enough.max(1).saturating_mul(4) } else { enough });
+        if u32::from(t.heat) < (samples << tries.min(8)).min(u8::MAX.into()) {
             t.heat += 1;
             return false;
         }

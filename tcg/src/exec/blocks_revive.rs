@@ -25,7 +25,7 @@ impl Blocks {
     /// Makes a block that was just killed retired.
     pub(super) fn retire(&mut self, id: u32) {
         let t = *self.get(id);
-        if t.bridge || t.trace {
+        if t.bridge || t.trace.is_some() {
             return;
         }
         let (mut known, mut last) = (0, None);

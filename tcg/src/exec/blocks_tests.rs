@@ -36,7 +36,7 @@ impl Table {
         let in_first = if page2 == NO_PAGE { bytes } else { (PAGE_SIZE - (phys & PAGE_MASK)) as u32 };
         let (first, second) = code.split_at(in_first.min(bytes) as usize);
         let origin = Origin {
-            trace: false,
+            trace: None,
             key: BlockKey::new(phys + 0x10000, 3),
             phys,
             page2,

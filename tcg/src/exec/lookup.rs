@@ -85,7 +85,7 @@ pub(super) fn find<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys
 /// Finds a block whose second page, if it has one, is where it was when the block was made; a trace, if there is one.
 fn find_spanning<G: Guest>(env: &G::Env, rt: &mut Runtime, key: BlockKey, phys: u64) -> Option<u32> {
     let blocks = rt.blocks.live_of(phys, key);
-    let mut candidates: Vec<_> = blocks.map(|(id, t)| (!t.trace, id, t.page2_pc, t.page2)).collect();
+    let mut candidates: Vec<_> = blocks.map(|(id, t)| (t.trace.is_none(), id, t.page2_pc, t.page2)).collect();
     candidates.sort_unstable();
     let mut fetched = None;
     for (_, id, page2_pc, page2) in candidates {

@@ -5,14 +5,18 @@
 //! Strategy: *samples*. Whenever generated code is left because somebody asked for it, it is at the start of a loop or at the target of
 //! an indirect jump. A [sampler](super::Remote::kick) asks once a millisecond. A block that was
 //! found often enough is the *head* of a trace: the execution loop runs the guest one instruction at a time and notes where it
-//! goes, until it has come back to the head and gone the same way twice, or something gets in the way. From that
-//! path the translator makes a trace, a block that stands in for the head's.
+//! goes, for some rounds that come back to the head, or until something gets in the way. If there is a way that it goes at least
+//! every other time, the translator makes a trace of it, a block that stands in for the head's. What is usual may have been rare
+//! just then, so heads of traces are looked at again, though seldom, and another way takes the place of the first.
 //!
 //! Invariants:
 //! - A path is a hint: the trace made from it is right for whatever the guest does later.
 //! - All instructions of a path were executed in one block mode, and lie in two pages at most. The address space was the same at
 //!   its start and at its end.
 //! - Recording takes a small share of the time, whatever the guest does: see [`Recorder::sampled`].
+
+use std::num::NonZeroU32;
+use std::ops::Range;
 
 use crate::guest::BlockKey;
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
@@ -23,6 +27,8 @@ pub(super) const MAX_TRACE: usize = 256;
 const MAX_STRAIGHT: usize = 64;
 /// Executions of one instruction on a path, at most: more are a loop within, which is hotter than the one around it.
 const MAX_VISITS: usize = 16;
+/// Rounds of a loop that are recorded, at most.
+const MAX_ROUNDS: usize = 8;
 /// Instructions that are executed for one recording, at most.
 const MAX_STEPS: usize = 3 * MAX_TRACE;
 /// Instructions that may be recorded for each sample: some 2 µs each.
@@ -51,8 +57,10 @@ pub(super) struct Recorder {
     path: Vec<u64>,
     /// The pages of the path.
     pages: [Option<u64>; 2],
-    /// The last two rounds went the same way.
-    twice: bool,
+    /// Where in the path rounds begin: wherever the head is.
+    starts: Vec<usize>,
+    /// The path that a trace is to have.
+    chosen: Option<Range<usize>>,
     /// Instructions executed so far, rounds of repeated ones counted each.
     steps: usize,
     /// Instructions that may still be executed for recordings.
@@ -65,7 +73,8 @@ impl Recorder {
             head: None,
             path: Vec::new(),
             pages: [None; 2],
-            twice: false,
+            starts: Vec::new(),
+            chosen: None,
             steps: 0,
             budget: MAX_BUDGET,
         }
@@ -83,7 +92,8 @@ impl Recorder {
         self.path.clear();
         self.pages = [None; 2];
         self.steps = 0;
-        self.twice = false;
+        self.starts.clear();
+        self.chosen = None;
     }
 
     /// The head and address space of what is to be recorded.
@@ -104,12 +114,14 @@ impl Recorder {
             // The next round of a repeated instruction.
             return Progress::Execute;
         }
-        let visits = self.path.iter().filter(|pc| **pc == key.pc).count();
-        let period = self.path.len() / 2;
-        if key.pc == head.pc && visits > 0 && self.path[..period] == self.path[period..] {
-            self.twice = true;
-            return Progress::Done;
+        if key.pc == head.pc {
+            if self.knows_enough() {
+                return Progress::Done;
+            }
+            self.starts.push(self.path.len());
         }
+        let round = self.starts.last().copied().unwrap_or(0);
+        let visits = self.path[round..].iter().filter(|pc| **pc == key.pc).count();
         if visits >= MAX_VISITS {
             self.head = None;
             return Progress::Done;
@@ -119,6 +131,31 @@ impl Recorder {
         }
         self.path.push(key.pc);
         Progress::Execute
+    }
+
+    /// A round is at its end: whether it is known which way the loop goes.
+    fn knows_enough(&mut self) -> bool {
+        let rounds = self.starts.len();
+        let period = self.path.len() / 2;
+        if rounds >= 4 && rounds.is_multiple_of(2) && self.path[..period] == self.path[period..] {
+            // Several rounds that are repeated as a whole may differ; if they do not, one will do.
+            let round = self.starts[1];
+            let alike = self.path.chunks(round).all(|other| *other == self.path[..round]);
+            self.chosen = Some(0..if alike { round } else { period });
+            return true;
+        }
+        rounds >= MAX_ROUNDS
+    }
+
+    /// The round that was taken most often, if it was taken often enough.
+    fn usual_round(&self) -> Option<Range<usize>> {
+        let ends = self.starts.iter().skip(1).copied();
+        let rounds: Vec<Range<usize>> = self.starts.iter().zip(ends).map(|(from, to)| *from..to).collect();
+        let taken = |round: &Range<usize>| {
+            rounds.iter().filter(|other| self.path[(*other).clone()] == self.path[round.clone()]).count()
+        };
+        let usual = rounds.iter().max_by_key(|round| taken(round))?;
+        (taken(usual) >= 2 && 2 * taken(usual) >= rounds.len()).then(|| usual.clone())
     }
 
     /// Sees to it that the instruction at `pc` is in the pages of the path, if there may be one more.
@@ -146,18 +183,26 @@ impl Recorder {
     /// too.
     pub fn finish(&mut self) -> Option<(BlockKey, &[u64])> {
         let (head, _) = self.head.take()?;
-        if self.twice {
-            let period = self.path.len() / 2;
-            self.path.truncate(period);
-            self.path.push(head.pc);
-        } else if !self.path.iter().skip(1).any(|pc| *pc == head.pc) {
+        if self.starts.len() < 2 {
             self.path.truncate(MAX_STRAIGHT);
         } else {
-            // It goes another way each time: most exits would be side exits.
-            return None;
+            let chosen = self.chosen.take().or_else(|| self.usual_round())?;
+            self.path.truncate(chosen.end);
+            self.path.drain(..chosen.start);
+            self.path.push(head.pc);
         }
         (self.path.len() > 2).then_some((head, &self.path))
     }
+}
+
+/// Tells the paths of traces with the same head from each other, as well as a hash can.
+pub(super) type Route = NonZeroU32;
+
+/// The route along a path.
+pub(super) fn route(path: &[u64]) -> Route {
+    let hash =
+        path.iter().fold(0u64, |hash, pc| (hash ^ pc).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23));
+    NonZeroU32::new((hash >> 32) as u32).unwrap_or(NonZeroU32::MIN)
 }
 
 /// How many rounds of a path a trace has: a few, if it leads back to its start and is short, as of other loops of one block.
@@ -234,6 +279,21 @@ mod tests {
     fn a_loop_that_goes_another_way_each_time_is_none() {
         let pcs = (0..300).flat_map(|n| [0x1000, 0x1100 + n % 7, 0x1200 + n % 11 * n]);
         assert_eq!(recorded(pcs), None);
+    }
+
+    #[test]
+    fn the_usual_round_is_chosen_of_several() {
+        let rare = [0x1000, 0x1003, 0x1100];
+        let usual = [0x1000, 0x1003, 0x1008];
+        let rounds = [rare, rare, usual, usual, usual, rare, usual, usual, rare, rare];
+        assert_eq!(recorded(rounds.into_iter().flatten()).unwrap(), [0x1000, 0x1003, 0x1008, 0x1000]);
+        assert_ne!(route(&rare), route(&usual));
+        // Less than half of them.
+        let rounds = [usual, rare, [0x1000, 0x1005, 0x1008], usual, [0x1000, 0x1005, 0x1200], usual];
+        assert_eq!(
+            recorded(rounds.into_iter().flatten().chain([0x1000, 0x1010, 0x1000, 0x1020, 0x1000])),
+            None
+        );
     }
 
     #[test]

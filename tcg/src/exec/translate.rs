@@ -257,7 +257,7 @@ impl Translator {
             let offset = key.pc & PAGE_MASK;
             let end = offset + u64::from(front.translated.bytes);
             let origin = Origin {
-                trace: false,
+                trace: None,
                 key,
                 phys: self.pages[0].phys | offset,
                 page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
@@ -285,7 +285,7 @@ impl Translator {
     }
 
     /// Translates a trace from `head` along `path`, and puts it in the place of the block there; `None` if it would be no
-    /// better.
+    /// better, or is there already.
     pub fn trace<G: Guest, B: HostBackend>(
         &mut self,
         env: &mut G::Env,
@@ -298,6 +298,7 @@ impl Translator {
         if path.iter().any(|pc| self.stops_at(*pc)) {
             return None;
         }
+        let route = traces::route(path);
         let rounds = if options.opt.contains(OptFlags::UNROLL) { traces::rounds(path) } else { 1 };
         let path = &traces::repeated(path, rounds)[..];
         let limits = TranslateLimits { path, ..limits(options, false) };
@@ -313,6 +314,10 @@ impl Translator {
             // A second page was fetched in vain, or for an instruction that goes on at address 0.
             return None;
         }
+        let phys = self.pages[0].phys | head.pc & PAGE_MASK;
+        if rt.blocks.live_of(phys, head).any(|(_, t)| t.trace == Some(route)) {
+            return None;
+        }
         let log = Log::new(options, head);
         log.path::<G>(head, &path[..insns], &self.pages);
         log.op(&self.block, &self.guest);
@@ -320,11 +325,10 @@ impl Translator {
             optimizer.run(&mut self.block, true);
             log.op_opt(&self.block, &self.guest);
         }
-        let phys = self.pages[0].phys | head.pc & PAGE_MASK;
         self.block.guesses = rt.blocks.guesses(phys, head);
         let room = self.compile_trace(rt, backend)?;
         let origin = Origin {
-            trace: true,
+            trace: Some(route),
             key: head,
             phys,
             page2: if front.spans { self.pages[1].phys } else { NO_PAGE },

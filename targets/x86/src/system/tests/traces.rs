@@ -99,6 +99,23 @@ fn branches_that_change_their_mind_leave_the_trace() {
 }
 
 #[test]
+fn a_trace_gives_way_to_one_that_goes_where_the_guest_usually_goes() {
+    let mut m = ready();
+    m.assemble(64, calling_loop);
+    place_adder(&mut m, FAR, 2);
+    place_adder(&mut m, NEAR, 3);
+    assert_eq!(calls(&mut m, 1000, FAR), 2000);
+    let first = traces(&m);
+    assert_eq!(calls(&mut m, 1000, FAR), 2000);
+    assert_eq!(traces(&m), first, "the same way is not translated again");
+    // How much is recorded is limited by the number of samples.
+    for _ in 0..16 {
+        assert_eq!(calls(&mut m, 1000, NEAR), 3000);
+    }
+    assert!(traces(&m) > first);
+}
+
+#[test]
 fn a_store_to_any_of_its_pages_ends_the_trace() {
     let mut m = ready();
     m.assemble(64, calling_loop);
