@@ -36,7 +36,7 @@
 use std::mem::offset_of;
 
 use super::TLB;
-use super::emitter::{Emitter, NONE, Part, Target, env_mem};
+use super::emitter::{Emitter, Jump, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::{Alignment, Leader, Member};
 use super::liveness::NEVER;
@@ -54,7 +54,7 @@ use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 /// A hit path whose other half is to be emitted out of line.
 struct Miss {
     /// The jump that leaves it.
-    jcc: usize,
+    jcc: Jump,
     /// Where it is to be continued with the entry's addend in RAX.
     hit: Target,
     /// The group that it looks for, which lasts for all rounds.
@@ -103,7 +103,8 @@ impl Emitter<'_> {
             let asm = self.asm();
             asm.load(Width::W64, r::RAX, group_word(group.slot));
             asm.test_rr(Width::W64, r::RAX, r::RAX);
-            asm.jcc(Cond::E)
+            let empty = asm.jcc(Cond::E);
+            self.jump(empty)
         } else {
             self.look(addr, (0, bytes as i32), Alignment::of(align, 0), mem.mmu, write)
         };
@@ -213,7 +214,7 @@ impl Emitter<'_> {
     /// Emits the slow path of an access whose hit path ends here.
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
-        let was = self.branch_to(Part::Cold, miss.jcc);
+        let was = self.branch_by(Part::Cold, miss.jcc);
         let uses_vec = self.b.live.has_vec;
         let second_way = self.opt.contains(OptFlags::SECOND_WAY);
         let own = Alignment::of(miss.align, 0);

@@ -16,13 +16,14 @@
 
 use std::mem::offset_of;
 
-use super::emitter::{Emitter, NONE, Part, runtime_mem};
+use super::emitter::{Emitter, Jump, NONE, Part, runtime_mem};
 use super::encode::{Alu, Mem, r};
 use super::groups::{Alignment, Leader, Member};
+use super::memos::guesses_of;
 use super::second_way::{self, OnMiss};
 use super::thunks::group_word;
 use crate::backend::Refill;
-use crate::env::{GUESSING, Guesses, Runtime};
+use crate::env::Guesses;
 use crate::ir::{Cond, MemFlags, Value, Width};
 use crate::memory::PAGE_SIZE;
 use crate::opt::OptFlags;
@@ -33,11 +34,6 @@ pub enum Place {
     Known(Mem, u8),
     /// It has to look for itself.
     Unknown,
-}
-
-/// Offset in the runtime of the guesses of a block.
-fn guesses_of(tb: u32) -> usize {
-    offset_of!(Runtime, guesses) + tb as usize % GUESSING * size_of::<Guesses>()
 }
 
 impl Emitter<'_> {
@@ -74,7 +70,7 @@ impl Emitter<'_> {
         let miss = self.look(addr, range, align, mem.mmu, write);
         self.clobber_flags();
         let found = self.here();
-        let was = self.branch_to(Part::Cold, miss);
+        let was = self.branch_by(Part::Cold, miss);
         let across = self.jump_if_across(addr, range);
         if self.opt.contains(OptFlags::SECOND_WAY) {
             let of_group = Refill {
@@ -138,7 +134,7 @@ impl Emitter<'_> {
         asm.jcc(Cond::NE)
     }
 
-    /// As [`Emitter::test_entry`], of an access that may guess (see `chases`):
+    /// As [`Emitter::test_entry`], of an access that may have a memo (see `memos`), or may guess (see `chases`):
     ///
     /// ```text
     /// …                                      ; the comparison of the tag, as ever
@@ -147,9 +143,13 @@ impl Emitter<'_> {
     /// jne  wrong                             ; out of line: mov rcx, [r11 + rax + addend]; mov [guess], rcx; inc [count]
     /// mov  rax, rcx
     /// ```
-    pub fn look(&mut self, addr: u8, range: (i32, i32), align: Alignment, mmu: u8, write: bool) -> usize {
+    pub fn look(&mut self, addr: u8, range: (i32, i32), align: Alignment, mmu: u8, write: bool) -> Jump {
+        if let Some(n) = self.b.memos.site(self.at) {
+            return self.test_memo(addr, range, mmu, write, n);
+        }
         let Some(n) = self.b.chases.site(self.at) else {
-            return self.test_entry(addr, range, align, mmu, write);
+            let miss = self.test_entry(addr, range, align, mmu, write);
+            return self.jump(miss);
         };
         let guesses = guesses_of(self.tb);
         let guess = runtime_mem(guesses + offset_of!(Guesses, addends) + 8 * n);
@@ -166,12 +166,12 @@ impl Emitter<'_> {
         self.asm().incdec_mem32(0, runtime_mem(guesses + offset_of!(Guesses, wrong) + 4 * n));
         self.jump_to(back);
         self.part = was;
-        miss
+        self.jump(miss)
     }
 
-    /// Counts a round of a loop that guesses.
+    /// Counts a round of a trace that guesses or has memos.
     pub fn count_guesses(&mut self) {
-        if self.b.chases.any() {
+        if self.out.guesses {
             let rounds = runtime_mem(guesses_of(self.tb) + offset_of!(Guesses, rounds));
             self.asm().incdec_mem32(0, rounds);
             self.clobber_flags();
