@@ -30,12 +30,12 @@ pub struct Memo {
     pub start: u64,
     /// How many bytes of the page may be the first of the access, from `start` on; zero if there is no page.
     pub room: u64,
-    /// Host address minus guest-virtual address (wrapping).
-    pub addend: u64,
+    /// Host address of the page.
+    pub host: u64,
 }
 
 impl Memo {
-    const NONE: Memo = Memo { start: 0, room: 0, addend: 0 };
+    const NONE: Memo = Memo { start: 0, room: 0, host: 0 };
 }
 
 /// All memos of a vCPU.

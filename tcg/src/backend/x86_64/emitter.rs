@@ -238,9 +238,9 @@ impl<'a> Emitter<'a> {
         b.reg.resize(total, NONE);
         b.mem.clear();
         b.mem.resize(total, MemLoc::None);
-        b.main.buf.clear();
-        b.side.buf.clear();
-        b.cold.buf.clear();
+        b.main.clear();
+        b.side.clear();
+        b.cold.clear();
         b.fixups.clear();
         b.jumps.clear();
         let mut e = Emitter {

@@ -5,19 +5,21 @@
 //! access has the number that the one of the same guest instruction in another round has.
 //!
 //! ```text
-//! lea  rcx, [addr + low]
+//! lea  rcx, [addr + low]     ; or what computes the address, if nobody else wants it
 //! sub  rcx, [start]
 //! cmp  rcx, [room]
 //! jae  look                  ; out of line: the look, whose entry is written to the memo
-//! mov  rax, [addend]
+//! mov  rax, [host]
+//! …    [rcx + rax - low]
 //! ```
 
 use std::mem::offset_of;
 
-use super::emitter::{Emitter, Jump, Part, runtime_mem};
-use super::encode::{Alu, r};
+use super::emitter::{Emitter, Part, runtime_mem};
+use super::encode::{Alu, Mem, r};
 use super::groups::{Alignment, Groups, Member};
 use super::liveness::Liveness;
+use super::members::Look;
 use crate::env::{GUESSES, GUESSING, Guesses, Runtime};
 use crate::ir::{Block, Cond, Inst, Width};
 use crate::memory::PAGE_SIZE;
@@ -110,24 +112,33 @@ pub fn guesses_of(tb: u32) -> usize {
 
 impl Emitter<'_> {
     /// As [`Emitter::test_entry`], of an access that has a memo: asks that first.
-    pub fn test_memo(&mut self, addr: u8, (low, high): (i32, i32), mmu: u8, write: bool, n: usize) -> Jump {
+    pub fn test_memo(&mut self, addr: u8, range: (i32, i32), (mmu, write): (u8, bool), n: usize) -> Look {
+        let (low, high) = range;
         let block = self.tb as usize % GUESSING;
         let memos = offset_of!(Runtime, memos);
         let memo = memos + offset_of!(Table, blocks) + (block * MEMOS + n) * size_of::<Memo>();
         let field = |offset: usize| runtime_mem(memo + offset);
-        let [start, room, addend] =
-            [offset_of!(Memo, start), offset_of!(Memo, room), offset_of!(Memo, addend)].map(field);
-        match low {
-            0 => self.asm().mov_rr(r::RCX, addr),
-            _ => self.asm().lea(Width::W64, r::RCX, addr, None, low),
+        let [start, room, host] =
+            [offset_of!(Memo, start), offset_of!(Memo, room), offset_of!(Memo, host)].map(field);
+        // Where it was just computed for this access alone, the address is wanted out of line only.
+        let only_here = low == 0 && self.address_ends_here();
+        let lea = if only_here { self.asm().take_lea(addr) } else { None };
+        match (lea, low) {
+            (Some(lea), _) => self.asm().put_lea(lea, r::RCX),
+            (None, 0) => self.asm().mov_rr(r::RCX, addr),
+            (None, _) => self.asm().lea(Width::W64, r::RCX, addr, None, low),
         }
         self.asm().alu_rm(Alu::Sub, Width::W64, r::RCX, start);
         self.asm().alu_rm(Alu::Cmp, Width::W64, r::RCX, room);
-        let look = self.asm().jcc(Cond::AE);
-        self.asm().load(Width::W64, r::RAX, addend);
+        let other = self.asm().jcc(Cond::AE);
+        self.asm().load(Width::W64, r::RAX, host);
         let back = self.here();
-        let was = self.branch_to(Part::Cold, look);
-        let entry = self.compare_entry(addr, (low, high), Alignment::of(1, 0), mmu, write);
+        let was = self.branch_to(Part::Cold, other);
+        if lea.is_some() {
+            self.asm().mov_rr(addr, r::RCX);
+            self.asm().alu_rm(Alu::Add, Width::W64, addr, start);
+        }
+        let entry = self.compare_entry(addr, range, Alignment::of(1, 0), mmu, write);
         let miss = self.asm().jcc(Cond::NE);
         let miss = self.jump(miss);
         let used = memos + offset_of!(Table, used) + block / WORD * size_of::<u32>();
@@ -135,13 +146,32 @@ impl Emitter<'_> {
         let asm = self.asm();
         asm.load(Width::W64, r::RAX, entry);
         asm.store(Width::W64, start, r::RCX);
-        asm.store(Width::W64, addend, r::RAX);
+        asm.alu_rr(Alu::Add, Width::W64, r::RCX, r::RAX);
+        asm.store(Width::W64, host, r::RCX);
         asm.store_imm(Width::W64, room, PAGE_SIZE as i32 - (high - low) + 1);
         asm.alu_mi(Alu::Or, Width::W32, runtime_mem(used), (1u32 << (block % WORD)) as i32);
         asm.incdec_mem32(0, runtime_mem(missed));
+        // The sum of RCX and RAX is the same, whichever way it is made.
+        let hit = self.here();
+        match low {
+            0 => self.asm().mov_rr(r::RCX, addr),
+            _ => self.asm().lea(Width::W64, r::RCX, addr, None, low),
+        }
         self.jump_to(back);
         self.part = was;
-        miss
+        let host = if low == 0 { Mem::Index(r::RCX, r::RAX) } else { Mem::Scaled(r::RCX, r::RAX, 0, -low) };
+        Look { miss, hit, host }
+    }
+
+    /// Whether nobody wants the current access's address but itself, and it as nothing else.
+    fn address_ends_here(&self) -> bool {
+        let live = &self.b.live;
+        let address = match self.block.insts[self.at] {
+            Inst::Load { addr, .. } | Inst::LoadVec { addr, .. } | Inst::StoreVec { addr, .. } => addr,
+            Inst::Store { addr, v, .. } if live.resolve(v) != live.resolve(addr) => addr,
+            _ => return false,
+        };
+        live.values[live.resolve(address)].last_use == self.at as u32
     }
 }
 
