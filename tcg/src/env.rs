@@ -185,7 +185,7 @@ impl Runtime {
 pub const GUESSES: usize = 8;
 const _: () = assert!(GUESSES + MEMOS <= u32::BITS as usize);
 /// Blocks that have counters of their own; a power of two.
-pub const GUESSING: usize = 256;
+pub const GUESSING: usize = 1024;
 /// Rounds of a trace before its guesses are judged.
 const JUDGED: u32 = 1024;
 /// A guess is to be wrong less often than once in so many rounds: that takes some twenty cycles, and a right one saves seven.

@@ -45,12 +45,21 @@ pub struct Memos {
     pub blocks: [[Memo; MEMOS]; GUESSING],
     /// The blocks that have written any since they were forgotten, as bit masks.
     pub used: [u32; GUESSING / WORD],
+    /// Not zero if there are such blocks.
+    pub any: u32,
 }
 
 impl Memos {
     /// Forgets all pages.
     #[inline]
     pub fn forget(&mut self) {
+        if self.any != 0 {
+            self.forget_used();
+        }
+    }
+
+    fn forget_used(&mut self) {
+        self.any = 0;
         for (word, blocks) in self.used.iter_mut().zip(self.blocks.chunks_mut(WORD)) {
             let mut used = std::mem::take(word);
             while used != 0 {

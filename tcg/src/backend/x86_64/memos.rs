@@ -150,6 +150,7 @@ impl Emitter<'_> {
         asm.store(Width::W64, host, r::RCX);
         asm.store_imm(Width::W64, room, PAGE_SIZE as i32 - (high - low) + 1);
         asm.alu_mi(Alu::Or, Width::W32, runtime_mem(used), (1u32 << (block % WORD)) as i32);
+        asm.store_imm(Width::W32, runtime_mem(memos + offset_of!(Table, any)), 1);
         asm.incdec_mem32(0, runtime_mem(missed));
         // The sum of RCX and RAX is the same, whichever way it is made.
         let hit = self.here();
