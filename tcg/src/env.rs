@@ -17,7 +17,7 @@ use crate::exec::Blocks;
 use crate::guest::Exception;
 use crate::ir::GlobalId;
 use crate::jump_cache::{FIRST_MASK, JumpCache};
-use crate::softmmu::{MEMOS, MMU_MODES, Memos, MmuState, TlbEntry, Windows};
+use crate::softmmu::{MEMOS, MMU_MODES, MmuState, PageMemos, TlbEntry, Windows};
 
 /// Host integer registers that a save area has room for.
 pub const SAVED_INT_REGS: usize = 32;
@@ -122,7 +122,7 @@ pub struct Executed {
     pub guest: u64,
     /// Host instructions, those of helpers, thunks and slow paths apart.
     pub host: u64,
-    /// Guest memory accesses that look into the TLB.
+    /// Guest memory accesses that the software MMU serves.
     pub accesses: u64,
     /// Calls of helpers.
     pub helpers: u64,
@@ -164,7 +164,7 @@ pub struct Runtime {
     /// What traces guess, by the last bits of their blocks' numbers.
     pub guesses: [Guesses; GUESSING],
     /// The pages that traces have found bytes in.
-    pub memos: Memos,
+    pub memos: PageMemos,
     /// TLBs of this vCPU.
     pub mmu: MmuState,
     /// Translated blocks of this vCPU, and the pages that they were made from.
@@ -191,7 +191,7 @@ const JUDGED: u32 = 1024;
 /// A guess is to be wrong less often than once in so many rounds: that takes some twenty cycles, and a right one saves seven.
 const WRONG: u32 = 3;
 /// Likewise a memo, which saves less.
-const MISSED: u32 = 48;
+const MISSED: u64 = 48;
 
 /// The addends that accesses of a trace guess, and how good these guesses and its memos are.
 #[repr(C)]
@@ -203,8 +203,10 @@ pub struct Guesses {
     pub wrong: [u32; GUESSES],
     /// How often each memo was of another page since then.
     pub missed: [u32; MEMOS],
-    /// Rounds of the trace since then.
+    /// Times that the trace has begun since then.
     pub rounds: u32,
+    /// Rounds of the guest's loop each time; all of them have the same memos.
+    pub unrolled: u32,
     /// The trace that has these, and the memos of the same number, if one has.
     pub owner: u32,
 }
@@ -217,8 +219,9 @@ impl Guesses {
             return 0;
         }
         let rounds = std::mem::take(&mut self.rounds);
+        let limit = (u64::from(rounds) * u64::from(self.unrolled) / MISSED) as u32;
         let wrong = std::mem::take(&mut self.wrong).map(|wrong| wrong > rounds / WRONG);
-        let missed = std::mem::take(&mut self.missed).map(|missed| missed > rounds / MISSED);
+        let missed = std::mem::take(&mut self.missed).map(|missed| missed > limit);
         wrong
             .iter()
             .chain(&missed)

@@ -196,7 +196,7 @@ pub struct Compiled {
     /// Addresses of guest instructions at whose start the block is left for one that is
     /// [ungrouped](crate::ir::Block::ungrouped).
     pub ungrouped: Vec<u64>,
-    /// The block makes [guesses](crate::env::Guesses).
+    /// The block makes [guesses](crate::env::Guesses) or has memos.
     pub guesses: bool,
     /// Points.
     pub points: Vec<StatePoint>,

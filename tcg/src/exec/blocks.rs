@@ -284,10 +284,21 @@ pub struct Blocks {
     /// What was looked for in vain, by physical address and key, since the last new block: generated code looks first, and
     /// the execution loop need not do so again.
     missing: Option<(u64, BlockKey)>,
-    /// How often traces were tried, by hash of where they begin.
-    tries: Box<[u8; TRIES]>,
-    /// By hash of the head, the guesses that its traces are not to make and the memos that they are not to have, as a bit mask.
-    unsteady: Box<[u32; TRIES]>,
+    /// What is known of heads of traces, by hash.
+    heads: Box<[Head; TRIES]>,
+}
+
+/// What is known of a place where traces begin, or of several of the same hash.
+#[derive(Clone, Copy, Default)]
+struct Head {
+    /// How often a trace was tried where there was none.
+    tries: u8,
+    /// How often the way of one was looked at again.
+    looks: u8,
+    /// The trace that `unsteady` is of.
+    route: Option<Route>,
+    /// The guesses that it is not to make and the memos that it is not to have, as a bit mask.
+    unsteady: u32,
 }
 
 /// A block in a hash chain. The chain's head and each block's number of its successor are of this kind, apart from the blocks
@@ -344,8 +355,7 @@ impl Blocks {
             remote,
             noted: Cell::new([NO_PAGE; 2]),
             missing: None,
-            tries: Box::new([0; TRIES]),
-            unsteady: Box::new([0; TRIES]),
+            heads: Box::new([Head::default(); TRIES]),
         }
     }
 
@@ -434,38 +444,45 @@ impl Blocks {
 
     /// Counts that the guest was found at the start of a block; whether it has been found there more than `enough` times since a
     /// trace was last tried from there. Each time that takes twice as often: code that is written to again and again, or goes
-    /// another way each time, is not worth it. At a trace it takes longer, too: it may have been made when the guest went another
-    /// way than it usually does.
+    /// another way each time, is not worth it. At a trace it takes longer, and is counted apart: it may have been made when the
+    /// guest went another way than it usually does.
     pub(super) fn heat(&mut self, id: u32, enough: u8) -> bool {
         let t = &mut self.tbs[id as usize];
         if t.bridge || t.state != State::Live {
             return false;
         }
-        let slot = hash(t.phys, t.key()).0 % TRIES;
-        let tries = self.tries[slot];
-        let samples = u32::from(if t.trace.is_some() { enough.max(1).saturating_mul(4) } else { enough });
-        if u32::from(t.heat) < (samples << tries.min(8)).min(u8::MAX.into()) {
+        let head = &mut self.heads[hash(t.phys, t.key()).0 % TRIES];
+        let (samples, times) = match t.trace {
+            Some(_) => (enough.max(1).saturating_mul(4), &mut head.looks),
+            None => (enough, &mut head.tries),
+        };
+        if u32::from(t.heat) < (u32::from(samples) << (*times).min(8)).min(u8::MAX.into()) {
             t.heat += 1;
             return false;
         }
         t.heat = 0;
-        self.tries[slot] = tries.saturating_add(1);
+        let before = *times;
+        *times = before.saturating_add(1);
         // Where no heat is asked for, that must have an end, too.
-        enough > 0 || tries < u8::MAX
+        enough > 0 || before < u8::MAX
     }
 
-    /// Which guesses a trace from this head may make.
-    pub(super) fn guesses(&self, phys: u64, head: BlockKey) -> u32 {
-        !self.unsteady[hash(phys, head).0 % TRIES]
+    /// Which guesses a trace from this head along a route may make, and which memos it may have.
+    pub(super) fn guesses(&self, phys: u64, head: BlockKey, route: Route) -> u32 {
+        let head = &self.heads[hash(phys, head).0 % TRIES];
+        if head.route == Some(route) { !head.unsteady } else { u32::MAX }
     }
 
-    /// Notes that a trace has made guesses that are wrong too often: its next one, to be made soon, does without.
+    /// Notes that guesses or memos of a trace are wrong too often: the next one along its route, to be made soon, does without.
     pub(super) fn note_unsteady(&mut self, trace: u32, guesses: u32) {
-        let t = self.get(trace);
-        let slot = hash(t.phys, t.key()).0 % TRIES;
-        if guesses & !self.unsteady[slot] != 0 {
-            self.unsteady[slot] |= guesses;
-            self.tries[slot] = 0;
+        let t = &self.tbs[trace as usize];
+        let head = &mut self.heads[hash(t.phys, t.key()).0 % TRIES];
+        if head.route != t.trace {
+            (head.route, head.unsteady) = (t.trace, 0);
+        }
+        if guesses & !head.unsteady != 0 {
+            head.unsteady |= guesses;
+            head.tries = 0;
         }
     }
 

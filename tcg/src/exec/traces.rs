@@ -115,10 +115,10 @@ impl Recorder {
             return Progress::Execute;
         }
         if key.pc == head.pc {
+            self.starts.push(self.path.len());
             if self.knows_enough() {
                 return Progress::Done;
             }
-            self.starts.push(self.path.len());
         }
         let round = self.starts.last().copied().unwrap_or(0);
         let visits = self.path[round..].iter().filter(|pc| **pc == key.pc).count();
@@ -135,7 +135,7 @@ impl Recorder {
 
     /// A round is at its end: whether it is known which way the loop goes.
     fn knows_enough(&mut self) -> bool {
-        let rounds = self.starts.len();
+        let rounds = self.starts.len() - 1;
         let period = self.path.len() / 2;
         if rounds >= 4 && rounds.is_multiple_of(2) && self.path[..period] == self.path[period..] {
             // Several rounds that are repeated as a whole may differ; if they do not, one will do.
@@ -285,7 +285,7 @@ mod tests {
     fn the_usual_round_is_chosen_of_several() {
         let rare = [0x1000, 0x1003, 0x1100];
         let usual = [0x1000, 0x1003, 0x1008];
-        let rounds = [rare, rare, usual, usual, usual, rare, usual, usual, rare, rare];
+        let rounds = [rare, rare, usual, usual, usual, rare, rare, usual, rare];
         assert_eq!(recorded(rounds.into_iter().flatten()).unwrap(), [0x1000, 0x1003, 0x1008, 0x1000]);
         assert_ne!(route(&rare), route(&usual));
         // Less than half of them.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-use super::blocks::{NO_PAGE, Origin, SCRATCH};
+use super::blocks::{NO_PAGE, Origin, SCRATCH, Tb};
 use super::{BREAKPOINT, Options, Stats, traces};
 use crate::backend::{Compiled, GuestInfo, HostBackend, Room};
 use crate::env::{GUESSING, Guesses, Runtime};
@@ -298,7 +298,7 @@ impl Translator {
         if path.iter().any(|pc| self.stops_at(*pc)) {
             return None;
         }
-        let route = traces::route(path);
+        let (route, loops) = (traces::route(path), path.last() == Some(&head.pc));
         let rounds = if options.opt.contains(OptFlags::UNROLL) { traces::rounds(path) } else { 1 };
         let path = &traces::repeated(path, rounds)[..];
         let limits = TranslateLimits { path, ..limits(options, false) };
@@ -315,7 +315,16 @@ impl Translator {
             return None;
         }
         let phys = self.pages[0].phys | head.pc & PAGE_MASK;
-        if rt.blocks.live_of(phys, head).any(|(_, t)| t.trace == Some(route)) {
+        let (page2, page2_pc) = match second {
+            Some(pc) => (self.pages[1].phys, pc),
+            None => (NO_PAGE, 0),
+        };
+        // None is given up for one that does not lead back to its start.
+        let better = |t: &Tb| match t.trace {
+            Some(other) => other == route && (t.page2, t.page2_pc) == (page2, page2_pc) || !loops,
+            None => false,
+        };
+        if rt.blocks.live_of(phys, head).any(|(_, t)| better(t)) {
             return None;
         }
         let log = Log::new(options, head);
@@ -325,26 +334,23 @@ impl Translator {
             optimizer.run(&mut self.block, true);
             log.op_opt(&self.block, &self.guest);
         }
-        let guesses = rt.blocks.guesses(phys, head);
-        let room = self.compile_trace(rt, backend, guesses)?;
-        let origin = Origin {
-            trace: Some(route),
-            key: head,
-            phys,
-            page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
-            page2_pc: second.unwrap_or_default(),
-            spans,
-            code: [&[], &[]],
-        };
+        let guesses = rt.blocks.guesses(phys, head, route);
         let old: Vec<u32> = rt.blocks.live_of(phys, head).map(|(id, _)| id).collect();
+        let room = self.compile_trace(rt, backend, guesses, &old)?;
+        let origin = Origin { trace: Some(route), key: head, phys, page2, page2_pc, spans, code: [&[], &[]] };
+        // Making room may have dropped some of those that it takes the place of.
         for id in old {
-            rt.blocks.kill(id, &mut rt.jump_cache);
+            if rt.blocks.is_live(id) {
+                rt.blocks.kill(id, &mut rt.jump_cache);
+            }
         }
         let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
+        let place = &mut rt.guesses[id as usize % GUESSING];
         if self.compiled.guesses {
-            let n = id as usize % GUESSING;
-            rt.guesses[n] = Guesses { owner: id, ..Guesses::default() };
+            *place = Guesses { owner: id, unrolled: rounds as u32, ..Guesses::default() };
             rt.memos.forget();
+        } else if place.owner == id {
+            place.owner = 0;
         }
         protect(rt, id, first_of_page);
         log.host_code(room, &self.compiled);
@@ -463,12 +469,14 @@ impl Translator {
     }
 
     /// Compiles a trace for the cache's free part, or the next one; where. `None` if it is too large, or has too many values.
-    /// `guesses` are those that it may make, if it gets a place for them.
+    /// `guesses` are those that it may make, if it gets a place for them: if the one that its number has is no other trace's, or
+    /// one's of `old`, which it is to replace.
     fn compile_trace<B: HostBackend>(
         &mut self,
         rt: &mut Runtime,
         backend: &mut B,
         guesses: u32,
+        old: &[u32],
     ) -> Option<Room> {
         for _ in 0..2 {
             let free = rt.blocks.cache.free();
@@ -476,7 +484,8 @@ impl Translator {
             let number = rt.blocks.next_number();
             let place = number as usize % GUESSING;
             let owner = rt.guesses[place].owner;
-            let taken = owner as usize % GUESSING == place && rt.blocks.is_live_trace(owner);
+            let taken =
+                owner as usize % GUESSING == place && rt.blocks.is_live_trace(owner) && !old.contains(&owner);
             self.block.guesses = if taken { 0 } else { guesses };
             backend.compile(&self.block, room, number, &mut self.compiled);
             if self.compiled.overflow || !self.compiled.fits(rt.blocks.cache.segment_len()) {

@@ -123,7 +123,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         rt.blocks.clear(&mut rt.jump_cache);
     }
 
-    /// How many accesses of traces remember a page: see [`Memos`](crate::softmmu::Memos).
+    /// How many accesses of traces remember a page: see [`PageMemos`](crate::softmmu::PageMemos).
     pub fn memos(&self) -> usize {
         self.context.runtime().memos.known()
     }
@@ -325,7 +325,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
     fn judge(&mut self, tb: u32) {
         let rt = self.context.runtime_mut();
         let guesses = &mut rt.guesses[tb as usize % GUESSING];
-        if guesses.owner == tb && rt.blocks.is_live(tb) {
+        if guesses.owner == tb && rt.blocks.is_live_trace(tb) {
             let unsteady = guesses.unsteady();
             if unsteady != 0 {
                 rt.blocks.note_unsteady(tb, unsteady);

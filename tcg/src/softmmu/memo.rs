@@ -2,16 +2,19 @@
 //!
 //! Problem: a look into the TLB takes seven instructions, the last of which waits for the address, and most accesses of a loop are
 //! in the page that they were in the round before. Strategy: each such access has a memo of that page, at a fixed place, which
-//! generated code compares with its address in four instructions; where the page is on the host does not depend on the
+//! generated code compares with its address in five instructions; where the page is on the host does not depend on the
 //! address then. An access that is elsewhere looks into the TLB out of line, and writes its memo anew. (`memos` in the x86-64
 //! backend; an access whose memo is wrong too often does without, see [`Guesses`](crate::env::Guesses).)
 //!
 //! Invariants:
 //! - A memo says no more than the first way of the current address space's TLB did when it was written, for the direction and MMU
 //!   mode of its access. So all memos are forgotten by whatever may end that: the flush of any translation, a switch of spaces,
-//!   a new block in a page that had none, another translation of a page that is in the TLB. ([`Runtime::forget_pages`], and
-//!   `protect` in `exec::translate`.)
-//! - The memos of a block are of one trace at a time, since others' accesses have another direction or mode.
+//!   a new block in a page that had none, another translation for an entry of the first way. ([`Runtime::forget_pages`],
+//!   `protect` in `exec::translate`, `fill`.) Likewise by a walk that fails: a page fault ends the translations of its address
+//!   (SDM volume 3, 4.10.4.1), and the first way may have lost the entry that a memo was made from.
+//! - The memos of a place are of one live trace, as others' accesses have another direction or mode: it is the
+//!   [owner](crate::env::Guesses::owner), a trace that finds another one there is compiled without memos, and one that takes the place
+//!   over forgets them all. (`Translator::trace`.)
 //!
 //! [`Runtime::forget_pages`]: crate::env::Runtime::forget_pages
 
@@ -19,8 +22,8 @@ use crate::env::GUESSING;
 
 /// Memos of a block, at most.
 pub const MEMOS: usize = 24;
-/// Blocks whose memos one word of [`Memos::used`] tells of.
-pub const WORD: usize = u32::BITS as usize;
+/// Blocks whose memos one word of [`PageMemos::used`] tells of.
+pub const MEMO_WORD: usize = u32::BITS as usize;
 
 /// The page of one access, as generated code reads it.
 #[repr(C)]
@@ -40,16 +43,16 @@ impl Memo {
 
 /// All memos of a vCPU.
 #[repr(C)]
-pub struct Memos {
+pub struct PageMemos {
     /// By the last bits of blocks' numbers. Zeroes are memos of no page.
     pub blocks: [[Memo; MEMOS]; GUESSING],
     /// The blocks that have written any since they were forgotten, as bit masks.
-    pub used: [u32; GUESSING / WORD],
+    pub used: [u32; GUESSING / MEMO_WORD],
     /// Not zero if there are such blocks.
     pub any: u32,
 }
 
-impl Memos {
+impl PageMemos {
     /// Forgets all pages.
     #[inline]
     pub fn forget(&mut self) {
@@ -60,7 +63,7 @@ impl Memos {
 
     fn forget_used(&mut self) {
         self.any = 0;
-        for (word, blocks) in self.used.iter_mut().zip(self.blocks.chunks_mut(WORD)) {
+        for (word, blocks) in self.used.iter_mut().zip(self.blocks.chunks_mut(MEMO_WORD)) {
             let mut used = std::mem::take(word);
             while used != 0 {
                 blocks[used.trailing_zeros() as usize].fill(Memo::NONE);

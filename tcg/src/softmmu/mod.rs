@@ -1,4 +1,4 @@
-//! The software MMU: what generated code looks up on every guest memory access.
+//! The software MMU: what generated code looks up for guest memory accesses.
 //!
 //! [`TlbEntry`] is read by generated code, so its layout is fixed. Each vCPU has, for each of [`MMU_MODES`]
 //! translation regimes, one direct-mapped table of [`TLB_ENTRIES`] entries for the current address space; the
@@ -64,7 +64,7 @@ pub use access::{
 };
 pub(crate) use fetch::{FetchTlb, Fetched, fetch_page, jump_tag};
 pub(crate) use fill::{open_window, refill, runtime};
-pub use memo::{MEMOS, Memo, Memos, WORD};
+pub use memo::{MEMO_WORD, MEMOS, Memo, PageMemos};
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
 #[cfg(test)]

@@ -336,6 +336,7 @@ impl<'a> Emitter<'a> {
 
     /// Current offset in the buffer that emission goes to, as a target.
     pub fn here(&mut self) -> Target {
+        self.asm().keep();
         let at = self.asm().len();
         Target::In(self.part, at)
     }

@@ -624,11 +624,16 @@ impl Asm {
         }
     }
 
-    /// Takes back the last instruction if it is a `lea` to `dst`.
+    /// Takes back the last instruction if it is a `lea` to `dst`. Nothing may lead to behind it: see [`Asm::keep`].
     pub fn take_lea(&mut self, dst: u8) -> Option<Lea> {
         let lea = self.last_lea.filter(|lea| lea.end == self.len() && lea.dst == dst)?;
         self.buf.truncate(lea.start);
         Some(lea)
+    }
+
+    /// Sees to it that the last instruction stays: something leads to behind it.
+    pub fn keep(&mut self) {
+        self.last_lea = None;
     }
 
     /// Emits a `lea` that was taken back, to another register.

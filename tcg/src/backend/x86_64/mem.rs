@@ -43,7 +43,7 @@ use super::liveness::NEVER;
 use super::members::{Look, Place};
 use super::second_way::{self, OnMiss};
 use super::thunks::group_word;
-use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
+use super::vec::{emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
 use crate::backend::{AccessKind, DISCARD, Loc, Refill, SlowAccess};
 use crate::env::Header;
 use crate::ir::{Cond, Ext, Inst, MemFlags, RmwOp, Value, VecLen, VecSize, Width};
@@ -431,7 +431,7 @@ impl Emitter<'_> {
         self.set_point_dst(point, dst);
         let miss = self.tlb(ra, vec_bytes(len), mem, mem.for_write);
         self.upper |= len == VecLen::V256;
-        emit_masked_load(&mut self.asm().buf, width, len, dst, rm, VecMem::indexed(ra, r::RAX));
+        emit_masked_load(&mut self.asm().buf, width, len, dst, rm, miss.host.into());
         self.slow(Miss { refill: false, ..miss }, point);
     }
 
@@ -450,7 +450,7 @@ impl Emitter<'_> {
         let kind = AccessKind::StoreMasked { width, len, v: Loc::Vec(rv), mask: Loc::Vec(rm) };
         let point = self.access(kind, ra, mem);
         let miss = self.tlb(ra, vec_bytes(len), mem, true);
-        emit_masked_store(&mut self.asm().buf, width, len, rv, rm, VecMem::indexed(ra, r::RAX));
+        emit_masked_store(&mut self.asm().buf, width, len, rv, rm, miss.host.into());
         self.slow(Miss { refill: false, ..miss }, point);
     }
 
@@ -466,7 +466,7 @@ impl Emitter<'_> {
         self.set_point_dst(point, dst);
         let miss = self.tlb(ra, width.bytes(), mem, true);
         let asm = self.asm();
-        asm.lea(Width::W64, r::RCX, ra, Some((r::RAX, 0)), 0);
+        asm.lea_of(r::RCX, miss.host);
         let host = Mem::Base(r::RCX, 0);
         match op {
             RmwOp::Xchg => {
@@ -509,7 +509,7 @@ impl Emitter<'_> {
         self.set_point_dst(point, dst);
         let miss = self.tlb(ra, width.bytes(), mem, true);
         let asm = self.asm();
-        asm.lea(Width::W64, r::RCX, ra, Some((r::RAX, 0)), 0);
+        asm.lea_of(r::RCX, miss.host);
         asm.mov_rr(r::RAX, re);
         asm.atomic(AtomicOp::Cmpxchg, width, Mem::Base(r::RCX, 0), rn);
         asm.movzx(width, dst, r::RAX);

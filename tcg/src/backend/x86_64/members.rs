@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! …                          ; the hit path of `mem` for the group's range; RAX = addend
-//! lea  rdx, [addr + rax]
+//! lea  rdx, [addr + rax]     ; with a memo: [rcx + rax - low], here and below
 //! mov  [rsp + word], rdx
 //! …    [addr + rax]          ; the leader's access
 //! …    [rdx + distance]      ; a follower's, for as long as nobody has taken RDX; then it loads the word first
@@ -40,7 +40,8 @@ pub struct Look {
 
 /// Where an access finds its bytes on the host.
 pub enum Place {
-    /// In a group, there. The register is not to be taken for the result.
+    /// In a group, there; perhaps by way of RAX and RCX, which nothing may change before. The register is not to be taken for the
+    /// result.
     Known(Mem, u8),
     /// It has to look for itself.
     Unknown,

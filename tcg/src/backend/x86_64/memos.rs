@@ -1,6 +1,6 @@
 //! Which accesses of a trace have a memo, and the test of it.
 //!
-//! Problem and strategy: see [`crate::softmmu::Memos`]. An access that looks into the TLB for itself or for its group gets the
+//! Problem and strategy: see [`PageMemos`](crate::softmmu::PageMemos). An access that looks into the TLB for itself or for its group gets the
 //! memo of a number, unless it has a constant address or must be aligned. Rounds of an unrolled loop have the same memos: an
 //! access has the number that the one of the same guest instruction in another round has.
 //!
@@ -23,7 +23,7 @@ use super::members::Look;
 use crate::env::{GUESSES, GUESSING, Guesses, Runtime};
 use crate::ir::{Block, Cond, Inst, Width};
 use crate::memory::PAGE_SIZE;
-use crate::softmmu::{MEMOS, Memo, Memos as Table, WORD};
+use crate::softmmu::{MEMO_WORD, MEMOS, Memo, PageMemos};
 
 /// What accesses with the same memo have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,7 +116,7 @@ impl Emitter<'_> {
         let (low, high) = range;
         let block = self.tb as usize % GUESSING;
         let memos = offset_of!(Runtime, memos);
-        let memo = memos + offset_of!(Table, blocks) + (block * MEMOS + n) * size_of::<Memo>();
+        let memo = memos + offset_of!(PageMemos, blocks) + (block * MEMOS + n) * size_of::<Memo>();
         let field = |offset: usize| runtime_mem(memo + offset);
         let [start, room, host] =
             [offset_of!(Memo, start), offset_of!(Memo, room), offset_of!(Memo, host)].map(field);
@@ -134,6 +134,8 @@ impl Emitter<'_> {
         self.asm().load(Width::W64, r::RAX, host);
         let back = self.here();
         let was = self.branch_to(Part::Cold, other);
+        let missed = guesses_of(self.tb) + offset_of!(Guesses, missed) + 4 * n;
+        self.asm().incdec_mem32(0, runtime_mem(missed));
         if lea.is_some() {
             self.asm().mov_rr(addr, r::RCX);
             self.asm().alu_rm(Alu::Add, Width::W64, addr, start);
@@ -141,17 +143,15 @@ impl Emitter<'_> {
         let entry = self.compare_entry(addr, range, Alignment::of(1, 0), mmu, write);
         let miss = self.asm().jcc(Cond::NE);
         let miss = self.jump(miss);
-        let used = memos + offset_of!(Table, used) + block / WORD * size_of::<u32>();
-        let missed = guesses_of(self.tb) + offset_of!(Guesses, missed) + 4 * n;
+        let used = memos + offset_of!(PageMemos, used) + block / MEMO_WORD * size_of::<u32>();
         let asm = self.asm();
         asm.load(Width::W64, r::RAX, entry);
         asm.store(Width::W64, start, r::RCX);
         asm.alu_rr(Alu::Add, Width::W64, r::RCX, r::RAX);
         asm.store(Width::W64, host, r::RCX);
         asm.store_imm(Width::W64, room, PAGE_SIZE as i32 - (high - low) + 1);
-        asm.alu_mi(Alu::Or, Width::W32, runtime_mem(used), (1u32 << (block % WORD)) as i32);
-        asm.store_imm(Width::W32, runtime_mem(memos + offset_of!(Table, any)), 1);
-        asm.incdec_mem32(0, runtime_mem(missed));
+        asm.alu_mi(Alu::Or, Width::W32, runtime_mem(used), (1u32 << (block % MEMO_WORD)) as i32);
+        asm.store_imm(Width::W32, runtime_mem(memos + offset_of!(PageMemos, any)), 1);
         // The sum of RCX and RAX is the same, whichever way it is made.
         let hit = self.here();
         match low {
@@ -164,7 +164,7 @@ impl Emitter<'_> {
         Look { miss, hit, host }
     }
 
-    /// Whether nobody wants the current access's address but itself, and it as nothing else.
+    /// Whether the current access's address is of no use afterwards, nor to the access as anything but its address.
     fn address_ends_here(&self) -> bool {
         let live = &self.b.live;
         let address = match self.block.insts[self.at] {

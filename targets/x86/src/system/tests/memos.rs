@@ -101,21 +101,125 @@ fn another_address_space_has_another_frame() {
 }
 
 #[test]
-fn a_loop_that_maps_its_page_anew_in_each_round() {
+fn a_loop_that_maps_its_page_anew_every_few_rounds() {
     let mut m = reading();
     m.assemble(64, |a| {
+        let (mut map, mut mapped) = (a.create_label(), a.create_label());
         loop_over(a, |a| {
-            a.mov(qword_ptr(rdi), rsi)?;
-            a.xchg(rsi, rbp)?;
-            a.invlpg(byte_ptr(rbx))?;
-            a.add(rax, qword_ptr(rbx + rdx))
-        })
+            a.add(rax, qword_ptr(rbx + rdx))?;
+            a.test(ecx, 127)?;
+            a.jz(map)?;
+            a.set_label(&mut mapped)?;
+            a.nop()
+        })?;
+        a.hlt()?;
+        // Aside, as what calls a helper is no loop with memos.
+        a.set_label(&mut map)?;
+        a.mov(qword_ptr(rdi), rsi)?;
+        a.xchg(rsi, rbp)?;
+        a.invlpg(byte_ptr(rbx))?;
+        a.jmp(mapped)
     });
     let e = m.env();
     (e.gpr[reg::RDI], e.gpr[reg::RSI], e.gpr[reg::RBP]) = (PTES + 8 * (FIRST >> 12), OTHER | RW, FIRST | RW);
-    for _ in 0..4 {
-        assert_eq!(run(&mut m, 1000, 0), (5500, None));
+    for _ in 0..8 {
+        // The round that maps has read before.
+        assert_eq!(run(&mut m, 1024, 0), (512 * (1 + 10), None));
     }
+    assert!(m.processor.memos() > 0, "the loop is a trace with memos");
+}
+
+#[test]
+fn another_translation_without_a_flush_is_seen_once_it_was_looked_for() {
+    let mut m = reading();
+    m.assemble(64, |a| {
+        let (mut write, mut written) = (a.create_label(), a.create_label());
+        loop_over(a, |a| {
+            a.add(rax, qword_ptr(rbx + rdx))?;
+            a.cmp(rcx, rsi)?;
+            a.je(write)?;
+            a.set_label(&mut written)?;
+            a.nop()
+        })?;
+        a.hlt()?;
+        a.set_label(&mut write)?;
+        a.mov(qword_ptr(rbx + 0x800), rax)?;
+        a.jmp(written)
+    });
+    let cr0 = m.env().cr0;
+    control::write_cr0(m.env(), (cr0 | Cr0::WP).bits()).expect("allowed");
+    m.set_pte(FIRST, 1);
+    m.env().gpr[reg::RSI] = 0;
+    for _ in 0..4 {
+        assert_eq!(run(&mut m, 1000, 0), (1000, None));
+    }
+    assert!(m.processor.memos() > 0, "the loop is a trace with memos");
+    // It may be written now, and is elsewhere: the store cannot be done by the old translation.
+    m.put(PTES + 8 * (FIRST >> 12), 8, OTHER | RW);
+    m.env().gpr[reg::RSI] = 500;
+    assert_eq!(run(&mut m, 1000, 0), (501 + 499 * 10, None));
+}
+
+#[test]
+fn a_memo_that_is_often_wrong_is_given_up() {
+    let mut m = Machine::ready_long();
+    // Eight pages, another in each round.
+    m.assemble(64, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.mov(edx, ecx)?;
+        a.and(edx, 7)?;
+        a.shl(edx, 12)?;
+        a.add(rax, qword_ptr(rbx + rdx))?;
+        a.dec(rcx)?;
+        a.jnz(again)
+    });
+    for page in 0..8 {
+        m.put(FIRST + 0x1000 * page, 8, 1 << page);
+    }
+    for _ in 0..16 {
+        assert_eq!(run(&mut m, 8 * 1000, 0), (255 * 1000, None));
+    }
+    crate::mmu::flush_all(m.env());
+    assert_eq!(run(&mut m, 8 * 1000, 0), (255 * 1000, None));
+    assert_eq!(m.processor.memos(), 0);
+    assert!((2..4).contains(&m.processor.stats().traces), "made once with the memo, and once without");
+}
+
+#[test]
+fn a_loop_is_not_given_up_for_a_way_that_leaves_its_pages() {
+    let mut m = reading();
+    m.assemble(64, |a| {
+        let (mut far, mut back) = (a.create_label(), a.create_label());
+        loop_over(a, |a| {
+            a.add(rax, qword_ptr(rbx + rdx))?;
+            a.cmp(rcx, rsi)?;
+            a.je(far)?;
+            a.set_label(&mut back)?;
+            a.nop()
+        })?;
+        a.hlt()?;
+        a.set_label(&mut far)?;
+        a.call(rdi)?;
+        a.call(rbp)?;
+        a.jmp(back)
+    });
+    for page in [0xc000, 0xe000] {
+        m.put(PAGES + page, 1, 0xc3);
+    }
+    let e = m.env();
+    (e.gpr[reg::RSI], e.gpr[reg::RDI], e.gpr[reg::RBP]) = (0, PAGES + 0xc000, PAGES + 0xe000);
+    for _ in 0..4 {
+        assert_eq!(run(&mut m, 1000, 0), (1000, None));
+    }
+    for _ in 0..64 {
+        m.env().gpr[reg::RSI] = 2;
+        assert_eq!(run(&mut m, 2, 0), (2, None));
+    }
+    crate::mmu::flush_all(m.env());
+    assert_eq!(m.processor.memos(), 0);
+    assert_eq!(run(&mut m, 1000, 0), (1000, None));
+    assert!(m.processor.memos() > 0, "the trace is still there");
 }
 
 #[test]
