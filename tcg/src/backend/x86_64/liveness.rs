@@ -262,6 +262,12 @@ impl Liveness {
         self.unobserved.insert(g);
     }
 
+    /// Going backward, at an instruction: whether nobody uses its value, if it has one.
+    #[inline]
+    fn is_unused(&self, i: usize) -> bool {
+        self.values[i].last_use == NEVER
+    }
+
     #[inline]
     fn use_at(&mut self, v: usize, at: u32, bits: u8) {
         let info = &mut self.values[v];
@@ -318,6 +324,9 @@ impl Liveness {
                 }
                 Inst::Call { helper, args } => {
                     let effects = guest.helpers[helper.0 as usize].effects;
+                    if effects.pure && self.is_unused(i) {
+                        continue;
+                    }
                     for g in guest.helper_changes(&effects).iter() {
                         let gi = g.0 as usize;
                         if pin_reg[gi] != 255 {
@@ -381,6 +390,7 @@ impl Liveness {
                     // Reading one view of overlapping storage goes through memory, which needs the other view there.
                     if let Some(o) = guest.globals[g.0 as usize].overlaps
                         && self.values[i].alias == at
+                        && !self.is_unused(i)
                     {
                         self.observe(at, GlobalSet::of(o).or(GlobalSet::of(g)));
                     }
@@ -402,6 +412,9 @@ impl Liveness {
                     self.use_at(self.resolve(v), at, width.bits() as u8);
                 }
                 Inst::Bin { op, w, a, b } => {
+                    if self.is_unused(i) {
+                        continue;
+                    }
                     // Right shifts and high products are emitted at their own width, so they read no more either.
                     let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
                     let bits = w.bits() as u8;
@@ -411,6 +424,7 @@ impl Liveness {
                     }
                     self.use_at(self.resolve(b), at, if shift { 8 } else { bits });
                 }
+                _ if self.is_unused(i) && inst.is_pure() => {}
                 _ => {
                     if inst.is_memory() {
                         self.observe(at, GlobalSet::ALL);
