@@ -168,6 +168,11 @@ impl Tb {
         self.phys == phys && self.key() == key
     }
 
+    /// Whether its first byte is at a guest-physical address, in this mode.
+    pub fn starts_at(&self, phys: u64, mode: u64) -> bool {
+        self.phys == phys && self.mode == mode
+    }
+
     /// Page `which` and the offsets in it of the block's bytes.
     fn span(&self, which: usize) -> (u64, u64, u64) {
         let (from, to) = self.spans[which];

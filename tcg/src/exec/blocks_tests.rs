@@ -181,7 +181,7 @@ fn links_go_with_either_end() {
 fn a_dead_block_leaves_the_jump_cache() {
     let mut t = table(2, 4096);
     let a = t.add(0x1000, NO_PAGE, 16);
-    let origin = JumpOrigin { pc: 0x11000, mode: 3, phys: 0x1000, page2: NO_PAGE, page2_pc: 0 };
+    let origin = JumpOrigin { pc: 0x11000, tb: a };
     t.jumps.insert(origin, 5, t.blocks.body(a));
     assert!(t.jumps.get(0x11000, 5).is_some());
     t.invalidate(0x1000, 1);
