@@ -22,7 +22,7 @@ const MMIO_FETCH: usize = 16;
 const FIRST_FETCH: usize = 128;
 const _: () = assert!(MMIO_FETCH < MIN_FETCH && MIN_FETCH <= FIRST_FETCH);
 /// Of so many translations, the time of one is taken: a look at the clock takes as long as translating an instruction does.
-const TIMED: u64 = 32;
+const TIMED: u64 = 128;
 
 /// Reused from one translation to the next.
 pub(super) struct Translator {
