@@ -11,7 +11,7 @@ use crate::env::{GUESSING, Guesses, Runtime};
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
 use crate::ir::verify;
-use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, text};
+use crate::ir::{Block, Builder, Exit, GlobalId, GlobalSet, Inst, text};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::{OptFlags, Optimizer};
 use crate::softmmu::{RETRY_VECTOR, fetch_page};
@@ -30,6 +30,9 @@ pub(super) struct Translator {
     compiled: Compiled,
     optimizer: Option<Optimizer>,
     guest: GuestInfo,
+    /// Globals that front ends need not read again: those that nothing else is a name for. Not the program counter, which the
+    /// side exits of a block set.
+    plain: GlobalSet,
     pages: [FetchedPage; 2],
     /// What is in the scratch area: its key and guest bytes.
     once: Option<(BlockKey, Vec<u8>)>,
@@ -169,11 +172,23 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
 impl Translator {
     /// A translator with these optimisations.
     pub fn new(guest: GuestInfo, opt: OptFlags) -> Translator {
+        let mut plain = GlobalSet::NONE;
+        for g in 0..guest.globals.len() {
+            plain.insert(GlobalId(g as u8));
+        }
+        plain.remove(guest.pc);
+        for (g, desc) in guest.globals.iter().enumerate() {
+            if let Some(other) = desc.overlaps {
+                plain.remove(other);
+                plain.remove(GlobalId(g as u8));
+            }
+        }
         Translator {
             block: Block::default(),
             compiled: Compiled::default(),
             optimizer: opt.intersects(OptFlags::PASSES).then(|| Optimizer::new(opt, guest)),
             guest,
+            plain,
             pages: [FetchedPage::new(), FetchedPage::new()],
             once: None,
             breakpoints: Vec::new(),
@@ -432,7 +447,7 @@ impl Translator {
         limits: TranslateLimits<'_>,
     ) -> Result<Front, Exception> {
         let stops = !limits.single_step && self.stops_at(key.pc);
-        let mut ir = Builder::new(std::mem::take(&mut self.block));
+        let mut ir = Builder::new(std::mem::take(&mut self.block)).remembering(self.plain);
         let whole = !limits.path.is_empty();
         let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, whole, volatile: false };
         let translated = if stops {
