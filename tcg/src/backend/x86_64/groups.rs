@@ -106,18 +106,18 @@ pub struct Alignment {
 impl Alignment {
     /// What is at a distance is to be a multiple of `bytes`.
     pub fn of(bytes: u32, distance: i64) -> Alignment {
-        Alignment { bytes, distance: distance.rem_euclid(bytes.into()) as u8 }
+        Alignment { bytes, distance: (distance & i64::from(bytes - 1)) as u8 }
     }
 
     /// Both, if they can be true at a time.
     fn and(self, other: Alignment) -> Option<Alignment> {
         let (weak, strong) = if self.bytes < other.bytes { (self, other) } else { (other, self) };
-        (u32::from(strong.distance) % weak.bytes == u32::from(weak.distance)).then_some(strong)
+        (u32::from(strong.distance) & (weak.bytes - 1) == u32::from(weak.distance)).then_some(strong)
     }
 
     /// How far something at a distance is beyond the last multiple, if the alignment is right.
     pub fn beyond(self, distance: i32) -> i32 {
-        (distance - i32::from(self.distance)).rem_euclid(self.bytes as i32)
+        (distance - i32::from(self.distance)) & (self.bytes as i32 - 1)
     }
 }
 
