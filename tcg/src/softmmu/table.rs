@@ -142,18 +142,6 @@ pub struct Table {
     first_used: Used<WORDS>,
     second_used: Used<WORDS>,
     large_used: Used<LARGE_WORDS>,
-    /// A bit for each page, by hash of its physical address, that a way may have under a write tag; for others as well.
-    /// Most pages that get their first block are none of these, and looking through all entries takes microseconds.
-    writable: [u64; FILTER_WORDS],
-}
-
-/// Words of [`Table::writable`].
-const FILTER_WORDS: usize = 256;
-
-/// The word and the bit of a physical page in [`Table::writable`].
-fn filter_place(phys_page: u64) -> (usize, u64) {
-    let h = (phys_page >> 12).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-    (h as usize / 64 % FILTER_WORDS, 1 << (h % 64))
 }
 
 /// First address of what a large entry for `va` is for.
@@ -180,7 +168,6 @@ impl Table {
         first_used: Used::NONE,
         second_used: Used::NONE,
         large_used: Used::NONE,
-        writable: [0; FILTER_WORDS],
     };
 
     /// The entries of the first way.
@@ -202,10 +189,6 @@ impl Table {
         let lines = std::ptr::from_ref(fill.code.unwrap_or(&NO_LINES));
         self.second[i] = SecondWayEntry { read: tag(fill.read), write: tag(fill.write), addend, lines };
         self.second_phys[i] = fill.phys;
-        if fill.write {
-            let (word, bit) = filter_place(page_of(fill.phys));
-            self.writable[word] |= bit;
-        }
     }
 
     /// Enters a large page, or a part of one, that begins at `va`.
@@ -295,11 +278,7 @@ impl Table {
 
     /// A physical page got its first block.
     pub fn protect(&mut self, phys_page: u64, lines: &AtomicU64) {
-        self.protect_large(|large| large == large_of(phys_page));
-        let (word, bit) = filter_place(phys_page);
-        if self.writable[word] & bit != 0 {
-            self.protect_pages(|page| (page == phys_page).then_some(lines));
-        }
+        self.protect_all(|page| (page == phys_page).then_some(lines), |large| large == large_of(phys_page));
     }
 
     /// Looks through all entries for pages with code, and for large ones that `code_in` says have code somewhere.
@@ -308,44 +287,25 @@ impl Table {
         code: impl Fn(u64) -> Option<&'a AtomicU64>,
         code_in: impl Fn(u64) -> bool,
     ) {
-        self.protect_large(code_in);
-        self.protect_pages(code);
-    }
-
-    fn protect_large(&mut self, code_in: impl Fn(u64) -> bool) {
         for i in bits(self.large_used.all()) {
             let e = &mut self.large[i];
             if e.write != TLB_INVALID && code_in(large_of(e.phys)) {
                 e.write = TLB_INVALID;
             }
         }
-    }
-
-    fn protect_pages<'a>(&mut self, code: impl Fn(u64) -> Option<&'a AtomicU64>) {
-        // Entries that have gone since leave the filter, too.
-        self.writable.fill(0);
         for i in bits(self.first_used.all()) {
             let e = &mut self.first[i];
-            if e.write == TLB_INVALID {
-                continue;
-            }
-            if code(page_of(e.phys)).is_some() {
+            if e.write != TLB_INVALID && code(page_of(e.phys)).is_some() {
                 e.write = TLB_INVALID;
-            } else {
-                let (word, bit) = filter_place(page_of(e.phys));
-                self.writable[word] |= bit;
             }
         }
         for i in bits(self.second_used.all()) {
-            let (e, phys) = (&mut self.second[i], page_of(self.second_phys[i]));
-            if e.write == TLB_INVALID {
-                continue;
-            }
-            if let Some(lines) = code(phys) {
+            let e = &mut self.second[i];
+            if e.write != TLB_INVALID
+                && let Some(lines) = code(page_of(self.second_phys[i]))
+            {
                 e.lines = lines;
             }
-            let (word, bit) = filter_place(phys);
-            self.writable[word] |= bit;
         }
     }
 }
@@ -429,37 +389,5 @@ impl Drop for TablePtr {
         // SAFETY: made by `Box::leak` in `new`, and freed once. Headers that point to it belong to the same vCPU, whose
         // environment is unbound first.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_loses_its_write_tag_with_its_first_block_whatever_came_before() {
-        static LINES: AtomicU64 = AtomicU64::new(1);
-        let mut table = TablePtr::new();
-        let fill = |phys| Fill { read: true, write: true, host: phys as *mut u8, phys, code: None };
-        let pages: Vec<(u64, u64)> = (1..40).map(|n| (n << 12, 0x8000_0000 + (n * n << 12))).collect();
-        for &(page, phys) in &pages {
-            table.set(page, fill(phys));
-        }
-        let tags = |table: &Table, page: u64| {
-            let second = &table.second[second_way_index(page)];
-            (table.first[(page >> 12) as usize].write, second.write, second.lines == &raw const LINES)
-        };
-        table.protect(0x9000_0000, &LINES);
-        for (n, &(page, phys)) in pages.iter().enumerate() {
-            assert_eq!(tags(&table, page), (page, page, false));
-            table.protect(phys, &LINES);
-            assert_eq!(tags(&table, page), (TLB_INVALID, page, true));
-            // Entered anew, without code, while the filter speaks of others.
-            if n % 3 == 0 {
-                table.set(page, fill(phys));
-                table.protect(phys, &LINES);
-                assert_eq!(tags(&table, page), (TLB_INVALID, page, true));
-            }
-        }
     }
 }
