@@ -17,7 +17,7 @@ use crate::exec::Blocks;
 use crate::guest::Exception;
 use crate::ir::GlobalId;
 use crate::jump_cache::{FIRST_MASK, JumpCache};
-use crate::softmmu::{MMU_MODES, MmuState, TlbEntry, Windows};
+use crate::softmmu::{MEMOS, MMU_MODES, Memos, MmuState, TlbEntry, Windows};
 
 /// Host integer registers that a save area has room for.
 pub const SAVED_INT_REGS: usize = 32;
@@ -163,23 +163,37 @@ pub struct Runtime {
     pub exception: Option<Exception>,
     /// What traces guess, by the last bits of their blocks' numbers.
     pub guesses: [Guesses; GUESSING],
+    /// The pages that traces have found bytes in.
+    pub memos: Memos,
     /// TLBs of this vCPU.
     pub mmu: MmuState,
     /// Translated blocks of this vCPU, and the pages that they were made from.
     pub blocks: Blocks,
 }
 
-/// Guesses of a block, at most.
+impl Runtime {
+    /// Forgets what generated code knows of pages beside the TLB: to be called when a translation is dropped or changes, or
+    /// another address space becomes the current one.
+    #[inline]
+    pub fn forget_pages(&mut self) {
+        self.windows.close();
+        self.memos.forget();
+    }
+}
+
+/// Guesses of a block at addends, at most.
 pub const GUESSES: usize = 8;
+const _: () = assert!(GUESSES + MEMOS <= u32::BITS as usize);
 /// Blocks that have counters of their own; a power of two.
-pub const GUESSING: usize = 256;
+pub const GUESSING: usize = 1024;
 /// Rounds of a trace before its guesses are judged.
 const JUDGED: u32 = 1024;
 /// A guess is to be wrong less often than once in so many rounds: that takes some twenty cycles, and a right one saves seven.
 const WRONG: u32 = 3;
+/// Likewise a memo, which saves less.
+const MISSED: u32 = 48;
 
-/// The addends that accesses of a trace guess, and how good these guesses are. Blocks may share counters: a guess is
-/// compared with the TLB.
+/// The addends that accesses of a trace guess, and how good these guesses and its memos are.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Guesses {
@@ -187,21 +201,29 @@ pub struct Guesses {
     pub addends: [u64; GUESSES],
     /// How often each was wrong since they were judged.
     pub wrong: [u32; GUESSES],
+    /// How often each memo was of another page since then.
+    pub missed: [u32; MEMOS],
     /// Rounds of the trace since then.
     pub rounds: u32,
-    /// The block that is judged by these, if one is: the last of those that share them.
+    /// The trace that has these, and the memos of the same number, if one has.
     pub owner: u32,
 }
 
 impl Guesses {
-    /// The guesses, as a bit mask, that are wrong too often. Begins to count anew, if there was enough to judge by.
-    pub fn unsteady(&mut self) -> u8 {
+    /// What is wrong too often, as a bit mask: the guesses, and above them the memos. Begins to count anew, if there was enough to
+    /// judge by.
+    pub fn unsteady(&mut self) -> u32 {
         if self.rounds < JUDGED {
             return 0;
         }
-        let limit = std::mem::take(&mut self.rounds) / WRONG;
-        let wrong = std::mem::take(&mut self.wrong);
-        wrong.iter().enumerate().fold(0, |mask, (n, wrong)| mask | u8::from(*wrong > limit) << n)
+        let rounds = std::mem::take(&mut self.rounds);
+        let wrong = std::mem::take(&mut self.wrong).map(|wrong| wrong > rounds / WRONG);
+        let missed = std::mem::take(&mut self.missed).map(|missed| missed > rounds / MISSED);
+        wrong
+            .iter()
+            .chain(&missed)
+            .enumerate()
+            .fold(0, |mask, (n, too_often)| mask | u32::from(*too_often) << n)
     }
 }
 

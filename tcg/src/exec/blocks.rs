@@ -290,8 +290,8 @@ pub struct Blocks {
     missing: Option<(u64, BlockKey)>,
     /// How often traces were tried, by hash of where they begin.
     tries: Box<[u8; TRIES]>,
-    /// By hash of the head, the guesses that its traces are not to make, as a bit mask.
-    unsteady: Box<[u8; TRIES]>,
+    /// By hash of the head, the guesses that its traces are not to make and the memos that they are not to have, as a bit mask.
+    unsteady: Box<[u32; TRIES]>,
 }
 
 /// Hash of a key.
@@ -438,18 +438,23 @@ impl Blocks {
     }
 
     /// Which guesses a trace from this head may make.
-    pub(super) fn guesses(&self, phys: u64, head: BlockKey) -> u8 {
+    pub(super) fn guesses(&self, phys: u64, head: BlockKey) -> u32 {
         !self.unsteady[tries_slot(phys, head)]
     }
 
     /// Notes that a trace has made guesses that are wrong too often: its next one, to be made soon, does without.
-    pub(super) fn note_unsteady(&mut self, trace: u32, guesses: u8) {
+    pub(super) fn note_unsteady(&mut self, trace: u32, guesses: u32) {
         let t = self.get(trace);
         let slot = tries_slot(t.phys, t.key());
         if guesses & !self.unsteady[slot] != 0 {
             self.unsteady[slot] |= guesses;
             self.tries[slot] = 0;
         }
+    }
+
+    /// Whether a number is that of a trace that can be found.
+    pub(super) fn is_live_trace(&self, id: u32) -> bool {
+        self.tbs.get(id as usize).is_some_and(|t| t.state == State::Live && t.trace.is_some())
     }
 
     /// Whether a block can be found.

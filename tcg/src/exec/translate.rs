@@ -340,8 +340,8 @@ impl Translator {
             optimizer.run(&mut self.block, true);
             log.op_opt(&self.block, &self.guest);
         }
-        self.block.guesses = rt.blocks.guesses(phys, head);
-        let room = self.compile_trace(rt, backend)?;
+        let guesses = rt.blocks.guesses(phys, head);
+        let room = self.compile_trace(rt, backend, guesses)?;
         let origin = Origin {
             trace: Some(route),
             key: head,
@@ -357,7 +357,9 @@ impl Translator {
         }
         let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
         if self.compiled.guesses {
-            rt.guesses[id as usize % GUESSING] = Guesses { owner: id, ..Guesses::default() };
+            let n = id as usize % GUESSING;
+            rt.guesses[n] = Guesses { owner: id, ..Guesses::default() };
+            rt.memos.forget();
         }
         protect(rt, id, first_of_page);
         log.host_code(room, &self.compiled);
@@ -476,11 +478,22 @@ impl Translator {
     }
 
     /// Compiles a trace for the cache's free part, or the next one; where. `None` if it is too large, or has too many values.
-    fn compile_trace<B: HostBackend>(&mut self, rt: &mut Runtime, backend: &mut B) -> Option<Room> {
+    /// `guesses` are those that it may make, if it gets a place for them.
+    fn compile_trace<B: HostBackend>(
+        &mut self,
+        rt: &mut Runtime,
+        backend: &mut B,
+        guesses: u32,
+    ) -> Option<Room> {
         for _ in 0..2 {
             let free = rt.blocks.cache.free();
             let room = rt.blocks.cache.room(free.clone());
-            backend.compile(&self.block, room, rt.blocks.next_number(), &mut self.compiled);
+            let number = rt.blocks.next_number();
+            let place = number as usize % GUESSING;
+            let owner = rt.guesses[place].owner;
+            let taken = owner as usize % GUESSING == place && rt.blocks.is_live_trace(owner);
+            self.block.guesses = if taken { 0 } else { guesses };
+            backend.compile(&self.block, room, number, &mut self.compiled);
             if self.compiled.overflow || !self.compiled.fits(rt.blocks.cache.segment_len()) {
                 return None;
             }
@@ -513,6 +526,9 @@ pub(super) fn protect(rt: &mut Runtime, tb: u32, first_of_page: [bool; 2]) {
     let t = rt.blocks.get(tb);
     for (page, first) in [t.phys & !PAGE_MASK, t.page2].into_iter().zip(first_of_page) {
         rt.windows.close_page(page);
+        if first {
+            rt.memos.forget();
+        }
         if first && let Some(lines) = rt.blocks.code_lines(page) {
             rt.mmu.spaces.protect(page, lines);
         }

@@ -123,6 +123,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         rt.blocks.clear(&mut rt.jump_cache);
     }
 
+    /// How many accesses of traces remember a page: see [`Memos`](crate::softmmu::Memos).
+    pub fn memos(&self) -> usize {
+        self.context.runtime().memos.known()
+    }
+
     /// Counters.
     pub fn stats(&self) -> Stats {
         let rt = self.context.runtime();

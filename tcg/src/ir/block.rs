@@ -31,9 +31,9 @@ pub struct Block {
     pub exits: Vec<Exit>,
     /// [`Guest::main_mmu`](crate::guest::Guest::main_mmu) of the block's mode.
     pub main_mmu: u8,
-    /// Which guesses the block may make of where it finds its bytes, by their numbers, as a bit mask: see the backend. None,
-    /// unless it is a trace.
-    pub guesses: u8,
+    /// Which guesses the block may make of where it finds its bytes, and which memos it may have, by their numbers, as a bit mask:
+    /// see [`Guesses::unsteady`](crate::env::Guesses::unsteady). None, unless it is a trace.
+    pub guesses: u32,
     /// Each memory access looks for its page by itself: the block is for where another one's look for several at once has
     /// failed. The backend may leave any other block at the start of a guest instruction that has had no effect yet, to go on
     /// in such a one.

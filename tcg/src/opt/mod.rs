@@ -65,6 +65,8 @@ bitflags::bitflags! {
         const CHASES = 1 << 17;
         /// Loads of what the block has just stored stand for the value that was stored.
         const RELOADS = 1 << 18;
+        /// Accesses of traces look at whether they are in the page that they were in before.
+        const MEMOS = 1 << 19;
     }
 }
 

@@ -78,9 +78,19 @@ fn enter<G: Guest>(env: &mut G::Env, va: u64, access: Access, mmu: u8) -> Result
         phys: e.phys() | if e.has(GLOBAL) { GLOBAL } else { 0 },
         code: rt.blocks.code_lines(e.phys()),
     };
+    if changes::<G>(env, page, mmu, &fill) {
+        rt.memos.forget();
+    }
     rt.mmu.spaces.fill(G::header(env), page, mmu, fill);
     let direct = if access == Access::Read { fill.read } else { fill.write && fill.code.is_none() };
     Ok((e, direct))
+}
+
+/// Whether the first way lets something be done in a page that it is not going to, or elsewhere.
+fn changes<G: Guest>(env: &mut G::Env, page: u64, mmu: u8, fill: &Fill<'_>) -> bool {
+    let [read, write] = [false, true].map(|write| direct::<G>(env, page, mmu, write));
+    let other = |was: Option<*mut u8>, allowed: bool| was.is_some_and(|host| !allowed || host != fill.host);
+    other(read, fill.read) || other(write, fill.write && fill.code.is_none())
 }
 
 /// Translates `va` for a read or write, and fills the first level.
@@ -165,7 +175,7 @@ fn walk<G: Guest>(
     rt.mmu.stats.walks += 1;
     let mapping = G::walk(env, &rt.mmu.memory, va, access, mmu);
     note_changes::<G>(env, rt);
-    let mapping = mapping?;
+    let mapping = mapping.inspect_err(|_| rt.memos.forget())?;
     let page = page_of(va);
     tracing::trace!(target: "mmu", "{access:?} {va:#x} mode {mmu} -> {:#x}", mapping.phys);
     let ram = rt.mmu.memory.ram_page(page_of(mapping.phys));

@@ -12,7 +12,7 @@ pub fn flush_all<G: Guest>(env: &mut G::Env) {
     let rt = unsafe { runtime::<G>(env) };
     tracing::trace!(target: "mmu", "flush all");
     rt.mmu.stats.flushes += 1;
-    rt.windows.close();
+    rt.forget_pages();
     rt.mmu.spaces.clear_all();
     retag::<G>(env, rt);
 }
@@ -23,7 +23,7 @@ pub fn flush_space<G: Guest>(env: &mut G::Env, space: u64) {
     let rt = unsafe { runtime::<G>(env) };
     tracing::trace!(target: "mmu", "flush space {space:#x}");
     rt.mmu.stats.flushes += 1;
-    rt.windows.close();
+    rt.forget_pages();
     if let Some(slot) = rt.mmu.spaces.find(space) {
         rt.mmu.spaces.clear_local(slot);
         if rt.mmu.spaces.is_current(slot) {
@@ -38,7 +38,7 @@ pub fn flush_page<G: Guest>(env: &mut G::Env, space: u64, va: u64) {
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
     tracing::trace!(target: "mmu", "flush page {va:#x} of space {space:#x}");
-    rt.windows.close();
+    rt.forget_pages();
     let mmu = &mut rt.mmu;
     mmu.stats.page_flushes += 1;
     let slot = mmu.spaces.find(space);
@@ -73,7 +73,7 @@ pub fn switch_space<G: Guest>(env: &mut G::Env) {
         rt.jump_cache.clear();
     }
     rt.mmu.stats.switches += 1;
-    rt.windows.close();
+    rt.forget_pages();
     if !rt.mmu.spaces.switch(G::header(env), key, &rt.blocks) {
         rt.mmu.stats.cold_switches += 1;
     }

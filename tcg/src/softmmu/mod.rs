@@ -32,7 +32,7 @@
 //!   so for every page in it. (`spaces` for pages that get their first block, `fill` for new entries.)
 //! - A tag is valid only if no watch wants to know of the access (`watch`).
 //! - A translation that the guest flushed is in no level when the flush returns, except as work put off.
-//! - A window says no more than the second way does (`window`).
+//! - A window says no more than the second way does (`window`), a memo no more than the first way did (`memo`).
 //! - What is in a jump cache or chained may run without a walk: flushing a page that the fetch level may know renames
 //!   the current combination (see `fetch`), so that such jumps miss.
 
@@ -46,6 +46,7 @@ mod fetch;
 mod fill;
 mod flush;
 mod host;
+mod memo;
 mod page_filter;
 mod second_level;
 mod spaces;
@@ -63,6 +64,7 @@ pub use access::{
 };
 pub(crate) use fetch::{FetchTlb, Fetched, fetch_page, jump_tag};
 pub(crate) use fill::{open_window, refill, runtime};
+pub use memo::{MEMOS, Memo, Memos, WORD};
 use second_level::SecondLevel;
 pub(crate) use spaces::Spaces;
 #[cfg(test)]

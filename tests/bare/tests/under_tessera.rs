@@ -101,6 +101,7 @@ fn translator_with_fewer_optimisations() {
         "unroll",
         "traces",
         "chases",
+        "memos",
         "reloads",
     ] {
         all_pass(&Setup::accelerator(&emulator, &format!("tcg,opt=-{omitted}")));

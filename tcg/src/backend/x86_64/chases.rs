@@ -10,12 +10,14 @@
 //!
 //! Which loads these are is found in the IR of a block that jumps to its own start: globals whose value at the end depends, by
 //! way of a load's address, on their own value at the start, possibly by way of other globals; and the loads that are on the way.
+//! Those that have a memo of their page (`memos`) need no guess.
 //!
 //! Invariant: a guess is used only if it is what the TLB's entry says, whose tag is right. Guesses are not dropped when the TLB
 //! is flushed.
 
 use super::groups::{Groups, Member};
 use super::liveness::Liveness;
+use super::memos::Memos;
 use crate::env::GUESSES;
 use crate::ir::{Block, GlobalId, GlobalSet, Inst};
 
@@ -64,7 +66,7 @@ impl Chases {
     }
 
     /// Finds the loads of a block that jumps to its own start. `allowed` says which guesses it may make, by their numbers.
-    pub fn run(&mut self, block: &Block, live: &Liveness, groups: &Groups, allowed: u8) {
+    pub fn run(&mut self, block: &Block, live: &Liveness, groups: &Groups, memos: &Memos, allowed: u8) {
         self.sites.clear();
         let mut last = [None; 64];
         self.forward(block, live, &mut last);
@@ -89,7 +91,7 @@ impl Chases {
             if !leads {
                 continue;
             }
-            if number < GUESSES && allowed >> number & 1 != 0 {
+            if number < GUESSES && allowed >> number & 1 != 0 && memos.site(at).is_none() {
                 self.sites.push(at as u32);
             } else if number < GUESSES {
                 // It keeps its number.
@@ -198,7 +200,7 @@ mod tests {
         let (mut live, mut groups, mut chases) = (Liveness::default(), Groups::default(), Chases::default());
         live.begin(&block, &guest(), backend.kinds.pinned);
         groups.run(&block, &live, guest().helpers, None);
-        chases.run(&block, &live, &groups, allowed);
+        chases.run(&block, &live, &groups, &Memos::default(), allowed);
         let loads = |i: &usize| matches!(block.insts[*i], Inst::Load { .. });
         (0..block.insts.len()).filter(loads).map(|i| chases.site(i)).collect()
     }

@@ -20,6 +20,7 @@ use super::forwarding::Forwarding;
 use super::groups::{Groups, OPEN};
 use super::liveness::{Liveness, NO_VALUE};
 use super::loops::LoopHead;
+use super::memos::{self, Memos};
 use super::rounds::Rounds;
 use super::vec::VecMem;
 use crate::backend::{Compiled, GuestInfo};
@@ -49,6 +50,14 @@ pub enum Part {
     Side,
     /// What is rarely run: slow paths, and stubs of jumps that are not linked.
     Cold,
+}
+
+/// A jump that has no target yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Jump {
+    part: Part,
+    /// Offset of its field.
+    at: usize,
 }
 
 /// Target of a jump or call field.
@@ -84,6 +93,7 @@ pub struct Buffers {
     pub rounds: Rounds,
     pub forwarding: Forwarding,
     pub chases: Chases,
+    pub memos: Memos,
     pub count: Count,
     pub main: Asm,
     pub side: Asm,
@@ -221,15 +231,16 @@ impl<'a> Emitter<'a> {
         b.live.begin(block, &guest, kinds.pinned);
         b.groups.reset();
         b.chases.reset();
+        b.memos.reset();
         b.count.reset();
         let total = b.live.group_value(0) + OPEN;
         b.reg.clear();
         b.reg.resize(total, NONE);
         b.mem.clear();
         b.mem.resize(total, MemLoc::None);
-        b.main.buf.clear();
-        b.side.buf.clear();
-        b.cold.buf.clear();
+        b.main.clear();
+        b.side.clear();
+        b.cold.clear();
         b.fixups.clear();
         b.jumps.clear();
         let mut e = Emitter {
@@ -277,10 +288,16 @@ impl<'a> Emitter<'a> {
                 forwarding.run(self.block, groups, live, self.guest.helpers);
             }
         }
-        if self.opt.contains(OptFlags::CHASES) && self.block.guesses != 0 && self.has_head() {
-            self.b.chases.run(self.block, &self.b.live, &self.b.groups, self.block.guesses);
-            self.out.guesses = self.b.chases.any();
+        if self.block.guesses != 0 && self.has_head() {
+            let Buffers { live, groups, memos, chases, .. } = &mut *self.b;
+            if self.opt.contains(OptFlags::MEMOS) {
+                memos.run(self.block, live, groups, memos::allowed(self.block.guesses));
+            }
+            if self.opt.contains(OptFlags::CHASES) {
+                chases.run(self.block, live, groups, memos, self.block.guesses as u8);
+            }
         }
+        self.out.guesses = self.b.chases.any() || self.b.memos.any();
         self.b.live.finish(self.block, &self.guest, self.pin_reg, &self.b.groups);
     }
 
@@ -331,10 +348,21 @@ impl<'a> Emitter<'a> {
 
     /// Goes on in another part, to which the field at `at` of the current one leads. The part it was.
     pub fn branch_to(&mut self, part: Part, at: usize) -> Part {
+        let jump = self.jump(at);
+        self.branch_by(part, jump)
+    }
+
+    /// The jump whose field is at `at` of the current part.
+    pub fn jump(&self, at: usize) -> Jump {
+        Jump { part: self.part, at }
+    }
+
+    /// Goes on in another part, to which a jump leads. The part it was.
+    pub fn branch_by(&mut self, part: Part, jump: Jump) -> Part {
         let was = self.part;
         self.part = part;
         let to = self.here();
-        self.b.fixups.push(Fixup { part: was, at, to });
+        self.b.fixups.push(Fixup { part: jump.part, at: jump.at, to });
         was
     }
 

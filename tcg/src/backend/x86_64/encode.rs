@@ -94,6 +94,19 @@ impl Word {
 pub struct Asm {
     /// The bytes so far.
     pub buf: Vec<u8>,
+    last_lea: Option<Lea>,
+}
+
+/// Where a `lea` was emitted, and what it computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Lea {
+    start: usize,
+    end: usize,
+    dst: u8,
+    w: Width,
+    base: u8,
+    index: Option<(u8, u8)>,
+    disp: i32,
 }
 
 impl Extend<u8> for Asm {
@@ -595,6 +608,41 @@ impl Asm {
 
     /// `lea dst, [base + (index << scale) + disp]` in 32 or 64 bits; no index if `None`.
     pub fn lea(&mut self, w: Width, dst: u8, base: u8, index: Option<(u8, u8)>, disp: i32) {
+        let start = self.len();
+        self.encode_lea(w, dst, base, index, disp);
+        self.last_lea = Some(Lea { start, end: self.len(), dst, w, base, index, disp });
+    }
+
+    /// `lea dst, [mem]` in 64 bits.
+    pub fn lea_of(&mut self, dst: u8, mem: Mem) {
+        match mem {
+            Mem::Base(base, disp) => self.lea(Width::W64, dst, base, None, disp),
+            Mem::Index(base, index) => self.lea(Width::W64, dst, base, Some((index, 0)), 0),
+            Mem::Scaled(base, index, scale, disp) => {
+                self.lea(Width::W64, dst, base, Some((index, scale)), disp)
+            }
+        }
+    }
+
+    /// Takes back the last instruction if it is a `lea` to `dst`.
+    pub fn take_lea(&mut self, dst: u8) -> Option<Lea> {
+        let lea = self.last_lea.filter(|lea| lea.end == self.len() && lea.dst == dst)?;
+        self.buf.truncate(lea.start);
+        Some(lea)
+    }
+
+    /// Emits a `lea` that was taken back, to another register.
+    pub fn put_lea(&mut self, lea: Lea, dst: u8) {
+        self.lea(lea.w, dst, lea.base, lea.index, lea.disp);
+    }
+
+    /// Begins anew.
+    pub fn clear(&mut self) {
+        self.buf.clear();
+        self.last_lea = None;
+    }
+
+    fn encode_lea(&mut self, w: Width, dst: u8, base: u8, index: Option<(u8, u8)>, disp: i32) {
         let Some((index, scale)) = index else {
             self.op_rm(w, &[0x8d], dst, Mem::Base(base, disp));
             return;

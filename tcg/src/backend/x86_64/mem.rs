@@ -36,11 +36,11 @@
 use std::mem::offset_of;
 
 use super::TLB;
-use super::emitter::{Emitter, NONE, Part, Target, env_mem};
+use super::emitter::{Emitter, Jump, NONE, Part, Target, env_mem};
 use super::encode::{Alu, AtomicOp, Mem, Shift, r};
 use super::groups::{Alignment, Leader, Member};
 use super::liveness::NEVER;
-use super::members::Place;
+use super::members::{Look, Place};
 use super::second_way::{self, OnMiss};
 use super::thunks::group_word;
 use super::vec::{VecMem, emit_masked_load, emit_masked_store, emit_vec_load, emit_vec_store};
@@ -54,9 +54,11 @@ use crate::softmmu::{TLB_ENTRIES, TlbEntry};
 /// A hit path whose other half is to be emitted out of line.
 struct Miss {
     /// The jump that leaves it.
-    jcc: usize,
+    jcc: Jump,
     /// Where it is to be continued with the entry's addend in RAX.
     hit: Target,
+    /// Where the bytes are on the hit path.
+    host: Mem,
     /// The group that it looks for, which lasts for all rounds.
     lasting: Option<Leader>,
     addr: u8,
@@ -93,24 +95,27 @@ impl Emitter<'_> {
         }
     }
 
-    /// Emits the hit test of an access that looks for itself; afterwards RAX is the host address minus `addr`.
+    /// Emits the hit test of an access that looks for itself; unless it has a memo, RAX is the host address minus `addr`
+    /// afterwards.
     fn tlb(&mut self, addr: u8, bytes: u32, mem: MemFlags, write: bool) -> Miss {
         self.count_access();
         let align = if mem.align { bytes } else { 1 };
         let mut lasting = None;
-        let jcc = if let Member::Lasting(group) = self.b.groups.member(self.at) {
+        let Look { miss: jcc, hit, host } = if let Member::Lasting(group) = self.b.groups.member(self.at) {
             lasting = Some(group);
             let asm = self.asm();
             asm.load(Width::W64, r::RAX, group_word(group.slot));
             asm.test_rr(Width::W64, r::RAX, r::RAX);
-            asm.jcc(Cond::E)
+            let empty = asm.jcc(Cond::E);
+            Look { miss: self.jump(empty), hit: self.here(), host: Mem::Index(addr, r::RAX) }
         } else {
             self.look(addr, (0, bytes as i32), Alignment::of(align, 0), mem.mmu, write)
         };
         self.clobber_flags();
         Miss {
             jcc,
-            hit: self.here(),
+            hit,
+            host,
             lasting,
             addr,
             of: Refill { mmu: mem.mmu, write, bytes: bytes as u16 },
@@ -213,7 +218,7 @@ impl Emitter<'_> {
     /// Emits the slow path of an access whose hit path ends here.
     fn slow(&mut self, miss: Miss, point: u32) {
         let back = self.here();
-        let was = self.branch_to(Part::Cold, miss.jcc);
+        let was = self.branch_by(Part::Cold, miss.jcc);
         let uses_vec = self.b.live.has_vec;
         let second_way = self.opt.contains(OptFlags::SECOND_WAY);
         let own = Alignment::of(miss.align, 0);
@@ -348,7 +353,7 @@ impl Emitter<'_> {
         let wanted = !mem.for_write || self.b.live.values[self.at].last_use > self.at as u32;
         self.set_point_dst(point, if wanted { dst } else { DISCARD });
         let miss = self.tlb(ra, width.bytes(), mem, mem.for_write);
-        self.asm().load_ext(width, ext, dst, Mem::Index(ra, r::RAX));
+        self.asm().load_ext(width, ext, dst, miss.host);
         self.slow(miss, point);
     }
 
@@ -378,10 +383,9 @@ impl Emitter<'_> {
         };
         let point = self.access(AccessKind::Store { width, v: loc }, ra, mem);
         let miss = self.tlb(ra, width.bytes(), mem, true);
-        let host = Mem::Index(ra, r::RAX);
         match imm {
-            Some(imm) => self.asm().store_imm(width, host, imm),
-            None => self.asm().store(width, host, rv),
+            Some(imm) => self.asm().store_imm(width, miss.host, imm),
+            None => self.asm().store(width, miss.host, rv),
         }
         self.slow(miss, point);
     }
@@ -400,7 +404,7 @@ impl Emitter<'_> {
         self.set_point_dst(point, dst);
         let miss = self.tlb(ra, size.bytes(), mem, mem.for_write);
         self.upper |= size == VecSize::B32;
-        emit_vec_load(&mut self.asm().buf, size, dst, VecMem::indexed(ra, r::RAX));
+        emit_vec_load(&mut self.asm().buf, size, dst, miss.host.into());
         self.slow(miss, point);
     }
 
@@ -414,7 +418,7 @@ impl Emitter<'_> {
         let ra = self.use_int(addr);
         let point = self.access(AccessKind::StoreVec { size, v: Loc::Vec(rv) }, ra, mem);
         let miss = self.tlb(ra, size.bytes(), mem, true);
-        emit_vec_store(&mut self.asm().buf, size, rv, VecMem::indexed(ra, r::RAX));
+        emit_vec_store(&mut self.asm().buf, size, rv, miss.host.into());
         self.slow(miss, point);
     }
 

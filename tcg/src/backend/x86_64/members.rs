@@ -16,16 +16,27 @@
 
 use std::mem::offset_of;
 
-use super::emitter::{Emitter, NONE, Part, runtime_mem};
+use super::emitter::{Emitter, Jump, NONE, Part, Target, runtime_mem};
 use super::encode::{Alu, Mem, r};
 use super::groups::{Alignment, Leader, Member};
+use super::memos::guesses_of;
 use super::second_way::{self, OnMiss};
 use super::thunks::group_word;
 use crate::backend::Refill;
-use crate::env::{GUESSING, Guesses, Runtime};
+use crate::env::Guesses;
 use crate::ir::{Cond, MemFlags, Value, Width};
 use crate::memory::PAGE_SIZE;
 use crate::opt::OptFlags;
+
+/// A look for the page of an access.
+pub struct Look {
+    /// The jump that is taken if it is not found.
+    pub miss: Jump,
+    /// Where that is to be continued with the page's addend in RAX.
+    pub hit: Target,
+    /// Where the bytes at the address are, if it is found.
+    pub host: Mem,
+}
 
 /// Where an access finds its bytes on the host.
 pub enum Place {
@@ -33,11 +44,6 @@ pub enum Place {
     Known(Mem, u8),
     /// It has to look for itself.
     Unknown,
-}
-
-/// Offset in the runtime of the guesses of a block.
-fn guesses_of(tb: u32) -> usize {
-    offset_of!(Runtime, guesses) + tb as usize % GUESSING * size_of::<Guesses>()
 }
 
 impl Emitter<'_> {
@@ -71,10 +77,9 @@ impl Emitter<'_> {
         let Leader { slot, low, high, write, align, followed } = leader;
         let addr = self.use_int(addr);
         let range = (low.into(), high.into());
-        let miss = self.look(addr, range, align, mem.mmu, write);
+        let Look { miss, hit: found, host } = self.look(addr, range, align, mem.mmu, write);
         self.clobber_flags();
-        let found = self.here();
-        let was = self.branch_to(Part::Cold, miss);
+        let was = self.branch_by(Part::Cold, miss);
         let across = self.jump_if_across(addr, range);
         if self.opt.contains(OptFlags::SECOND_WAY) {
             let of_group = Refill {
@@ -106,19 +111,21 @@ impl Emitter<'_> {
         self.fix(across, here);
         self.leave_group();
         self.part = was;
-        let host = Mem::Index(addr, r::RAX);
         if !followed {
             return Place::Known(host, r::RAX);
         }
         let v = self.b.live.group_value(slot);
         let (at, base) = match self.spare() {
             Some(spare) => {
-                self.asm().lea(Width::W64, spare, addr, Some((r::RAX, 0)), 0);
+                self.asm().lea_of(spare, host);
                 self.lend(spare, v);
                 (host, spare)
             }
             None => {
-                self.asm().alu_rr(Alu::Add, Width::W64, r::RAX, addr);
+                match host {
+                    Mem::Index(base, r::RAX) => self.asm().alu_rr(Alu::Add, Width::W64, r::RAX, base),
+                    _ => self.asm().lea_of(r::RAX, host),
+                }
                 self.forget_value(v);
                 (Mem::Base(r::RAX, 0), r::RAX)
             }
@@ -138,7 +145,19 @@ impl Emitter<'_> {
         asm.jcc(Cond::NE)
     }
 
-    /// As [`Emitter::test_entry`], of an access that may guess (see `chases`):
+    /// Looks for the page of an access in the best way that there is for it.
+    pub fn look(&mut self, addr: u8, range: (i32, i32), align: Alignment, mmu: u8, write: bool) -> Look {
+        if let Some(n) = self.b.memos.site(self.at) {
+            return self.test_memo(addr, range, (mmu, write), n);
+        }
+        let miss = match self.b.chases.site(self.at) {
+            Some(n) => self.test_guess(addr, range, align, (mmu, write), n),
+            None => self.test_entry(addr, range, align, mmu, write),
+        };
+        Look { miss: self.jump(miss), hit: self.here(), host: Mem::Index(addr, r::RAX) }
+    }
+
+    /// As [`Emitter::test_entry`], of an access that guesses (see `chases`):
     ///
     /// ```text
     /// …                                      ; the comparison of the tag, as ever
@@ -147,10 +166,14 @@ impl Emitter<'_> {
     /// jne  wrong                             ; out of line: mov rcx, [r11 + rax + addend]; mov [guess], rcx; inc [count]
     /// mov  rax, rcx
     /// ```
-    pub fn look(&mut self, addr: u8, range: (i32, i32), align: Alignment, mmu: u8, write: bool) -> usize {
-        let Some(n) = self.b.chases.site(self.at) else {
-            return self.test_entry(addr, range, align, mmu, write);
-        };
+    fn test_guess(
+        &mut self,
+        addr: u8,
+        range: (i32, i32),
+        align: Alignment,
+        (mmu, write): (u8, bool),
+        n: usize,
+    ) -> usize {
         let guesses = guesses_of(self.tb);
         let guess = runtime_mem(guesses + offset_of!(Guesses, addends) + 8 * n);
         let addend = self.compare_entry(addr, range, align, mmu, write);
@@ -169,9 +192,9 @@ impl Emitter<'_> {
         miss
     }
 
-    /// Counts a round of a loop that guesses.
+    /// Counts a round of a trace that guesses or has memos.
     pub fn count_guesses(&mut self) {
-        if self.b.chases.any() {
+        if self.out.guesses {
             let rounds = runtime_mem(guesses_of(self.tb) + offset_of!(Guesses, rounds));
             self.asm().incdec_mem32(0, rounds);
             self.clobber_flags();

@@ -30,6 +30,7 @@ mod liveness;
 mod loops;
 mod mem;
 mod members;
+mod memos;
 mod places;
 mod registers;
 mod rounds;

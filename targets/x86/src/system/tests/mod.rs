@@ -8,6 +8,8 @@ mod engine;
 #[cfg(target_arch = "x86_64")]
 mod groups;
 #[cfg(target_arch = "x86_64")]
+mod memos;
+#[cfg(target_arch = "x86_64")]
 mod models;
 #[cfg(target_arch = "x86_64")]
 mod paging;

@@ -1,0 +1,148 @@
+//! Memos of pages in traces: whatever ends a translation, the accesses of a loop see it in the next round.
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::{
+    CodeAssembler, al, byte_ptr, ecx, edx, qword_ptr, rax, rbp, rbx, rcx, rdi, rdx, rsi,
+};
+
+use super::engine::{CODE, Engine, PAGES, PTES};
+use super::*;
+
+/// A page that loops access, and another frame for it.
+const FIRST: u64 = PAGES + 0x8000;
+const OTHER: u64 = PAGES + 0xa000;
+/// Present and writable.
+const RW: u64 = 3;
+
+/// Runs the code at [`CODE`] with RBX leading to [`FIRST`], RCX rounds and `sum` in RAX; RAX then, and whether nothing was
+/// raised.
+fn run(m: &mut Machine<Engine>, rounds: u64, sum: u64) -> (u64, Option<engine::Trap>) {
+    let e = m.env();
+    e.gpr[reg::RSP] = PAGES + 0x1000;
+    (e.gpr[reg::RAX], e.gpr[reg::RCX], e.gpr[reg::RBX]) = (sum, rounds, FIRST);
+    e.set_ip(CODE);
+    let trap = m.go();
+    (m.env().gpr[reg::RAX], trap)
+}
+
+/// A loop that goes round for each RCX with RDX one of 32 places in a page.
+fn loop_over(
+    a: &mut CodeAssembler,
+    access: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    a.mov(edx, ecx)?;
+    a.and(edx, 0xf8)?;
+    access(a)?;
+    a.dec(rcx)?;
+    a.jnz(again)
+}
+
+/// A machine that adds up what is in a page: ones in the first frame, tens in the other.
+fn reading() -> Machine<Engine> {
+    let mut m = Machine::ready_long();
+    m.assemble(64, |a| loop_over(a, |a| a.add(rax, qword_ptr(rbx + rdx))));
+    for n in 0..32 {
+        m.put(FIRST + 8 * n, 8, 1);
+        m.put(OTHER + 8 * n, 8, 10);
+    }
+    for _ in 0..4 {
+        assert_eq!(run(&mut m, 1000, 0), (1000, None));
+    }
+    assert!(m.processor.memos() > 0, "the loop is a trace with memos");
+    m
+}
+
+#[test]
+fn another_frame_is_seen_after_a_flush() {
+    let mut m = reading();
+    m.map(FIRST, OTHER | RW);
+    assert_eq!(m.processor.memos(), 0);
+    assert_eq!(run(&mut m, 1000, 0), (10_000, None));
+    m.map(FIRST, FIRST | RW);
+    assert_eq!(run(&mut m, 1000, 0), (1000, None));
+}
+
+#[test]
+fn a_page_that_is_gone_faults() {
+    let mut m = reading();
+    m.set_pte(FIRST, 0);
+    let (sum, trap) = run(&mut m, 1000, 0);
+    assert_eq!((sum, trap.map(|trap| trap.vector)), (0, Some(14)));
+    assert_eq!(m.env().cr2, FIRST + (1000 & 0xf8));
+}
+
+#[test]
+fn another_address_space_has_another_frame() {
+    let mut m = reading();
+    let cr4 = m.env().cr4;
+    control::write_cr4(m.env(), (cr4 | Cr4::PCIDE).bits()).expect("allowed");
+    // The same tables but for one entry.
+    let root = PAGES + 0x20_0000;
+    for level in 0..4 {
+        for n in 0..512 {
+            let mut entry = m.get(TABLES + 0x1000 * level + 8 * n, 8);
+            if level < 3 && n == 0 {
+                entry = root + 0x1000 * (level + 1) | entry & 0xfff;
+            }
+            m.put(root + 0x1000 * level + 8 * n, 8, entry);
+        }
+    }
+    m.put(root + 0x3000 + 8 * (FIRST >> 12), 8, OTHER | RW);
+    let first = m.env().cr3;
+    for _ in 0..3 {
+        // Neither flushes.
+        control::write_cr3(m.env(), 1 << 63 | root | 1).expect("allowed");
+        assert_eq!(run(&mut m, 1000, 0), (10_000, None));
+        control::write_cr3(m.env(), 1 << 63 | first).expect("allowed");
+        assert_eq!(run(&mut m, 1000, 0), (1000, None));
+    }
+}
+
+#[test]
+fn a_loop_that_maps_its_page_anew_in_each_round() {
+    let mut m = reading();
+    m.assemble(64, |a| {
+        loop_over(a, |a| {
+            a.mov(qword_ptr(rdi), rsi)?;
+            a.xchg(rsi, rbp)?;
+            a.invlpg(byte_ptr(rbx))?;
+            a.add(rax, qword_ptr(rbx + rdx))
+        })
+    });
+    let e = m.env();
+    (e.gpr[reg::RDI], e.gpr[reg::RSI], e.gpr[reg::RBP]) = (PTES + 8 * (FIRST >> 12), OTHER | RW, FIRST | RW);
+    for _ in 0..4 {
+        assert_eq!(run(&mut m, 1000, 0), (5500, None));
+    }
+}
+
+#[test]
+fn a_store_to_code_is_noticed() {
+    let mut m = Machine::ready_long();
+    m.assemble(64, |a| loop_over(a, |a| a.mov(qword_ptr(rbx + rdx), rax)));
+    // The page has no code yet: the loop writes it.
+    let [one, two] = [1, 2].map(|n| {
+        let mut a = CodeAssembler::new(64).unwrap();
+        a.mov(al, n).and_then(|()| a.nop_1(rcx)).and_then(|()| a.nop()).and_then(|()| a.hlt()).unwrap();
+        let mut code = a.assemble(0).unwrap();
+        code.resize(8, 0x90);
+        u64::from_le_bytes(code.try_into().unwrap())
+    });
+    for _ in 0..4 {
+        assert_eq!(run(&mut m, 1000, one).1, None);
+    }
+    assert!(m.processor.memos() > 0, "the loop is a trace with memos");
+    let call = |m: &mut Machine<Engine>| {
+        let e = m.env();
+        e.gpr[reg::RAX] = 0;
+        e.set_ip(FIRST + 0x80);
+        assert_eq!(m.go(), None);
+        m.env().gpr[reg::RAX]
+    };
+    for (code, result) in [(one, 1), (two, 2), (one, 1), (two, 2)] {
+        assert_eq!(run(&mut m, 1000, code).1, None);
+        assert_eq!(call(&mut m), result);
+    }
+}
