@@ -11,7 +11,7 @@ use crate::env::{GUESSING, Guesses, Runtime};
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
 use crate::ir::verify;
-use crate::ir::{Block, Builder, Exit, GlobalId, GlobalSet, Inst, text};
+use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, plain_globals, text};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::{OptFlags, Optimizer};
 use crate::softmmu::{RETRY_VECTOR, fetch_page};
@@ -30,8 +30,7 @@ pub(super) struct Translator {
     compiled: Compiled,
     optimizer: Option<Optimizer>,
     guest: GuestInfo,
-    /// Globals that front ends need not read again: those that nothing else is a name for. Not the program counter, which the
-    /// side exits of a block set.
+    /// Globals that front ends need not read again.
     plain: GlobalSet,
     pages: [FetchedPage; 2],
     /// What is in the scratch area: its key and guest bytes.
@@ -172,23 +171,12 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
 impl Translator {
     /// A translator with these optimisations.
     pub fn new(guest: GuestInfo, opt: OptFlags) -> Translator {
-        let mut plain = GlobalSet::NONE;
-        for g in 0..guest.globals.len() {
-            plain.insert(GlobalId(g as u8));
-        }
-        plain.remove(guest.pc);
-        for (g, desc) in guest.globals.iter().enumerate() {
-            if let Some(other) = desc.overlaps {
-                plain.remove(other);
-                plain.remove(GlobalId(g as u8));
-            }
-        }
         Translator {
             block: Block::default(),
             compiled: Compiled::default(),
             optimizer: opt.intersects(OptFlags::PASSES).then(|| Optimizer::new(opt, guest)),
             guest,
-            plain,
+            plain: plain_globals(guest.globals, guest.pc),
             pages: [FetchedPage::new(), FetchedPage::new()],
             once: None,
             breakpoints: Vec::new(),
