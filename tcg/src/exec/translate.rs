@@ -219,7 +219,8 @@ impl Translator {
             return Ok(Made::Once);
         }
         let every = if options.count { 1 } else { TIMED };
-        let start = stats.translated.is_multiple_of(every).then(processor_time);
+        // Not the first one, which has tables made.
+        let start = (stats.translated + 1).is_multiple_of(every).then(processor_time);
         let mut limits = limits(options, single);
         let mut front = self.front_end::<G>(env, rt, key, limits)?;
         while !single && front.translated.insns > 1 && self.crosses_breakpoint(key.pc, front.translated.bytes)
