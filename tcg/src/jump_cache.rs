@@ -10,8 +10,8 @@
 //! are left to Rust code, which moves the entry to the first: what is hit often will sooner or later be one of those.
 //!
 //! A change of tags makes all entries miss, most of which would still be right: a flush, or a new process with the
-//! same program at the same addresses. So beside each entry there is its *origin*: what its block was made from. Who finds
-//! that the code at an address still comes from there renews the entry, instead of looking for the block.
+//! same program at the same addresses. So beside each entry there is its *origin*: its address and its block's number. Who
+//! finds that the code at an address still comes from where that block's did renews the entry, instead of looking for the block.
 //!
 //! Generated code masks the first index with a word that is 0 while somebody asks it to return
 //! ([`ExitRequest`](crate::env::ExitRequest)), and the routine of the second way looks at that word: so a jump by way of the jump
@@ -77,19 +77,13 @@ impl JumpEntry {
     }
 }
 
-/// What an entry's block was made from.
+/// What an entry is for. Small, because most looks at it miss the host's caches; the rest is known of the block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct JumpOrigin {
     /// Guest-virtual address.
     pub pc: u64,
-    /// Block mode.
-    pub mode: u64,
-    /// Guest-physical address of the first byte.
-    pub phys: u64,
-    /// Guest-physical address of the second page, or all ones.
-    pub page2: u64,
-    /// Guest-virtual address of the second page, if there is one.
-    pub page2_pc: u64,
+    /// The block's number.
+    pub tb: u32,
 }
 
 /// An entry's place.
@@ -129,22 +123,17 @@ impl JumpCache {
         ways.into_iter().find(|e| e.tag == tag).map(|e| e.code)
     }
 
-    /// An entry under whatever tag, by the address, mode and physical address of its block; its second page (physical and
-    /// virtual address) is still to be checked.
+    /// An entry for `pc` under whatever tag, and its block, which `is` the right one.
     #[inline]
-    pub(crate) fn find(&self, pc: u64, mode: u64, phys: u64) -> Option<(JumpPlace, u64, u64)> {
-        let is = |o: &JumpOrigin| o.pc == pc && o.phys == phys && o.mode == mode;
+    pub(crate) fn find(&self, pc: u64, is: impl Fn(u32) -> bool) -> Option<(JumpPlace, u32)> {
+        let right = |o: &JumpOrigin, e: &JumpEntry| o.pc == pc && e.code != 0 && is(o.tb);
         let i = JumpEntry::first_index(pc);
-        if is(&self.first_origins[i]) && self.first[i].code != 0 {
-            let origin = &self.first_origins[i];
-            return Some((JumpPlace::First(i), origin.page2, origin.page2_pc));
+        if right(&self.first_origins[i], &self.first[i]) {
+            return Some((JumpPlace::First(i), self.first_origins[i].tb));
         }
         let i = JumpEntry::second_index(pc);
-        if is(&self.second_origins[i]) && self.second[i].code != 0 {
-            let origin = &self.second_origins[i];
-            return Some((JumpPlace::Second(i), origin.page2, origin.page2_pc));
-        }
-        None
+        right(&self.second_origins[i], &self.second[i])
+            .then(|| (JumpPlace::Second(i), self.second_origins[i].tb))
     }
 
     /// Puts the entry that was found at `place` for `pc` under a jump tag; its code, unless it was dropped meanwhile.
@@ -187,7 +176,7 @@ impl JumpCache {
     /// address.
     pub(crate) fn promote(&mut self, pc: u64, jump_tag: u64) -> Option<u64> {
         let from = JumpEntry::second_index(pc);
-        let (entry, origin) = (self.second[from], self.second_origins[from]);
+        let entry = self.second[from];
         if entry.tag != pc ^ jump_tag {
             return None;
         }
@@ -195,6 +184,7 @@ impl JumpCache {
         if i == 0 {
             return Some(entry.code);
         }
+        let origin = self.second_origins[from];
         self.second[from] = JumpEntry::EMPTY;
         self.displace(i);
         self.first[i] = entry;
@@ -246,8 +236,20 @@ pub(crate) mod tests {
         table
     }
 
+    /// The block at `pc`.
+    fn block(pc: u64) -> u32 {
+        pc as u32 & 0xfffff
+    }
+
     fn origin(pc: u64) -> JumpOrigin {
-        JumpOrigin { pc, mode: 3, phys: pc & 0xfff | 0x8000, page2: u64::MAX, page2_pc: 0 }
+        JumpOrigin { pc, tb: block(pc) }
+    }
+
+    /// The place of the block at `pc`.
+    fn found(t: &JumpCache, pc: u64) -> Option<JumpPlace> {
+        let (place, tb) = t.find(pc, |tb| tb == block(pc))?;
+        assert_eq!(tb, block(pc));
+        Some(place)
     }
 
     /// Two addresses that agree in the first index only.
@@ -281,7 +283,7 @@ pub(crate) mod tests {
         assert_eq!(t.first[JumpEntry::first_index(A)].code, 0x100);
         assert_eq!([A, B, C].map(|pc| t.get(pc, 7 << 48)), found);
         // What is under another tag makes room.
-        t.insert(JumpOrigin { mode: 4, ..origin(B) }, 8 << 48, 0x201);
+        t.insert(JumpOrigin { tb: 7, ..origin(B) }, 8 << 48, 0x201);
         assert_eq!(t.get(B, 8 << 48), Some(0x201));
         assert_eq!(t.get(A, 7 << 48), Some(0x100));
     }
@@ -289,16 +291,13 @@ pub(crate) mod tests {
     #[test]
     fn entries_are_renewed_by_what_their_blocks_were_made_from() {
         let mut t = table();
-        assert_eq!(t.find(0, 0, 0), None, "nothing in an empty table");
+        assert_eq!(t.find(0, |_| true), None, "nothing in an empty table");
         for (pc, code) in [(A, 0x100), (B, 0x200)] {
             t.insert(origin(pc), 7 << 48, code);
         }
         for (pc, code) in [(A, 0x100), (B, 0x200)] {
-            let phys = origin(pc).phys;
-            assert_eq!(t.find(pc, 4, phys), None, "another mode");
-            assert_eq!(t.find(pc, 3, phys + 0x1000), None, "another page");
-            let (place, page2, _) = t.find(pc, 3, phys).expect("it is there");
-            assert_eq!(page2, u64::MAX);
+            assert_eq!(t.find(pc, |tb| tb != block(pc)), None, "made from something else");
+            let place = found(&t, pc).expect("it is there");
             assert_eq!(t.renew(place, pc, 9 << 48), Some(code));
             assert_eq!(t.get(pc, 9 << 48), Some(code));
         }
@@ -308,11 +307,11 @@ pub(crate) mod tests {
     fn two_spaces_that_take_turns_keep_their_entries() {
         let mut t = table();
         t.insert(origin(A), 7 << 48, 0x100);
-        let (place, ..) = t.find(A, 3, origin(A).phys).expect("it is there");
+        let place = found(&t, A).expect("it is there");
         assert_eq!(t.renew(place, A, 8 << 48), Some(0x100));
         assert_eq!((t.get(A, 7 << 48), t.get(A, 8 << 48)), (Some(0x100), Some(0x100)));
         // Another program at the same address.
-        t.insert(JumpOrigin { phys: 0x9000, ..origin(A) }, 9 << 48, 0x300);
+        t.insert(JumpOrigin { tb: 7, ..origin(A) }, 9 << 48, 0x300);
         assert_eq!((t.get(A, 8 << 48), t.get(A, 9 << 48)), (Some(0x100), Some(0x300)));
     }
 
@@ -324,7 +323,7 @@ pub(crate) mod tests {
         assert_eq!((t.first[0], t.get(pc, 7 << 48)), (JumpEntry::EMPTY, Some(0x100)));
         assert_eq!(t.promote(pc, 7 << 48), Some(0x100));
         assert_eq!((t.first[0], t.get(pc, 7 << 48)), (JumpEntry::EMPTY, Some(0x100)));
-        let (place, ..) = t.find(pc, 3, origin(pc).phys).expect("it is there");
+        let place = found(&t, pc).expect("it is there");
         assert_eq!(t.renew(place, pc, 8 << 48), Some(0x100));
         assert_eq!((t.first[0], t.get(pc, 8 << 48)), (JumpEntry::EMPTY, Some(0x100)));
     }
@@ -347,13 +346,13 @@ pub(crate) mod tests {
         t.insert(origin(A), 7 << 48, 0x100);
         t.insert(origin(B), 7 << 48, 0x200);
         t.forget(A, 0x100);
-        assert_eq!((t.get(A, 7 << 48), t.find(A, 3, origin(A).phys)), (None, None));
+        assert_eq!((t.get(A, 7 << 48), found(&t, A)), (None, None));
         assert_eq!(t.get(B, 7 << 48), Some(0x200));
         t.forget(B, 0x300);
         assert_eq!(t.get(B, 7 << 48), Some(0x200), "other code");
-        let (place, ..) = t.find(B, 3, origin(B).phys).expect("it is there");
+        let place = found(&t, B).expect("it is there");
         t.forget(B, 0x200);
-        assert_eq!((t.get(B, 7 << 48), t.find(B, 3, origin(B).phys)), (None, None));
+        assert_eq!((t.get(B, 7 << 48), found(&t, B)), (None, None));
         assert_eq!(t.renew(place, B, 9 << 48), None);
         assert_eq!(t.get(B, 9 << 48), None);
     }

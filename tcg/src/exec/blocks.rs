@@ -2,8 +2,8 @@
 //!
 //! Problem: a block must be found by what it was made from, unlinked from everywhere in no time when its guest bytes
 //! change, and its memory reused, while its number may still be in host code. Strategy: a table of [`Tb`] indexed by
-//! block number, with intrusive lists for everything: hash chains by physical address, blocks of a page,
-//! jumps linked to a block.
+//! block number, which a hash table by physical address leads to ([`BlockIndex`]), with intrusive lists for the rest: blocks of
+//! a page, jumps linked to a block.
 //!
 //! A block is *live* (can be found and linked), *retired* (unlinked, but kept for the case that its guest bytes become
 //! again what they were: see `revive`), *dead* (unlinked, but its code stays, because it may be running) or *free*. Invalidation
@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::block_index::BlockIndex;
 use super::code_lines::{CodeLines, PageHasher, lines};
 use super::code_regions::CodeRegions;
 use super::remote::Remote;
@@ -168,6 +169,11 @@ impl Tb {
         self.phys == phys && self.key() == key
     }
 
+    /// Whether its first byte is at a guest-physical address, in this mode.
+    pub fn starts_at(&self, phys: u64, mode: u64) -> bool {
+        self.phys == phys && self.mode == mode
+    }
+
     /// Page `which` and the offsets in it of the block's bytes.
     fn span(&self, which: usize) -> (u64, u64, u64) {
         let (from, to) = self.spans[which];
@@ -264,11 +270,9 @@ pub struct Blocks {
     pub(super) cache: CodeCache,
     pub(super) stats: BlockStats,
     tbs: Vec<Tb>,
-    /// Successor of each block in its hash chain, unless that is the last.
-    links: Vec<Link>,
     free: Vec<u32>,
-    /// Heads of the hash chains; a power of two.
-    buckets: Vec<Link>,
+    /// Live and retired blocks by the hash of their keys.
+    index: BlockIndex,
     live: usize,
     retired: usize,
     pages: HashMap<u64, Page, BuildHasherDefault<PageHasher>>,
@@ -301,36 +305,16 @@ struct Head {
     unsteady: u32,
 }
 
-/// A block in a hash chain. The chain's head and each block's number of its successor are of this kind, apart from the blocks
-/// and with bits of the key's hash, so that a search looks at the cache lines of the block that it finds, and of hardly any
-/// other.
-#[derive(Clone, Copy)]
-struct Link {
-    /// Bits of the hash of the block's key.
-    tag: u32,
-    /// Block number times 2, plus 1 if it is the chain's last; or [`NONE`].
-    node: u32,
-}
-
-/// The end of a chain.
-const NO_LINK: Link = Link { tag: 0, node: NONE };
-
-impl Link {
-    fn id(self) -> Option<u32> {
-        (self.node != NONE).then_some(self.node / 2)
-    }
-
-    fn is_last(self) -> bool {
-        self.node & 1 != 0
-    }
-}
-
-/// Hash of a key: the chain, of which there are any power of two, and the tag in it.
-fn hash(phys: u64, key: BlockKey) -> (usize, u32) {
+/// Hash of a key.
+fn hash(phys: u64, key: BlockKey) -> u32 {
     let BlockKey { pc, mode, ungrouped } = key;
-    let h = (phys ^ pc.rotate_left(20) ^ mode.rotate_left(40) ^ u64::from(ungrouped))
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    ((h >> 24) as usize, (h >> 32) as u32)
+    let h = phys ^ pc.rotate_left(20) ^ mode.rotate_left(40) ^ u64::from(ungrouped);
+    (h.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
+/// Where it is told what is known of a head.
+fn head_slot(phys: u64, head: BlockKey) -> usize {
+    hash(phys, head) as usize % TRIES
 }
 
 impl Blocks {
@@ -341,9 +325,8 @@ impl Blocks {
             cache,
             stats: BlockStats::default(),
             tbs: vec![Tb { state: State::Dead, ..Tb::FREE }],
-            links: vec![NO_LINK],
             free: Vec::new(),
-            buckets: vec![NO_LINK; 1024],
+            index: BlockIndex::new(),
             live: 0,
             retired: 0,
             pages: HashMap::default(),
@@ -413,7 +396,7 @@ impl Blocks {
     #[inline]
     pub(super) fn find(&self, phys: u64, key: BlockKey) -> Found {
         let mut found = Found::No;
-        for id in self.chain(phys, key) {
+        for id in self.of_hash(phys, key) {
             let t = &self.tbs[id as usize];
             if t.is(phys, key) && t.state == State::Live {
                 if t.page2 != NO_PAGE {
@@ -435,9 +418,9 @@ impl Blocks {
         self.missing.take() == Some((phys, key))
     }
 
-    /// The live blocks of a key, newest first.
+    /// The live blocks of a key, oldest first.
     pub(super) fn live_of(&self, phys: u64, key: BlockKey) -> impl Iterator<Item = (u32, &Tb)> {
-        self.chain(phys, key)
+        self.of_hash(phys, key)
             .map(|id| (id, self.get(id)))
             .filter(move |(_, t)| t.state == State::Live && t.is(phys, key))
     }
@@ -451,7 +434,7 @@ impl Blocks {
         if t.bridge || t.state != State::Live {
             return false;
         }
-        let head = &mut self.heads[hash(t.phys, t.key()).0 % TRIES];
+        let head = &mut self.heads[head_slot(t.phys, t.key())];
         let (samples, times) = match t.trace {
             Some(_) => (enough.max(1).saturating_mul(4), &mut head.looks),
             None => (enough, &mut head.tries),
@@ -469,14 +452,14 @@ impl Blocks {
 
     /// Which guesses a trace from this head along a route may make, and which memos it may have.
     pub(super) fn guesses(&self, phys: u64, head: BlockKey, route: Route) -> u32 {
-        let head = &self.heads[hash(phys, head).0 % TRIES];
+        let head = &self.heads[head_slot(phys, head)];
         if head.route == Some(route) { !head.unsteady } else { u32::MAX }
     }
 
     /// Notes that guesses or memos of a trace are wrong too often: the next one along its route, to be made soon, does without.
     pub(super) fn note_unsteady(&mut self, trace: u32, guesses: u32) {
         let t = &self.tbs[trace as usize];
-        let head = &mut self.heads[hash(t.phys, t.key()).0 % TRIES];
+        let head = &mut self.heads[head_slot(t.phys, t.key())];
         if head.route != t.trace {
             (head.route, head.unsteady) = (t.trace, 0);
         }
@@ -518,7 +501,6 @@ impl Blocks {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
-            self.links.push(NO_LINK);
         }
         let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
@@ -568,11 +550,7 @@ impl Blocks {
         };
         self.tbs[id as usize] = tb;
         self.live += 1;
-        if self.live + self.retired > self.buckets.len() {
-            self.grow();
-        } else {
-            self.hash_insert(id);
-        }
+        self.hash_insert(id);
         (id, self.pages_insert(id))
     }
 
@@ -589,7 +567,6 @@ impl Blocks {
         let id = self.next_number();
         if self.free.pop().is_none() {
             self.tbs.push(Tb::FREE);
-            self.links.push(NO_LINK);
         }
         let at = self.cache.place(compiled);
         let segment = self.cache.current_segment();
@@ -878,86 +855,20 @@ impl Blocks {
         &mut self.segments[t.segment as usize].sites[t.sites as usize + at.n as usize]
     }
 
-    /// Blocks that may be of a key: those of its hash, newest first.
+    /// Blocks that may be of a key: those of its hash, oldest first.
     #[inline]
-    fn chain(&self, phys: u64, key: BlockKey) -> impl Iterator<Item = u32> {
-        let (bucket, tag) = hash(phys, key);
-        let mut link = self.buckets[bucket & (self.buckets.len() - 1)];
-        std::iter::from_fn(move || {
-            while let Some(id) = link.id() {
-                let here = link.tag == tag;
-                link = self.after(link);
-                if here {
-                    return Some(id);
-                }
-            }
-            None
-        })
-    }
-
-    /// What follows in a chain.
-    #[inline]
-    fn after(&self, link: Link) -> Link {
-        match link.id() {
-            Some(id) if !link.is_last() => self.links[id as usize],
-            _ => NO_LINK,
-        }
-    }
-
-    /// The hash chain of a block, and its tag.
-    fn place_of(&self, id: u32) -> (usize, u32) {
-        let t = self.get(id);
-        let (bucket, tag) = hash(t.phys, t.key());
-        (bucket & (self.buckets.len() - 1), tag)
+    fn of_hash(&self, phys: u64, key: BlockKey) -> impl Iterator<Item = u32> {
+        self.index.find(hash(phys, key))
     }
 
     fn hash_insert(&mut self, id: u32) {
-        let (bucket, tag) = self.place_of(id);
-        let next = self.buckets[bucket];
-        self.links[id as usize] = next;
-        self.buckets[bucket] = Link { tag, node: id * 2 + u32::from(next.id().is_none()) };
+        let t = self.get(id);
+        self.index.insert(hash(t.phys, t.key()), id);
     }
 
     fn hash_remove(&mut self, id: u32) {
-        let (bucket, _) = self.place_of(id);
-        let mut before = None;
-        let mut link = self.buckets[bucket];
-        while let Some(here) = link.id() {
-            let next = self.after(link);
-            if here == id {
-                match before {
-                    None => self.buckets[bucket] = next,
-                    Some(before) => self.unlink_after(bucket, before, next),
-                }
-                return;
-            }
-            before = Some(here);
-            link = next;
-        }
-    }
-
-    /// Makes `next` the successor of `before` in a chain: the link that leads to `before` says whether it is the last.
-    fn unlink_after(&mut self, bucket: usize, before: u32, next: Link) {
-        self.links[before as usize] = next;
-        if next.id().is_some() {
-            return;
-        }
-        let to = |link: &Link| link.id() == Some(before);
-        let mut link = &mut self.buckets[bucket];
-        while !to(link) {
-            let Some(id) = link.id() else { return };
-            link = &mut self.links[id as usize];
-        }
-        link.node |= 1;
-    }
-
-    fn grow(&mut self) {
-        self.buckets = vec![NO_LINK; self.buckets.len() * 2];
-        for id in 0..self.tbs.len() as u32 {
-            if matches!(self.get(id).state, State::Live | State::Retired) && !self.get(id).bridge {
-                self.hash_insert(id);
-            }
-        }
+        let t = self.get(id);
+        self.index.remove(hash(t.phys, t.key()), id);
     }
 
     /// Adds a block to the list of one of its pages; whether the list was empty.

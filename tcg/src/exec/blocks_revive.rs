@@ -8,8 +8,8 @@
 //!
 //! Invariants:
 //! - A retired block has no links, in either direction, and is in no page's list.
-//! - There are at most [`VERSIONS`] retired blocks of a key, so a guest that writes ever new code at an address makes no hash
-//!   chain long.
+//! - There are at most [`VERSIONS`] retired blocks of a key, so a guest that writes ever new code at an address makes no
+//!   search long.
 //! - A change of the breakpoints that would have made a block another one makes it dead, also if it was retired.
 
 use super::{Blocks, State};
@@ -28,15 +28,9 @@ impl Blocks {
         if t.bridge || t.trace.is_some() {
             return;
         }
-        let (mut known, mut last) = (0, None);
-        for other in self.retired(t.phys, t.key()) {
-            known += 1;
-            last = Some(other);
-        }
-        if let Some(last) = last
-            && known >= VERSIONS
-        {
-            self.forget(last);
+        let known = |n: usize| self.retired(t.phys, t.key()).nth(n);
+        if let (Some(oldest), Some(_)) = (known(0), known(VERSIONS - 1)) {
+            self.forget(oldest);
         }
         self.tbs[id as usize].state = State::Retired;
         self.retired += 1;
@@ -54,7 +48,7 @@ impl Blocks {
 
     /// The retired blocks of a key, whatever their second pages are.
     pub(super) fn retired(&self, phys: u64, key: BlockKey) -> impl Iterator<Item = u32> {
-        self.chain(phys, key).filter(move |id| {
+        self.of_hash(phys, key).filter(move |id| {
             let t = self.get(*id);
             t.state == State::Retired && t.is(phys, key)
         })

@@ -101,25 +101,6 @@ fn many_blocks_are_all_found() {
 }
 
 #[test]
-fn hash_chains_lose_what_is_removed_and_nothing_else() {
-    let mut t = table(4, 1 << 20);
-    // As many as there are chains: a good part of these have several blocks.
-    let ids: Vec<u32> = (0..1000).map(|n| t.add(n * 16, NO_PAGE, 16)).collect();
-    for removed in 0..3 {
-        for id in ids.iter().skip(removed).step_by(3) {
-            t.blocks.hash_remove(*id);
-        }
-        for (n, id) in ids.iter().enumerate() {
-            let phys = n as u64 * 16;
-            let found = t.blocks.chain(phys, BlockKey::new(phys + 0x10000, 3)).any(|found| found == *id);
-            assert_eq!(found, n % 3 > removed, "block {n} after {removed}");
-        }
-    }
-    ids.iter().for_each(|id| t.blocks.hash_insert(*id));
-    assert!((0..1000).all(|n| t.find(n * 16) == Found::Block(ids[n as usize])));
-}
-
-#[test]
 fn invalidation_is_exact_to_the_byte() {
     let mut t = table(2, 4096);
     t.add(0x1010, NO_PAGE, 16);
@@ -181,7 +162,7 @@ fn links_go_with_either_end() {
 fn a_dead_block_leaves_the_jump_cache() {
     let mut t = table(2, 4096);
     let a = t.add(0x1000, NO_PAGE, 16);
-    let origin = JumpOrigin { pc: 0x11000, mode: 3, phys: 0x1000, page2: NO_PAGE, page2_pc: 0 };
+    let origin = JumpOrigin { pc: 0x11000, tb: a };
     t.jumps.insert(origin, 5, t.blocks.body(a));
     assert!(t.jumps.get(0x11000, 5).is_some());
     t.invalidate(0x1000, 1);

@@ -53,7 +53,9 @@ pub(super) fn name<G: Guest>(env: &mut G::Env, rt: &mut Runtime, mode: u64) {
 fn find_cached<G: Guest>(env: &mut G::Env, rt: &mut Runtime, key: BlockKey) -> Option<u64> {
     rt.lookups += 1;
     let page = fetch_page::<G>(env, rt, key.pc).ok()?;
-    if let Some((place, page2, page2_pc)) = rt.jump_cache.find(key.pc, key.mode, page.phys) {
+    let found = rt.jump_cache.find(key.pc, |tb| rt.blocks.get(tb).starts_at(page.phys, key.mode));
+    if let Some((place, tb)) = found {
+        let &Tb { page2, page2_pc, .. } = rt.blocks.get(tb);
         let second = match page2 {
             NO_PAGE => None,
             _ => Some(fetch_page::<G>(env, rt, page2_pc).ok()?),
@@ -142,7 +144,7 @@ pub(super) fn remember<G: Guest>(
     let &Tb { page2, page2_pc, .. } = rt.blocks.get(tb);
     let global = page.global && (page2 == NO_PAGE || fetch_page::<G>(env, rt, page2_pc)?.global);
     let tag = tag_for::<G>(env, rt, key.mode, global);
-    let origin = JumpOrigin { pc: key.pc, mode: key.mode, phys: page.phys, page2, page2_pc };
+    let origin = JumpOrigin { pc: key.pc, tb };
     let code = rt.blocks.body(tb);
     rt.jump_cache.insert(origin, tag, code);
     Ok(code)

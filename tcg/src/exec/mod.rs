@@ -12,6 +12,7 @@
 //! | `traces` | recording the paths of hot loops |
 //! | `translate` | fetching guest bytes, front end, compilation, logs |
 //! | `blocks` | the table of blocks, links, pages with code, eviction; `blocks_revive`: code that changes back |
+//! | `block_index` | where blocks are found by what they were made from |
 //! | `code_lines` | which lines of guest memory blocks were made from |
 //! | `side_tables` | what slow paths need to know of a block, compactly |
 //! | `lookup` | finding the block that follows |
@@ -43,8 +44,8 @@
 //!
 //! # Two tiers
 //!
-//! Most code runs a few times, so its translation must not cost more than it brings: such blocks are optimised by the quick pass
-//! alone. What samples find to be hot becomes a trace (`traces`), which is optimised by all.
+//! Most code runs a few times, so its translation must not cost more than it brings: such blocks are compiled as the front end
+//! made them. What samples find to be hot becomes a trace (`traces`), which is optimised.
 //!
 //! # Breakpoints
 //!
@@ -52,6 +53,7 @@
 //! once, and blocks that would run across one end before it. A change drops just the blocks with bytes at addresses that
 //! changed, so nothing else is slower, and guest memory stays as it is. Blocks that run once do not look.
 
+mod block_index;
 mod blocks;
 mod code_lines;
 mod code_regions;

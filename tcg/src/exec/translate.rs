@@ -11,7 +11,7 @@ use crate::env::{GUESSING, Guesses, Runtime};
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
 use crate::ir::verify;
-use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, text};
+use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, plain_globals, text};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::{OptFlags, Optimizer};
 use crate::softmmu::{RETRY_VECTOR, fetch_page};
@@ -22,7 +22,7 @@ const MMIO_FETCH: usize = 16;
 const FIRST_FETCH: usize = 128;
 const _: () = assert!(MMIO_FETCH < MIN_FETCH && MIN_FETCH <= FIRST_FETCH);
 /// Of so many translations, the time of one is taken: a look at the clock takes as long as translating an instruction does.
-const TIMED: u64 = 32;
+const TIMED: u64 = 128;
 
 /// Reused from one translation to the next.
 pub(super) struct Translator {
@@ -30,6 +30,8 @@ pub(super) struct Translator {
     compiled: Compiled,
     optimizer: Option<Optimizer>,
     guest: GuestInfo,
+    /// Globals that front ends need not read again.
+    plain: GlobalSet,
     pages: [FetchedPage; 2],
     /// What is in the scratch area: its key and guest bytes.
     once: Option<(BlockKey, Vec<u8>)>,
@@ -174,6 +176,7 @@ impl Translator {
             compiled: Compiled::default(),
             optimizer: opt.intersects(OptFlags::PASSES).then(|| Optimizer::new(opt, guest)),
             guest,
+            plain: plain_globals(guest.globals, guest.pc),
             pages: [FetchedPage::new(), FetchedPage::new()],
             once: None,
             breakpoints: Vec::new(),
@@ -216,7 +219,8 @@ impl Translator {
             return Ok(Made::Once);
         }
         let every = if options.count { 1 } else { TIMED };
-        let start = stats.translated.is_multiple_of(every).then(processor_time);
+        // Not the first one, which has tables made.
+        let start = (stats.translated + 1).is_multiple_of(every).then(processor_time);
         let mut limits = limits(options, single);
         let mut front = self.front_end::<G>(env, rt, key, limits)?;
         while !single && front.translated.insns > 1 && self.crosses_breakpoint(key.pc, front.translated.bytes)
@@ -440,7 +444,7 @@ impl Translator {
         limits: TranslateLimits<'_>,
     ) -> Result<Front, Exception> {
         let stops = !limits.single_step && self.stops_at(key.pc);
-        let mut ir = Builder::new(std::mem::take(&mut self.block));
+        let mut ir = Builder::new(std::mem::take(&mut self.block)).remembering(self.plain);
         let whole = !limits.path.is_empty();
         let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, whole, volatile: false };
         let translated = if stops {

@@ -496,6 +496,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         };
         // SAFETY: as above; the references from there are not used any more.
         let rt = unsafe { runtime::<G>(self.context.env_mut()) };
+        // Nothing else jumps to ungrouped blocks.
+        let mut linked = ungrouped;
         if let Some((from, exit)) = from
             && self.options.opt.contains(OptFlags::LINK)
             && rt.blocks.stats.segments == segments
@@ -505,6 +507,7 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             let to = if rt.blocks.get(tb).spans() {
                 self.translator.bridge(rt, &mut self.backend, key.pc)
             } else {
+                linked = true;
                 Some(tb)
             };
             if let Some(to) = to {
@@ -512,8 +515,8 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
             }
         }
         let code = rt.blocks.body(tb);
-        // Nothing jumps to ungrouped blocks but the exits that are linked to them.
-        if jump_cache && !ungrouped {
+        // Most blocks that an exit is linked to are reached in no other way; the others are entered when they are.
+        if jump_cache && !linked {
             lookup::remember::<G>(self.context.env_mut(), rt, key, page, tb)?;
         }
         Ok(Some(code))

@@ -61,10 +61,20 @@ impl Block {
 }
 
 /// Appends instructions to a block. The methods fold constants and forward globals where that costs nothing,
-/// which keeps the block short from the start.
-#[derive(Default)]
+/// which keeps the block short from the start: each instruction more is work for all that follows.
 pub struct Builder {
     block: Block,
+    /// Globals whose values may be remembered.
+    plain: GlobalSet,
+    /// Globals whose values are in `values`.
+    known: GlobalSet,
+    values: [Value; 64],
+}
+
+impl Default for Builder {
+    fn default() -> Builder {
+        Builder::over(Block::default())
+    }
 }
 
 impl Builder {
@@ -75,12 +85,18 @@ impl Builder {
         old.main_mmu = 0;
         old.guesses = 0;
         old.ungrouped = false;
-        Builder { block: old }
+        Builder::over(old)
     }
 
     /// Appends to a block that has no end.
     pub fn over(block: Block) -> Builder {
-        Builder { block }
+        Builder { block, plain: GlobalSet::NONE, known: GlobalSet::NONE, values: [Value(0); 64] }
+    }
+
+    /// Reads these globals once: afterwards they are what they were read or set as, until a helper is called. Their storage is
+    /// no other global's.
+    pub fn remembering(self, plain: GlobalSet) -> Builder {
+        Builder { plain, ..self }
     }
 
     /// The finished block.
@@ -109,6 +125,7 @@ impl Builder {
     pub fn truncate(&mut self, insts: usize, exits: usize) {
         self.block.insts.truncate(insts);
         self.block.exits.truncate(exits);
+        self.known = GlobalSet::NONE;
     }
 
     /// Number of exits so far.
@@ -119,6 +136,14 @@ impl Builder {
     /// Appends any instruction.
     #[inline]
     pub fn push(&mut self, inst: Inst) -> Value {
+        if matches!(inst, Inst::Set(..) | Inst::ZeroUpper(_) | Inst::Call { .. }) {
+            self.known = GlobalSet::NONE;
+        }
+        self.append(inst)
+    }
+
+    #[inline]
+    fn append(&mut self, inst: Inst) -> Value {
         let v = Value(self.block.insts.len() as u32);
         self.block.insts.push(inst);
         v
@@ -136,12 +161,24 @@ impl Builder {
 
     /// Current value of a global.
     pub fn get(&mut self, g: GlobalId) -> Value {
-        self.push(Inst::Get(g))
+        if self.known.contains(g) {
+            return self.values[g.0 as usize];
+        }
+        let v = self.append(Inst::Get(g));
+        self.remember(g, v);
+        v
     }
 
     /// Sets a global.
     pub fn set(&mut self, g: GlobalId, v: Value) {
-        self.push(Inst::Set(g, v));
+        self.append(Inst::Set(g, v));
+        self.remember(g, v);
+    }
+
+    #[inline]
+    fn remember(&mut self, g: GlobalId, v: Value) {
+        self.values[g.0 as usize % 64] = v;
+        self.known.0 |= GlobalSet::of(g).0 & self.plain.0;
     }
 
     /// `a op b`.
@@ -221,5 +258,32 @@ impl Builder {
     pub fn exit(&mut self, exit: Exit) -> ExitId {
         self.block.exits.push(exit);
         ExitId((self.block.exits.len() - 1) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_is_read_once_until_something_may_have_changed_it() {
+        let (a, b) = (GlobalId(1), GlobalId(2));
+        let mut ir = Builder::default().remembering(GlobalSet::of(a));
+        let first = ir.get(a);
+        assert_eq!(ir.get(a), first);
+        assert_ne!(ir.get(b), ir.get(b), "it is not to be remembered");
+        let two = ir.iconst(2);
+        ir.set(a, two);
+        assert_eq!(ir.get(a), two);
+        for change in [Inst::Set(a, first), Inst::ZeroUpper(GlobalSet::of(b))] {
+            ir.push(change);
+            let again = ir.get(a);
+            assert_eq!((ir.len() - 1, ir.get(a)), (again.index(), again));
+        }
+        ir.call(HelperId(0), &[]);
+        let after = ir.get(a);
+        assert_eq!(after.index(), ir.len() - 1);
+        ir.truncate(3, 0);
+        assert_eq!(ir.get(a).index(), 3, "what it was is gone");
     }
 }

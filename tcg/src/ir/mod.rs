@@ -20,6 +20,6 @@ pub mod verify;
 pub use block::{Block, Builder, Exit};
 pub use flags::FlagOp;
 pub use inst::{BinOp, CallArgs, ExitId, Ext, HelperId, Inst, MemFlags, RmwOp, UnOp};
-pub use types::{Cond, GlobalDesc, GlobalId, GlobalSet, Ty, Value, VecLen, VecSize, Width};
+pub use types::{Cond, GlobalDesc, GlobalId, GlobalSet, Ty, Value, VecLen, VecSize, Width, plain_globals};
 pub use vec::{VecInsOp, VecOp, VecTestOp};
 pub use vec3::Vec3Op;

@@ -268,3 +268,18 @@ pub struct GlobalDesc {
     /// Another global that names the low half or the whole of the same storage, if any.
     pub overlaps: Option<GlobalId>,
 }
+
+/// Globals that a front end need not read again ([`Builder::remembering`](super::Builder::remembering)): those that nothing
+/// else is a name for. Not the program counter `pc`, which the side exits of a block set.
+pub fn plain_globals(globals: &[GlobalDesc], pc: GlobalId) -> GlobalSet {
+    let mut plain = GlobalSet::NONE;
+    (0..globals.len()).for_each(|g| plain.insert(GlobalId(g as u8)));
+    plain.remove(pc);
+    for (g, desc) in globals.iter().enumerate() {
+        if let Some(other) = desc.overlaps {
+            plain.remove(other);
+            plain.remove(GlobalId(g as u8));
+        }
+    }
+    plain
+}

@@ -3,8 +3,8 @@
 //! Problem: what a front end emits one guest instruction at a time reads and writes guest state far more often than
 //! the guest program means to, and computes flags, extensions and addresses that nobody needs. Translation speed
 //! matters as much as the result: most code is translated once and run a few times. Strategy: two linear walks with
-//! reused scratch vectors and no search; and of code that is not known to be hot, only the second, which is much quicker and
-//! brings most of the gain.
+//! reused scratch vectors and no search; and of code that is not known to be hot, none: backends leave out what is dead by
+//! their own analysis, and front ends fold what costs nothing to fold.
 //!
 //! - [`forward`] rebuilds the block from the first instruction to the last: reads of globals become the values that were
 //!   set or read before, operations fold, equal pure operations are merged, exits that are never or always taken go.
@@ -41,7 +41,7 @@ bitflags::bitflags! {
         const DEAD_CODE = 1 << 3;
         /// Sets that are overwritten before anything observes them go.
         const DEAD_SETS = 1 << 4;
-        /// The passes that are for traces alone, where there are traces, are left out for other blocks.
+        /// Where there are traces, the passes are for these alone.
         const TIERS = 1 << 5;
         /// Jumps between blocks are patched to go there directly.
         const LINK = 1 << 8;
@@ -111,10 +111,12 @@ impl Optimizer {
         }
     }
 
-    /// Optimises a block in place; if it is not `hot`, only by what pays then.
+    /// Optimises a block in place, if it is `hot` or nothing will ever be.
     pub fn run(&mut self, block: &mut Block, hot: bool) {
-        let quick = !hot && self.flags.contains(OptFlags::TIERS | OptFlags::TRACES);
-        if !quick && self.flags.intersects(OptFlags::FORWARD | OptFlags::FOLD | OptFlags::NUMBER) {
+        if !hot && self.flags.contains(OptFlags::TIERS | OptFlags::TRACES) {
+            return;
+        }
+        if self.flags.intersects(OptFlags::FORWARD | OptFlags::FOLD | OptFlags::NUMBER) {
             self.forward.run(block);
         }
         if self.flags.intersects(OptFlags::DEAD_CODE | OptFlags::DEAD_SETS) {

@@ -50,16 +50,16 @@ fn shift(t: &mut Translator<'_>, i: &Instruction, op: BinOp, flag_op: FlagOp) {
     let count = count(t, i, 1, w);
     let place = t.place(i, 0);
     let a = t.load_place(place, w);
-    let count = match count {
+    // Not all whose count is known: CL may be, too.
+    let (immediate, count) = match count {
         // The operand is written nevertheless: a 32-bit register loses its upper half.
         Count::Const(0) => return t.store_place(place, w, a),
-        Count::Const(n) => t.b.iconst(n),
-        Count::Variable(v) => v,
+        Count::Const(n) => (n != 1, t.b.iconst(n)),
+        Count::Variable(v) => (false, v),
     };
     let old = t.flags();
     let r = t.b.bin(op, w, a, count);
     t.store_place(place, w, r);
-    let immediate = t.b.constant(count).is_some_and(|n| n != 1);
     if matches!((op, place), (BinOp::Rol | BinOp::Ror, Place::Reg(_))) && immediate {
         // The manual leaves V undefined. Silicon keeps it in this form, and does as `FlagOp::Rol` says in the others.
         let pos = if op == BinOp::Rol { 0 } else { w.bits() as u8 - 1 };

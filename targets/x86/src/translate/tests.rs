@@ -4,7 +4,7 @@
 use iced_x86::code_asm::*;
 use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
 use tessera_tcg::interp::{self, End, Machine};
-use tessera_tcg::ir::{Block, Builder, HelperId, Inst};
+use tessera_tcg::ir::{Block, Builder, HelperId, Inst, flags, plain_globals};
 
 use crate::guest::X86;
 use crate::state::{PC, Segment, X86Env, leave, mode, reg, seg};
@@ -134,7 +134,7 @@ fn translate(
     bytes: &[u8],
     single_step: bool,
 ) -> Result<(Block, Translated), Exception> {
-    let mut b = Builder::default();
+    let mut b = Builder::default().remembering(plain_globals(X86::globals(), X86::pc_global()));
     let limits = TranslateLimits { max_insns: 64, single_step, side_exits: true, unroll: false, path: &[] };
     let key = BlockKey::new(at, env.mode);
     let done = X86::translate(env, key, limits, &mut Code { at, bytes }, &mut b)?;
@@ -148,6 +148,27 @@ fn asm(bits: u32, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -
 }
 
 use iced_x86::IcedError;
+
+#[test]
+fn a_count_in_cl_that_is_known_is_no_immediate() {
+    let run = |count: i32, shift: fn(&mut CodeAssembler) -> Result<(), IcedError>| {
+        let mut cpu = Cpu::new(FLAT64);
+        cpu.env.gpr[reg::RAX] = 0x40;
+        // C and N, then a rotation by what CL holds.
+        cpu.exec(&asm(64, |a| {
+            a.mov(edx, 0)?;
+            a.sub(edx, 1)?;
+            a.mov(ecx, count)?;
+            shift(a)
+        }));
+        (cpu.env.gpr[reg::RAX], cpu.env.flags)
+    };
+    let (value, stay) = run(0, |a| a.rol(al, cl));
+    assert_eq!((value, stay & (flags::C | flags::N)), (0x40, flags::C | flags::N), "by zero they stay");
+    assert_eq!(run(32, |a| a.rol(ax, cl)), (0x40, stay));
+    // V is defined by what silicon does with CL.
+    assert_eq!(run(1, |a| a.rol(al, cl)), run(1, |a| a.rol(al, 1)));
+}
 
 #[test]
 fn call_pushes_and_ret_pops() {

@@ -283,7 +283,7 @@ impl<'a> Emitter<'a> {
                 &self.b.rounds
             });
             self.b.groups.run(self.block, &self.b.live, self.guest.helpers, rounds);
-            if self.opt.contains(OptFlags::RELOADS) {
+            if self.opt.contains(OptFlags::RELOADS) && self.b.groups.reload() {
                 let Buffers { live, groups, forwarding, .. } = &mut *self.b;
                 forwarding.run(self.block, groups, live, self.guest.helpers);
             }

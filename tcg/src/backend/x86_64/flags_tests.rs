@@ -124,3 +124,12 @@ fn bits_of_a_shift_or_a_bit_test_need_no_older_ones() {
     let rotated = code(&text("rol.64", "b"));
     assert_eq!((count(&rotated, Rol), count(&rotated, Sahf)), (1, 0), "{rotated:?}");
 }
+
+#[test]
+fn flags_that_only_dead_code_reads_are_not_computed() {
+    let (before, after) = ("a = get r0\nr = add.64 a, a\nset r0, r\nf = flags.add.64 a, a\n", "goto exit0");
+    // As for the flags of a rotation that the next instruction overwrites.
+    let dead = "p = pack f\nl = extract r, 0, 1\nq = insert p, l, 8, 1\ng = flags.unpack.32 q\nset flags, g\n\
+                h = flags.and.64 r, r\nset flags, h\n";
+    assert_eq!(code(&format!("{before}{dead}{after}")), code(&format!("{before}{after}")));
+}

@@ -106,18 +106,18 @@ pub struct Alignment {
 impl Alignment {
     /// What is at a distance is to be a multiple of `bytes`.
     pub fn of(bytes: u32, distance: i64) -> Alignment {
-        Alignment { bytes, distance: distance.rem_euclid(bytes.into()) as u8 }
+        Alignment { bytes, distance: (distance & i64::from(bytes - 1)) as u8 }
     }
 
     /// Both, if they can be true at a time.
     fn and(self, other: Alignment) -> Option<Alignment> {
         let (weak, strong) = if self.bytes < other.bytes { (self, other) } else { (other, self) };
-        (u32::from(strong.distance) % weak.bytes == u32::from(weak.distance)).then_some(strong)
+        (u32::from(strong.distance) & (weak.bytes - 1) == u32::from(weak.distance)).then_some(strong)
     }
 
     /// How far something at a distance is beyond the last multiple, if the alignment is right.
     pub fn beyond(self, distance: i32) -> i32 {
-        (distance - i32::from(self.distance)).rem_euclid(self.bytes as i32)
+        (distance - i32::from(self.distance)) & (self.bytes as i32 - 1)
     }
 }
 
@@ -245,6 +245,10 @@ pub struct Groups {
     loaded: u32,
     /// The guest instruction has done something that cannot be done twice.
     done: bool,
+    /// Groups, as a bit mask, that a store belongs to.
+    stored: u32,
+    /// A member that is a load follows a member of such a group that is a store.
+    reloads: bool,
     /// A load, what it is if it leads, and another access that the same instruction makes later, if that leads: then the load
     /// must, too, if it is no follower.
     pairs: Vec<(u32, Member, u32)>,
@@ -266,6 +270,11 @@ impl Groups {
         matches!(self.members.get(at), Some(Member::Follower { .. }))
     }
 
+    /// Whether any load may be of what a member of its own group has stored.
+    pub fn reload(&self) -> bool {
+        self.reloads
+    }
+
     /// The groups that last for all rounds.
     pub fn lasting(&self, n: usize) -> Option<Lasting> {
         let open = self.lasting.get(n)?;
@@ -283,6 +292,7 @@ impl Groups {
         self.lasting.clear();
         self.lasting_members.clear();
         self.pairs.clear();
+        (self.stored, self.reloads) = (0, false);
     }
 
     /// Groups a block's accesses. `rounds` is there if the block jumps to its own start.
@@ -291,9 +301,10 @@ impl Groups {
         if live.accesses < 2 && rounds.is_none() {
             return;
         }
-        self.members.resize(block.insts.len(), Member::Alone);
+        self.members.resize(live.accessing.end, Member::Alone);
         self.next = 0;
-        for (i, inst) in block.insts.iter().enumerate() {
+        for i in live.accessing.clone() {
+            let inst = &block.insts[i];
             let (addr, bytes, mem, write) = match *inst {
                 Inst::InsnStart { .. } => {
                     (self.loaded, self.done) = (0, false);
@@ -354,8 +365,13 @@ impl Groups {
             match group {
                 Some(slot) if !matches!(inst, Inst::Store { .. } | Inst::StoreVec { .. }) => {
                     self.loaded |= 1 << slot;
+                    self.reloads |= self.stored >> slot & 1 != 0;
                 }
-                _ => self.done = true,
+                Some(slot) => {
+                    self.stored |= 1 << slot;
+                    self.done = true;
+                }
+                None => self.done = true,
             }
         }
         (0..OPEN).for_each(|slot| self.close(slot));

@@ -10,6 +10,8 @@
 //! Pseudo-values: the content of a pinned global's register at the block's entry, or after a helper wrote it, is a
 //! value, too; these have numbers from `insts.len()` upwards.
 
+use std::ops::Range;
+
 use super::groups::{Groups, OPEN};
 use crate::backend::GuestInfo;
 use crate::ir::{
@@ -80,6 +82,8 @@ pub struct Liveness {
     pub has_vec: bool,
     /// Guest memory accesses in the block, but for atomic and masked ones.
     pub accesses: u32,
+    /// Where they are: from the start of the first one's guest instruction to behind the last one.
+    pub accessing: Range<usize>,
     /// Going forward, the value of each global, where known.
     current: [u32; 64],
     /// Going backward, the next observer of each global.
@@ -96,6 +100,7 @@ impl Default for Liveness {
             insts: 0,
             has_vec: false,
             accesses: 0,
+            accessing: 0..0,
             current: [NO_VALUE; 64],
             observed_until: [NEVER; 64],
             unobserved: GlobalSet::ALL,
@@ -147,7 +152,7 @@ impl Liveness {
         self.insts = n;
         self.pseudo.clear();
         self.has_vec = false;
-        self.accesses = 0;
+        (self.accesses, self.accessing) = (0, 0..0);
         self.current = [NO_VALUE; 64];
         for g in pinned.iter() {
             self.current[g.0 as usize] = (n + self.pseudo.len()) as u32;
@@ -187,8 +192,10 @@ impl Liveness {
 
     fn forward(&mut self, block: &Block, guest: &GuestInfo, pinned: GlobalSet) {
         let n = block.insts.len();
+        let mut start = 0;
         for (i, inst) in block.insts.iter().enumerate() {
             match *inst {
+                Inst::InsnStart { .. } => start = i,
                 Inst::Get(g) => {
                     let gi = g.0 as usize;
                     if self.current[gi] == NO_VALUE {
@@ -224,9 +231,9 @@ impl Liveness {
                     }
                 }
                 Inst::Flags { .. } => self.find_companion(block, i),
-                Inst::Load { .. } | Inst::Store { .. } | Inst::StoreVec { .. } => self.accesses += 1,
+                Inst::Load { .. } | Inst::Store { .. } | Inst::StoreVec { .. } => self.note_access(i, start),
                 Inst::LoadVec { .. } => {
-                    self.accesses += 1;
+                    self.note_access(i, start);
                     self.has_vec = true;
                 }
                 Inst::VecZero
@@ -238,6 +245,15 @@ impl Liveness {
                 _ => {}
             }
         }
+    }
+
+    /// Notes that instruction `at` is an access, of the guest instruction that begins at `start`.
+    fn note_access(&mut self, at: usize, start: usize) {
+        if self.accesses == 0 {
+            self.accessing.start = start;
+        }
+        self.accessing.end = at + 1;
+        self.accesses += 1;
     }
 
     /// What instruction `at` observes.
@@ -260,6 +276,12 @@ impl Liveness {
     fn forget(&mut self, g: GlobalId) {
         self.observed_until[g.0 as usize] = NEVER;
         self.unobserved.insert(g);
+    }
+
+    /// Going backward, at an instruction: whether nobody uses its value, if it has one.
+    #[inline]
+    fn is_unused(&self, i: usize) -> bool {
+        self.values[i].last_use == NEVER
     }
 
     #[inline]
@@ -318,6 +340,9 @@ impl Liveness {
                 }
                 Inst::Call { helper, args } => {
                     let effects = guest.helpers[helper.0 as usize].effects;
+                    if effects.pure && self.is_unused(i) {
+                        continue;
+                    }
                     for g in guest.helper_changes(&effects).iter() {
                         let gi = g.0 as usize;
                         if pin_reg[gi] != 255 {
@@ -381,6 +406,7 @@ impl Liveness {
                     // Reading one view of overlapping storage goes through memory, which needs the other view there.
                     if let Some(o) = guest.globals[g.0 as usize].overlaps
                         && self.values[i].alias == at
+                        && !self.is_unused(i)
                     {
                         self.observe(at, GlobalSet::of(o).or(GlobalSet::of(g)));
                     }
@@ -402,6 +428,9 @@ impl Liveness {
                     self.use_at(self.resolve(v), at, width.bits() as u8);
                 }
                 Inst::Bin { op, w, a, b } => {
+                    if self.is_unused(i) {
+                        continue;
+                    }
                     // Right shifts and high products are emitted at their own width, so they read no more either.
                     let shift = matches!(op, BinOp::Shl | BinOp::Shr | BinOp::Sar | BinOp::Rol | BinOp::Ror);
                     let bits = w.bits() as u8;
@@ -411,6 +440,7 @@ impl Liveness {
                     }
                     self.use_at(self.resolve(b), at, if shift { 8 } else { bits });
                 }
+                _ if self.is_unused(i) && inst.is_pure() => {}
                 _ => {
                     if inst.is_memory() {
                         self.observe(at, GlobalSet::ALL);

@@ -180,7 +180,7 @@ fn emit(e: &mut Emitter, inst: &Inst) {
             e.count_insn();
         }
         Inst::Get(g) => {
-            if e.b.live.values[e.at].alias == e.at as u32 {
+            if e.b.live.values[e.at].alias == e.at as u32 && !unused(e) {
                 e.get(g);
             }
         }

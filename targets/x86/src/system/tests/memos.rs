@@ -186,40 +186,53 @@ fn a_memo_that_is_often_wrong_is_given_up() {
     assert!((2..4).contains(&m.processor.stats().traces), "made once with the memo, and once without");
 }
 
-#[test]
-fn a_loop_is_not_given_up_for_a_way_that_leaves_its_pages() {
+/// A loop that adds up a page and calls the function in RSI, which is anywhere.
+fn calling() -> Machine<Engine> {
     let mut m = reading();
     m.assemble(64, |a| {
-        let (mut far, mut back) = (a.create_label(), a.create_label());
         loop_over(a, |a| {
             a.add(rax, qword_ptr(rbx + rdx))?;
-            a.cmp(rcx, rsi)?;
-            a.je(far)?;
-            a.set_label(&mut back)?;
-            a.nop()
-        })?;
-        a.hlt()?;
-        a.set_label(&mut far)?;
-        a.call(rdi)?;
-        a.call(rbp)?;
-        a.jmp(back)
+            a.call(rsi)
+        })
     });
-    for page in [0xc000, 0xe000] {
-        m.put(PAGES + page, 1, 0xc3);
+    m
+}
+
+fn run_calling(m: &mut Machine<Engine>, function: u64, rounds: u64) {
+    m.env().gpr[reg::RSI] = function;
+    assert_eq!(run(m, rounds, 0), (rounds, None));
+}
+
+#[test]
+fn a_loop_is_not_given_up_for_a_way_that_leaves_its_pages() {
+    let mut m = calling();
+    let (usual, rare) = (PAGES + 0x6000, PAGES + 0x2000);
+    m.put(usual, 1, 0xc3);
+    // To a third page: `jmp rdi`, `ret`.
+    m.put(rare, 2, 0xe7ff);
+    m.put(PAGES + 0x4000, 1, 0xc3);
+    m.env().gpr[reg::RDI] = PAGES + 0x4000;
+    (0..6).for_each(|_| run_calling(&mut m, usual, 1000));
+    assert!(m.processor.memos() > 0, "the loop is a trace with memos");
+    for _ in 0..24 {
+        (0..3).for_each(|_| run_calling(&mut m, rare, 2));
+        crate::mmu::flush_all(m.env());
+        run_calling(&mut m, usual, 1000);
+        assert!(m.processor.memos() > 0, "it is there still");
     }
-    let e = m.env();
-    (e.gpr[reg::RSI], e.gpr[reg::RDI], e.gpr[reg::RBP]) = (0, PAGES + 0xc000, PAGES + 0xe000);
-    for _ in 0..4 {
-        assert_eq!(run(&mut m, 1000, 0), (1000, None));
-    }
-    for _ in 0..64 {
-        m.env().gpr[reg::RSI] = 2;
-        assert_eq!(run(&mut m, 2, 0), (2, None));
-    }
-    crate::mmu::flush_all(m.env());
-    assert_eq!(m.processor.memos(), 0);
-    assert_eq!(run(&mut m, 1000, 0), (1000, None));
-    assert!(m.processor.memos() > 0, "the trace is still there");
+}
+
+#[test]
+fn a_function_in_another_frame_gets_a_trace_of_its_own() {
+    let mut m = calling();
+    let (function, other) = (PAGES + 0x6000, PAGES + 0x2000);
+    m.put(function, 1, 0xc3);
+    m.put(other, 1, 0xc3);
+    (0..4).for_each(|_| run_calling(&mut m, function, 1000));
+    assert!(m.processor.memos() > 0, "the loop is a trace with memos");
+    m.map(function, other | RW);
+    (0..12).for_each(|_| run_calling(&mut m, function, 1000));
+    assert!(m.processor.memos() > 0, "and now, too");
 }
 
 #[test]
