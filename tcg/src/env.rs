@@ -190,7 +190,7 @@ pub const GUESSING: usize = 1024;
 const JUDGED: u32 = 1024;
 /// A guess is to be wrong less often than once in so many rounds: that takes some twenty cycles, and a right one saves seven.
 const WRONG: u32 = 3;
-/// Likewise a memo, which saves less.
+/// A memo is to be of another page less often than once in so many accesses: it saves less than a guess.
 const MISSED: u64 = 48;
 
 /// The addends that accesses of a trace guess, and how good these guesses and its memos are.

@@ -526,9 +526,9 @@ pub(super) fn protect(rt: &mut Runtime, tb: u32, first_of_page: [bool; 2]) {
         rt.windows.close_page(page);
         if first {
             rt.memos.forget();
-        }
-        if first && let Some(lines) = rt.blocks.code_lines(page) {
-            rt.mmu.spaces.protect(page, lines);
+            if let Some(lines) = rt.blocks.code_lines(page) {
+                rt.mmu.spaces.protect(page, lines);
+            }
         }
     }
 }

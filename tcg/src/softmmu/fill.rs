@@ -78,7 +78,7 @@ fn enter<G: Guest>(env: &mut G::Env, va: u64, access: Access, mmu: u8) -> Result
         phys: e.phys() | if e.has(GLOBAL) { GLOBAL } else { 0 },
         code: rt.blocks.code_lines(e.phys()),
     };
-    if changes::<G>(env, page, mmu, &fill) {
+    if rt.memos.any != 0 && changes::<G>(env, page, mmu, &fill) {
         rt.memos.forget();
     }
     rt.mmu.spaces.fill(G::header(env), page, mmu, fill);
