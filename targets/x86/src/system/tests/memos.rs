@@ -2,7 +2,7 @@
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, al, byte_ptr, ecx, edx, qword_ptr, rax, rbp, rbx, rcx, rdi, rdx, rsi,
+    CodeAssembler, CodeLabel, al, byte_ptr, ecx, edx, qword_ptr, rax, rbp, rbx, rcx, rdi, rdx, rsi,
 };
 
 use super::engine::{CODE, Engine, PAGES, PTES};
@@ -37,6 +37,25 @@ fn loop_over(
     access(a)?;
     a.dec(rcx)?;
     a.jnz(again)
+}
+
+/// A loop that adds up a page, and sometimes takes a way aside before it goes on.
+fn loop_with_detour(
+    a: &mut CodeAssembler,
+    when: impl FnOnce(&mut CodeAssembler, CodeLabel) -> Result<(), IcedError>,
+    detour: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Result<(), IcedError> {
+    let (mut aside, mut back) = (a.create_label(), a.create_label());
+    loop_over(a, |a| {
+        a.add(rax, qword_ptr(rbx + rdx))?;
+        when(a, aside)?;
+        a.set_label(&mut back)?;
+        a.nop()
+    })?;
+    a.hlt()?;
+    a.set_label(&mut aside)?;
+    detour(a)?;
+    a.jmp(back)
 }
 
 /// A machine that adds up what is in a page: ones in the first frame, tens in the other.
@@ -103,22 +122,14 @@ fn another_address_space_has_another_frame() {
 #[test]
 fn a_loop_that_maps_its_page_anew_every_few_rounds() {
     let mut m = reading();
+    // Aside, as what calls a helper is no loop with memos.
     m.assemble(64, |a| {
-        let (mut map, mut mapped) = (a.create_label(), a.create_label());
-        loop_over(a, |a| {
-            a.add(rax, qword_ptr(rbx + rdx))?;
-            a.test(ecx, 127)?;
-            a.jz(map)?;
-            a.set_label(&mut mapped)?;
-            a.nop()
-        })?;
-        a.hlt()?;
-        // Aside, as what calls a helper is no loop with memos.
-        a.set_label(&mut map)?;
-        a.mov(qword_ptr(rdi), rsi)?;
-        a.xchg(rsi, rbp)?;
-        a.invlpg(byte_ptr(rbx))?;
-        a.jmp(mapped)
+        let when = |a: &mut CodeAssembler, map| a.test(ecx, 127).and_then(|()| a.jz(map));
+        loop_with_detour(a, when, |a| {
+            a.mov(qword_ptr(rdi), rsi)?;
+            a.xchg(rsi, rbp)?;
+            a.invlpg(byte_ptr(rbx))
+        })
     });
     let e = m.env();
     (e.gpr[reg::RDI], e.gpr[reg::RSI], e.gpr[reg::RBP]) = (PTES + 8 * (FIRST >> 12), OTHER | RW, FIRST | RW);
@@ -133,18 +144,8 @@ fn a_loop_that_maps_its_page_anew_every_few_rounds() {
 fn another_translation_without_a_flush_is_seen_once_it_was_looked_for() {
     let mut m = reading();
     m.assemble(64, |a| {
-        let (mut write, mut written) = (a.create_label(), a.create_label());
-        loop_over(a, |a| {
-            a.add(rax, qword_ptr(rbx + rdx))?;
-            a.cmp(rcx, rsi)?;
-            a.je(write)?;
-            a.set_label(&mut written)?;
-            a.nop()
-        })?;
-        a.hlt()?;
-        a.set_label(&mut write)?;
-        a.mov(qword_ptr(rbx + 0x800), rax)?;
-        a.jmp(written)
+        let when = |a: &mut CodeAssembler, write| a.cmp(rcx, rsi).and_then(|()| a.je(write));
+        loop_with_detour(a, when, |a| a.mov(qword_ptr(rbx + 0x800), rax))
     });
     let cr0 = m.env().cr0;
     control::write_cr0(m.env(), (cr0 | Cr0::WP).bits()).expect("allowed");
