@@ -24,8 +24,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 
 /// A guest that sits at its shell may use this share of a host core,
 const IDLE_SHARE: f64 = 0.02;
-/// and have threads wake up so many times a second, each time for what that costs the host: between 5 and 100 µs of processor
-/// time in virtual machines, which is most of what an idle guest uses.
+/// and have threads wake up so many times a second, each time for what that costs the host: between 5 and
+/// 100 µs of processor time in virtual machines, which is most of what an idle guest uses.
 const IDLE_WAKES: f64 = 2000.0;
 /// How long the idle guest is watched.
 const IDLE_WATCH: Duration = Duration::from_secs(10);
@@ -199,8 +199,7 @@ fn boots_to_shell(rig: &Rig, guest: &Guest) -> Result<Outcome> {
     let (mut console, took) = to_shell(files.command(&rig.emulator, "console=ttyS0"))?;
     // The echo of what is typed does not hold the answer.
     ask(&mut console, "echo $((6 * 7))-$(uname -m)", &format!("42-{}", guest.machine))?;
-    // Sleeping needs timers, and the clock must agree with them.
-    ask(&mut console, "a=$(date +%s); sleep 2; b=$(date +%s); echo slept $(((b - a + 1) / 2))", "slept 1")?;
+    sleeps_as_told(&mut console)?;
     // Ctrl-C reaches the program on the guest's console, not the emulator. What is typed into `cat` comes
     // back twice, from the terminal and from `cat`, which shows that it runs. The shell takes its own line
     // editing back before `echo` runs.
@@ -220,6 +219,32 @@ fn boots_to_shell(rig: &Rig, guest: &Guest) -> Result<Outcome> {
     show(rig, &console);
     check_complaints(&console)?;
     Ok(Outcome::Passed(format!("userland after {:.1} s", took.as_secs_f64())))
+}
+
+/// Sleeping needs timers, the guest's clock must agree with them, and the host's with the guest's: by the
+/// guest's clock a sleep lasts as long as it was told to, or longer, but no longer than the host saw pass.
+fn sleeps_as_told(console: &mut Console) -> Result<()> {
+    /// The guest's clock counts hundredths of a second, and rounds down.
+    const HUNDREDTH: Duration = Duration::from_millis(10);
+    const TOLD: Duration = Duration::from_secs(2);
+    let started = Instant::now();
+    // Two digits that begin with a 0 would be octal.
+    console.send(&format!(
+        "read a x </proc/uptime; sleep {}; read b x </proc/uptime; \
+         echo sle''pt:$(((${{b%.*}} - ${{a%.*}}) * 100 + 1${{b#*.}} - 1${{a#*.}}))\n",
+        TOLD.as_secs()
+    ))?;
+    console.expect("\nslept:", ANSWER)?;
+    let passed = started.elapsed();
+    let printed = console.rest_of_line(ANSWER)?;
+    let slept: u32 = printed.trim().parse().with_context(|| format!("slept for {printed:?}"))?;
+    let slept = HUNDREDTH * slept;
+    ensure!(
+        TOLD <= slept + HUNDREDTH && slept <= passed + HUNDREDTH,
+        "told to sleep for {TOLD:?} the guest slept for {slept:?} by its own clock, within {passed:?} of the host's{}",
+        console.tail()
+    );
+    console.expect(PROMPT, ANSWER)
 }
 
 fn boots_to_installer(rig: &Rig, guest: &Guest) -> Result<Outcome> {
