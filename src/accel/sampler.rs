@@ -15,7 +15,7 @@ use tessera_tcg::exec::Remote;
 /// Time between samples.
 const PERIOD: Duration = Duration::from_millis(1);
 /// Periods without the vCPU running until the thread sleeps.
-const PATIENCE: u32 = 100;
+const PATIENCE: u32 = 5;
 
 #[derive(Default)]
 struct Shared {

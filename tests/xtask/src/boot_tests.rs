@@ -26,7 +26,7 @@ const ANSWER: Duration = Duration::from_secs(20);
 const IDLE_SHARE: f64 = 0.02;
 /// and have threads wake up so many times a second, each time for what that costs the host: between 5 and
 /// 100 µs of processor time in virtual machines, which is most of what an idle guest uses.
-const IDLE_WAKES: f64 = 2000.0;
+const IDLE_WAKES: f64 = 500.0;
 /// How long the idle guest is watched.
 const IDLE_WATCH: Duration = Duration::from_secs(10);
 /// What the emulator may take of the host's memory besides the guest's RAM and the code cache.
