@@ -174,6 +174,53 @@ pub struct JumpSite {
     pub exit: u16,
 }
 
+/// A place in one of the two parts of a block's code, by its distance from the part's start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Spot {
+    Hot(u32),
+    Cold(u32),
+}
+
+/// A field of 4 bytes with the distance to a target, as [`HostBackend::link_field`] makes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Relative {
+    /// Where the field is.
+    pub at: Spot,
+    /// Where it leads.
+    pub to: Destination,
+}
+
+/// Where a [`Relative`] leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Destination {
+    /// Into the block.
+    Spot(Spot),
+    /// To a host address outside of it.
+    Address(u64),
+}
+
+/// What the code of a block depends on besides the bytes that it was made from, their place in the page, and its mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Position {
+    /// Guest-virtual address.
+    pub pc: u64,
+    /// Block number.
+    pub tb: u32,
+}
+
+/// A kind of field in host code whose value follows from its value at another [`Position`] of the block.
+#[derive(Clone, Copy, Debug)]
+pub struct MovableField {
+    /// Bytes, the lowest first.
+    pub bytes: usize,
+    /// How many of these are the same at two positions, before the first that is not: the addresses differ by an odd number
+    /// of pages, the block numbers in their lowest byte.
+    pub same: usize,
+    /// The value at another position than the first one; `None` if it is of another kind, or would be elsewhere in the code.
+    pub moved: fn(u64, Position, Position) -> Option<u64>,
+}
+
 /// What compiling a block made. Reused from block to block.
 #[derive(Default, Debug)]
 pub struct Compiled {
@@ -191,7 +238,11 @@ pub struct Compiled {
     /// Offset of the entry for jumps that need no poll; the entry at offset 0 polls `exit_request` first. Exits with
     /// `poll` go to offset 0.
     pub body: u32,
-    /// Jumps that can be linked: those of exits with `chain`.
+    /// Fields that depend on where the parts are.
+    pub relatives: Vec<Relative>,
+    /// Fields of the jumps that can be linked, those of exits with `chain`, and their [`JumpSite::exit`]s.
+    pub linkable: Vec<(Spot, u16)>,
+    /// These jumps, once the parts have their places.
     pub jumps: Vec<JumpSite>,
     /// Addresses of guest instructions at whose start the block is left for one that is
     /// [ungrouped](crate::ir::Block::ungrouped).
@@ -216,6 +267,40 @@ impl Compiled {
         aligned(&self.hot) + aligned(&self.cold) <= bytes
     }
 
+    /// Gives the parts their places in `room`: fills the fields that depend on them, and makes [`Compiled::jumps`].
+    pub fn place<B: HostBackend>(&mut self, room: Room) {
+        // What does not fit is thrown away, whatever its addresses are.
+        let cold = room.end.wrapping_sub(self.cold.len() as u64) & !(Compiled::ALIGN as u64 - 1);
+        let cold_at = cold.wrapping_sub(room.start);
+        self.cold_at = cold_at as u32;
+        // Distance from the start of the room.
+        let distance = |spot| match spot {
+            Spot::Hot(at) => u64::from(at),
+            Spot::Cold(at) => cold_at.wrapping_add(at.into()),
+        };
+        for relative in &self.relatives {
+            let target = match relative.to {
+                Destination::Spot(spot) => room.start.wrapping_add(distance(spot)),
+                Destination::Address(address) => address,
+            };
+            let field = B::link_field(room.start.wrapping_add(distance(relative.at)), target);
+            let (part, at) = match relative.at {
+                Spot::Hot(at) => (&mut self.hot, at as usize),
+                Spot::Cold(at) => (&mut self.cold, at as usize),
+            };
+            part[at..at + 4].copy_from_slice(&field.to_le_bytes());
+        }
+        self.jumps.clear();
+        for &(spot, exit) in &self.linkable {
+            let code = match spot {
+                Spot::Hot(at) => &self.hot[at as usize..],
+                Spot::Cold(at) => &self.cold[at as usize..],
+            };
+            let unlinked = u32::from_le_bytes(std::array::from_fn(|i| code[i]));
+            self.jumps.push(JumpSite { field: distance(spot) as u32, unlinked, exit });
+        }
+    }
+
     /// Bytes of host code.
     pub fn bytes(&self) -> usize {
         self.hot.len() + self.cold.len()
@@ -229,6 +314,8 @@ impl Compiled {
         self.overflow = false;
         self.host_insns = 0;
         self.body = 0;
+        self.relatives.clear();
+        self.linkable.clear();
         self.jumps.clear();
         self.ungrouped.clear();
         self.guesses = false;
@@ -377,6 +464,10 @@ pub struct Thunks {
 
 /// A host architecture.
 pub trait HostBackend: Send + Sized {
+    /// The kinds of fields in which the code of a block at two [`Position`]s differs, what [`Compiled::relatives`] names
+    /// apart. There may be others; then the block's code cannot be moved.
+    const MOVABLE: &'static [MovableField];
+
     /// Prepares a backend; an error says in a sentence what the host lacks.
     fn new(guest: GuestInfo) -> Result<Self, String>;
 

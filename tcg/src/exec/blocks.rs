@@ -491,12 +491,14 @@ impl Blocks {
     }
 
     /// Places a block in the cache's free part, where it was compiled for, as number
-    /// [`Blocks::next_number`]. The flags say which of its two pages have no other block.
+    /// [`Blocks::next_number`]. Its side tables and the number of points in them were [encoded](side_tables::encode) for its address.
+    /// The flags say which of its two pages have no other block.
     pub(super) fn insert(
         &mut self,
         origin: Origin<'_>,
         exits: &[Exit],
         compiled: &Compiled,
+        (points, tables): (usize, &[u8]),
     ) -> (u32, [bool; 2]) {
         let id = self.next_number();
         if self.free.pop().is_none() {
@@ -509,7 +511,7 @@ impl Blocks {
         let side = arena.side.len() as u32;
         origin.code.iter().for_each(|part| arena.side.extend_from_slice(part));
         let bytes = arena.side.len() as u32 - side;
-        side_tables::encode(compiled, origin.key.pc, &mut arena.side);
+        arena.side.extend_from_slice(tables);
         let sites = arena.sites.len() as u32;
         arena.sites.extend(compiled.jumps.iter().map(|j| {
             let exit = exits.get(j.exit as usize);
@@ -537,7 +539,7 @@ impl Blocks {
             code: at,
             body: compiled.body as u16,
             bytes: bytes as u16,
-            points: compiled.points.len() as u32,
+            points: points as u32,
             side,
             sites,
             site_count: compiled.jumps.len() as u16,

@@ -48,7 +48,7 @@ impl Table {
             code: [first, second],
         };
         let number = self.blocks.next_number();
-        let (id, _) = self.blocks.insert(origin, &[exit; 2], &compiled);
+        let (id, _) = self.blocks.insert(origin, &[exit; 2], &compiled, (0, &[]));
         assert_eq!(id, number);
         id
     }

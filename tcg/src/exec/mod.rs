@@ -15,6 +15,7 @@
 //! | `block_index` | where blocks are found by what they were made from |
 //! | `code_lines` | which lines of guest memory blocks were made from |
 //! | `side_tables` | what slow paths need to know of a block, compactly |
+//! | `templates` | blocks that are known from another address |
 //! | `lookup` | finding the block that follows |
 //! | `slow` | what generated code calls |
 //! | `remote` | what other threads may do |
@@ -62,6 +63,7 @@ mod lookup;
 mod remote;
 mod side_tables;
 mod slow;
+mod templates;
 #[cfg(test)]
 pub(crate) mod toy;
 mod traces;
@@ -158,6 +160,8 @@ pub struct Stats {
     pub translated: u64,
     /// Of these, blocks of one instruction that run once.
     pub translated_once: u64,
+    /// Blocks copied from the same code's at another address, beside these.
+    pub copied: u64,
     /// Traces made of hot loops, blocks beside these.
     pub traces: u64,
     /// Guest instructions in them.

@@ -8,11 +8,15 @@
 //! point:  pc (from the block's, zigzag), access (0 or its kind and fields), number of moved globals, (global, location)…
 //! ```
 //!
-//! with integers in LEB128 and a location's kind and register in one byte. They are made by [`encode`] from what the
+//! with integers in LEB128, a location's kind and register in one byte, and constants near the block's address by their
+//! distance from there: so the tables of a block are the same wherever its code is. They are made by [`encode`] from what the
 //! backend says, never from guest input.
 
 use crate::backend::{AccessKind, Compiled, FlagRecipe, Loc, SlowAccess, StatePoint};
 use crate::ir::{Ext, FlagOp, GlobalId, RmwOp, VecLen, VecSize, Width};
+
+/// Constants that are less far than this from the block's address are kept by their distance.
+const NEAR: u64 = 1 << 31;
 
 const EXTS: [Ext; 3] = [Ext::Zero, Ext::Sign32, Ext::Sign64];
 const RMW_OPS: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
@@ -56,27 +60,26 @@ pub(super) fn encode(compiled: &Compiled, pc: u64, out: &mut Vec<u8>) {
     }
     for recipe in &compiled.recipes {
         note(out);
-        put_recipe(out, recipe);
+        put_recipe(out, recipe, pc);
     }
 }
 
 fn put_point(out: &mut Vec<u8>, point: &StatePoint, pc: u64, moved: &[(GlobalId, Loc)]) {
-    let distance = point.pc.wrapping_sub(pc) as i64;
-    put(out, (distance << 1 ^ distance >> 63) as u64);
+    put(out, zigzag(point.pc.wrapping_sub(pc)));
     match &point.access {
         None => out.push(0),
-        Some(access) => put_access(out, access),
+        Some(access) => put_access(out, access, pc),
     }
     let start = point.moved_start as usize;
     let moved = &moved[start..start + point.moved_len as usize];
     put(out, moved.len() as u64);
     for (global, loc) in moved {
         out.push(global.0);
-        put_loc(out, *loc);
+        put_loc(out, *loc, pc);
     }
 }
 
-fn put_access(out: &mut Vec<u8>, access: &SlowAccess) {
+fn put_access(out: &mut Vec<u8>, access: &SlowAccess, pc: u64) {
     match access.kind {
         AccessKind::Load { width, ext, dst, for_write } => {
             let flags = position(&EXTS, ext) << 3 | u8::from(for_write) << 5;
@@ -84,44 +87,55 @@ fn put_access(out: &mut Vec<u8>, access: &SlowAccess) {
         }
         AccessKind::Store { width, v } => {
             out.extend([2, width as u8]);
-            put_loc(out, v);
+            put_loc(out, v, pc);
         }
         AccessKind::LoadVec { size, dst } => out.extend([3, size as u8, dst]),
         AccessKind::StoreVec { size, v } => {
             out.extend([4, size as u8]);
-            put_loc(out, v);
+            put_loc(out, v, pc);
         }
         AccessKind::LoadMasked { width, len, mask, dst } => {
             out.extend([7, width as u8 | (len as u8) << 3, dst]);
-            put_loc(out, mask);
+            put_loc(out, mask, pc);
         }
         AccessKind::StoreMasked { width, len, v, mask } => {
             out.extend([8, width as u8 | (len as u8) << 3]);
-            put_loc(out, v);
-            put_loc(out, mask);
+            put_loc(out, v, pc);
+            put_loc(out, mask, pc);
         }
         AccessKind::AtomicRmw { op, width, v, dst } => {
             out.extend([5, width as u8 | position(&RMW_OPS, op) << 3, dst]);
-            put_loc(out, v);
+            put_loc(out, v, pc);
         }
         AccessKind::AtomicCas { width, expect, new, dst } => {
             out.extend([6, width as u8, dst]);
-            put_loc(out, expect);
-            put_loc(out, new);
+            put_loc(out, expect, pc);
+            put_loc(out, new, pc);
         }
     }
     out.push(access.mmu | (access.align.trailing_zeros() as u8) << 4);
-    put_loc(out, access.addr);
+    put_loc(out, access.addr, pc);
 }
 
-fn put_recipe(out: &mut Vec<u8>, r: &FlagRecipe) {
+fn put_recipe(out: &mut Vec<u8>, r: &FlagRecipe, pc: u64) {
     out.push(position(&FLAG_OPS, r.op));
     out.push(r.w as u8 | u8::from(r.from_result) << 3 | u8::from(r.old.is_some()) << 4);
-    put_loc(out, r.a);
-    put_loc(out, r.b);
+    put_loc(out, r.a, pc);
+    put_loc(out, r.b, pc);
     if let Some(old) = r.old {
-        put_loc(out, old);
+        put_loc(out, old, pc);
     }
+}
+
+/// A distance as a number that is small if it is short, forward or backward.
+fn zigzag(distance: u64) -> u64 {
+    let distance = distance as i64;
+    (distance << 1 ^ distance >> 63) as u64
+}
+
+/// The reverse of [`zigzag`].
+fn unzigzag(v: u64) -> u64 {
+    v >> 1 ^ (v & 1).wrapping_neg()
 }
 
 fn put(out: &mut Vec<u8>, mut v: u64) {
@@ -132,12 +146,15 @@ fn put(out: &mut Vec<u8>, mut v: u64) {
     out.push(v as u8);
 }
 
-fn put_loc(out: &mut Vec<u8>, loc: Loc) {
+fn put_loc(out: &mut Vec<u8>, loc: Loc, pc: u64) {
     let (kind, v) = match loc {
         Loc::Int(r) => return out.push(r & 31),
         Loc::Vec(r) => return out.push(1 << 5 | r & 31),
         Loc::Spill(n) => (2, u64::from(n)),
-        Loc::Const(c) => (3, c),
+        Loc::Const(c) => match zigzag(c.wrapping_sub(pc)) {
+            near if near < NEAR => (7, near),
+            _ => (3, c),
+        },
         Loc::Env(offset) => (4, u64::from(offset)),
         Loc::Flags(n) => (5, u64::from(n)),
         Loc::EnvLow(offset) => (6, u64::from(offset)),
@@ -177,7 +194,7 @@ impl<'a> Tables<'a> {
     #[inline]
     fn entry(&self, n: usize) -> Reader<'a> {
         let at = u32::from_le_bytes(std::array::from_fn(|i| self.bytes[4 * n + i]));
-        Reader { bytes: &self.bytes[at as usize..] }
+        Reader { bytes: &self.bytes[at as usize..], pc: self.pc }
     }
 
     /// The access of a point, unless that is a helper call.
@@ -193,7 +210,7 @@ impl<'a> Tables<'a> {
     pub fn state(&self, n: usize) -> State<'a> {
         let mut r = self.entry(n);
         let distance = r.int();
-        let pc = self.pc.wrapping_add(distance >> 1 ^ (distance & 1).wrapping_neg());
+        let pc = self.pc.wrapping_add(unzigzag(distance));
         // What is not used is not built.
         r.access();
         let left = r.int();
@@ -224,6 +241,8 @@ impl Iterator for Moved<'_> {
 
 struct Reader<'a> {
     bytes: &'a [u8],
+    /// The block's address.
+    pc: u64,
 }
 
 impl Reader<'_> {
@@ -258,7 +277,8 @@ impl Reader<'_> {
             3 => Loc::Const(self.int()),
             4 => Loc::Env(self.int() as u32),
             5 => Loc::Flags(self.int() as u32),
-            _ => Loc::EnvLow(self.int() as u32),
+            6 => Loc::EnvLow(self.int() as u32),
+            _ => Loc::Const(self.pc.wrapping_add(unzigzag(self.int()))),
         }
     }
 
@@ -308,12 +328,15 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out() {
+        const BASE: u64 = 0xffff_8000_0000_1000;
         let locs = [
             Loc::Int(15),
             Loc::Vec(31),
             Loc::Spill(127),
             Loc::Const(u64::MAX),
             Loc::Const(0),
+            Loc::Const(BASE + 0x1234),
+            Loc::Const(BASE - 7),
             Loc::Env(70_000),
             Loc::Flags(1),
             Loc::EnvLow(640),
@@ -335,7 +358,7 @@ mod tests {
             }
         }
         let mut c = Compiled::default();
-        let base = 0xffff_8000_0000_1000u64;
+        let base = BASE;
         for (i, kind) in kinds.iter().enumerate() {
             let start = c.moved.len() as u32;
             let n = i % locs.len();

@@ -5,8 +5,10 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::blocks::{NO_PAGE, Origin, SCRATCH, Tb};
+use super::side_tables;
+use super::templates::{self, Sample, Template, Templates};
 use super::{BREAKPOINT, Options, Stats, traces};
-use crate::backend::{Compiled, GuestInfo, HostBackend, Room};
+use crate::backend::{Compiled, GuestInfo, HostBackend, Position, Room};
 use crate::env::{GUESSING, Guesses, Runtime};
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
@@ -28,6 +30,11 @@ const TIMED: u64 = 128;
 pub(super) struct Translator {
     block: Block,
     compiled: Compiled,
+    /// Side tables of what was compiled.
+    tables: Vec<u8>,
+    templates: Templates,
+    /// Exits of a copied block.
+    exits: Vec<Exit>,
     optimizer: Option<Optimizer>,
     guest: GuestInfo,
     /// Globals that front ends need not read again.
@@ -169,11 +176,14 @@ impl<G: Guest> CodeFetch for Fetcher<'_, G> {
 }
 
 impl Translator {
-    /// A translator with these optimisations.
-    pub fn new(guest: GuestInfo, opt: OptFlags) -> Translator {
+    /// A translator with these optimisations, and room for so many bytes of templates.
+    pub fn new(guest: GuestInfo, opt: OptFlags, templates: usize) -> Translator {
         Translator {
             block: Block::default(),
             compiled: Compiled::default(),
+            tables: Vec::new(),
+            templates: Templates::new(templates),
+            exits: Vec::new(),
             optimizer: opt.intersects(OptFlags::PASSES).then(|| Optimizer::new(opt, guest)),
             guest,
             plain: plain_globals(guest.globals, guest.pc),
@@ -218,6 +228,21 @@ impl Translator {
         if single && self.holds_once::<G>(env, rt, key) {
             return Ok(Made::Once);
         }
+        let log = Log::new(options, key);
+        let copies = !single
+            && !log.wanted
+            && !key.ungrouped
+            && self.breakpoints.is_empty()
+            && options.opt.contains(OptFlags::TEMPLATES)
+            && templates::is_far(key.pc);
+        let mut template = None;
+        if copies {
+            let known = (fetch_page::<G>(env, rt, key.pc)?.phys, key.mode);
+            if let Some(id) = self.copy::<G, B>(env, rt, backend, key, known, (options, stats)) {
+                return Ok(Made::Block(id));
+            }
+            template = self.templates.note(known, key.pc).then_some(known);
+        }
         let every = if options.count { 1 } else { TIMED };
         // Not the first one, which has tables made.
         let start = (stats.translated + 1).is_multiple_of(every).then(processor_time);
@@ -236,7 +261,6 @@ impl Translator {
                 front = self.front_end::<G>(env, rt, key, limits)?;
             }
         }
-        let log = Log::new(options, key);
         if log.guest_code() {
             log.print_guest_code::<G>(key, &self.guest_bytes(key.pc, front.translated.bytes));
         }
@@ -258,21 +282,11 @@ impl Translator {
         } else {
             let room = self.compile_to_cache(rt, backend);
             assert!(!self.compiled.overflow, "a block has room for its values");
-            let offset = key.pc & PAGE_MASK;
-            let end = offset + u64::from(front.translated.bytes);
-            let origin = Origin {
-                trace: None,
-                key,
-                phys: self.pages[0].phys | offset,
-                page2: if front.spans { self.pages[1].phys } else { NO_PAGE },
-                page2_pc: (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE),
-                spans: [
-                    (offset as u16, end.min(PAGE_SIZE) as u16),
-                    (0, end.saturating_sub(PAGE_SIZE) as u16),
-                ],
-                code: self.guest_code(key.pc, front.translated.bytes),
-            };
-            let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
+            self.tables.clear();
+            side_tables::encode(&self.compiled, key.pc, &mut self.tables);
+            let origin = self.origin(key, front.translated.bytes, front.spans);
+            let tables = (self.compiled.points.len(), &self.tables[..]);
+            let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled, tables);
             protect(rt, id, first_of_page);
             log.host_code(room, &self.compiled);
             Made::Block(id)
@@ -282,10 +296,151 @@ impl Translator {
         stats.guest_insns += u64::from(front.translated.insns);
         stats.host_bytes += self.compiled.bytes() as u64;
         stats.host_insns += u64::from(self.compiled.host_insns);
+        if let (Some(known), Made::Block(id), false) = (template, &made, front.volatile || front.spans) {
+            self.make_template::<G, B>(env, rt, backend, (key, *id, limits), known, &front);
+        }
         if let Some(start) = start {
             stats.translation_time += processor_time().saturating_sub(start) * every as u32;
         }
         Ok(made)
+    }
+
+    /// Copies the block at `key` from its template, if there is one; its number.
+    fn copy<G: Guest, B: HostBackend>(
+        &mut self,
+        env: &G::Env,
+        rt: &mut Runtime,
+        #[cfg_attr(not(debug_assertions), allow(unused))] backend: &mut B,
+        key: BlockKey,
+        known: (u64, u64),
+        (options, stats): (&Options, &mut Stats),
+    ) -> Option<u32> {
+        self.templates.get(known)?;
+        let every = if options.count { 1 } else { TIMED };
+        let start = (stats.copied + 1).is_multiple_of(every).then(processor_time);
+        let mut fetcher =
+            Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, whole: false, volatile: false };
+        fetcher.fill(key.pc).ok()?;
+        let template = self.templates.get(known)?;
+        let len = template.guest().len();
+        while self.pages[0].len < len.min(self.pages[0].room) {
+            let mut fetcher =
+                Fetcher::<G> { env, rt, pages: &mut self.pages, used: 1, whole: false, volatile: false };
+            fetcher.extend(0);
+        }
+        if self.pages[0].get(key.pc).get(..len) != Some(template.guest()) {
+            self.templates.forget(known);
+            return None;
+        }
+        let translated = template.translated;
+        let mut id = None;
+        for _ in 0..=rt.blocks.cache.segments() {
+            let free = rt.blocks.cache.free();
+            let position = Position { pc: key.pc, tb: rt.blocks.next_number() };
+            let room = rt.blocks.cache.room(free.clone());
+            template.make::<B>(position, room, &mut self.compiled, &mut self.exits)?;
+            if self.compiled.fits(free.len()) {
+                id = Some(position.tb);
+                break;
+            }
+            rt.blocks.evict(&mut rt.jump_cache);
+        }
+        id?;
+        let tables = template.tables();
+        #[cfg(debug_assertions)]
+        let tables = (tables.0, &tables.1.to_vec()[..]);
+        #[cfg(debug_assertions)]
+        self.check_copy::<G, B>(env, rt, backend, key, (options, tables));
+        let origin = self.origin(key, translated.bytes, false);
+        let (id, first_of_page) = rt.blocks.insert(origin, &self.exits, &self.compiled, tables);
+        protect(rt, id, first_of_page);
+        stats.copied += 1;
+        stats.host_bytes += self.compiled.bytes() as u64;
+        if let Some(start) = start {
+            stats.translation_time += processor_time().saturating_sub(start) * every as u32;
+        }
+        Some(id)
+    }
+
+    /// Panics if a copied block is not what the compiler makes of its guest code.
+    #[cfg(debug_assertions)]
+    fn check_copy<G: Guest, B: HostBackend>(
+        &mut self,
+        env: &G::Env,
+        rt: &mut Runtime,
+        backend: &mut B,
+        key: BlockKey,
+        (options, tables): (&Options, (usize, &[u8])),
+    ) {
+        let copy = std::mem::take(&mut self.compiled);
+        let front = self.front_end_with::<G>(env, rt, key, limits(options, false), 1);
+        let front = front.expect("code that is there is translated");
+        if let Some(optimizer) = &mut self.optimizer {
+            optimizer.run(&mut self.block, false);
+        }
+        self.block.ungrouped = false;
+        let room = rt.blocks.cache.room(rt.blocks.cache.free());
+        backend.compile(&self.block, room, rt.blocks.next_number(), &mut self.compiled);
+        let compiled = std::mem::replace(&mut self.compiled, copy);
+        let copy = &self.compiled;
+        assert!(!front.spans, "{key:x?}");
+        assert_eq!(copy.hot, compiled.hot, "{key:x?}");
+        assert_eq!(copy.cold, compiled.cold, "{key:x?}");
+        assert_eq!(copy.jumps, compiled.jumps, "{key:x?}");
+        assert_eq!((copy.body, &copy.ungrouped), (compiled.body, &compiled.ungrouped), "{key:x?}");
+        assert_eq!(self.exits, self.block.exits, "{key:x?}");
+        self.tables.clear();
+        side_tables::encode(&compiled, key.pc, &mut self.tables);
+        assert_eq!(tables, (compiled.points.len(), &self.tables[..]), "{key:x?}");
+    }
+
+    /// Makes a template of the block that was just compiled and placed, or notes that it cannot be one.
+    fn make_template<G: Guest, B: HostBackend>(
+        &mut self,
+        env: &mut G::Env,
+        rt: &mut Runtime,
+        backend: &mut B,
+        (key, id, limits): (BlockKey, u32, TranslateLimits<'_>),
+        known: (u64, u64),
+        front: &Front,
+    ) {
+        let (translated, fetched) = (front.translated, front.fetched);
+        let first = Position { pc: key.pc, tb: id };
+        let guest = self.guest_bytes(key.pc, translated.bytes);
+        let mut sample = |t: &mut Translator, position: Position| -> Option<Sample> {
+            if position != first {
+                let pages = [t.pages[0].from, t.pages[1].from];
+                for page in &mut t.pages {
+                    page.from = page.from.wrapping_add(position.pc.wrapping_sub(first.pc));
+                }
+                let key = BlockKey { pc: position.pc, ..key };
+                let front = t.front_end_with::<G>(env, rt, key, limits, fetched);
+                for (page, from) in t.pages.iter_mut().zip(pages) {
+                    page.from = from;
+                }
+                if front.ok()?.translated != translated {
+                    return None;
+                }
+                if let Some(optimizer) = &mut t.optimizer {
+                    optimizer.run(&mut t.block, false);
+                }
+                t.block.ungrouped = false;
+                let room = rt.blocks.cache.room(rt.blocks.cache.free());
+                backend.compile(&t.block, room, position.tb, &mut t.compiled);
+            }
+            t.tables.clear();
+            side_tables::encode(&t.compiled, position.pc, &mut t.tables);
+            Some(Sample::new(position, &t.compiled, &t.block.exits, &t.tables))
+        };
+        let [second, third] = templates::others(first);
+        let samples = [first, second, third].map(|position| sample(self, position));
+        let template = match samples {
+            [Some(first), Some(second), Some(third)] => {
+                Template::new::<B>([first, second, third], &guest, translated)
+            }
+            _ => None,
+        };
+        self.templates.insert(known, template);
     }
 
     /// Translates a trace from `head` along `path`, and puts it in the place of the block there; `None` if it would be no
@@ -348,7 +503,10 @@ impl Translator {
                 rt.blocks.kill(id, &mut rt.jump_cache);
             }
         }
-        let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled);
+        self.tables.clear();
+        side_tables::encode(&self.compiled, head.pc, &mut self.tables);
+        let tables = (self.compiled.points.len(), &self.tables[..]);
+        let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled, tables);
         let place = &mut rt.guesses[id as usize % GUESSING];
         if self.compiled.guesses {
             *place = Guesses { owner: id, unrolled: rounds as u32, ..Guesses::default() };
@@ -382,6 +540,21 @@ impl Translator {
             at += n;
         }
         !fetcher.volatile
+    }
+
+    /// What the block at `key` of so many bytes, whose pages were fetched, is made from.
+    fn origin(&self, key: BlockKey, bytes: u32, spans: bool) -> Origin<'_> {
+        let offset = key.pc & PAGE_MASK;
+        let end = offset + u64::from(bytes);
+        Origin {
+            trace: None,
+            key,
+            phys: self.pages[0].phys | offset,
+            page2: if spans { self.pages[1].phys } else { NO_PAGE },
+            page2_pc: (key.pc & !PAGE_MASK).wrapping_add(PAGE_SIZE),
+            spans: [(offset as u16, end.min(PAGE_SIZE) as u16), (0, end.saturating_sub(PAGE_SIZE) as u16)],
+            code: self.guest_code(key.pc, bytes),
+        }
     }
 
     /// Bytes of the block that was just translated, in both pages.
@@ -443,10 +616,23 @@ impl Translator {
         key: BlockKey,
         limits: TranslateLimits<'_>,
     ) -> Result<Front, Exception> {
+        self.front_end_with::<G>(env, rt, key, limits, 0)
+    }
+
+    /// The same, with so many pages of code fetched already.
+    fn front_end_with<G: Guest>(
+        &mut self,
+        env: &G::Env,
+        rt: &mut Runtime,
+        key: BlockKey,
+        limits: TranslateLimits<'_>,
+        fetched: usize,
+    ) -> Result<Front, Exception> {
         let stops = !limits.single_step && self.stops_at(key.pc);
         let mut ir = Builder::new(std::mem::take(&mut self.block)).remembering(self.plain);
         let whole = !limits.path.is_empty();
-        let mut fetcher = Fetcher::<G> { env, rt, pages: &mut self.pages, used: 0, whole, volatile: false };
+        let mut fetcher =
+            Fetcher::<G> { env, rt, pages: &mut self.pages, used: fetched, whole, volatile: false };
         let translated = if stops {
             fetcher.fetch(key.pc).map(|_| {
                 ir.push(Inst::InsnStart { pc: key.pc });
@@ -469,7 +655,7 @@ impl Translator {
         // A second page may have been fetched for an instruction that was then left out.
         let first = PAGE_SIZE - (key.pc & PAGE_MASK);
         let spans = if whole { used > 1 } else { u64::from(translated.bytes) > first };
-        Ok(Front { translated, volatile, spans })
+        Ok(Front { translated, volatile, spans, fetched: used })
     }
 
     /// Compiles a trace for the cache's free part, or the next one; where. `None` if it is too large, or has too many values.
@@ -548,6 +734,8 @@ struct Front {
     translated: Translated,
     volatile: bool,
     spans: bool,
+    /// Pages of code.
+    fetched: usize,
 }
 
 /// What this thread has computed so far: unlike the time of day, it stands still while others have the processor.

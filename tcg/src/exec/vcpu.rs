@@ -15,6 +15,9 @@ use crate::memory::{PAGE_MASK, PhysMemory};
 use crate::opt::OptFlags;
 use crate::softmmu::{self, RETRY_VECTOR, Running, fetch_page, runtime};
 
+/// Templates take as much as this part of the code cache, at most.
+const TEMPLATE_SHARE: usize = 8;
+
 type Enter = unsafe extern "C" fn(*mut Header, u64) -> u64;
 
 /// A guest CPU that runs by translation.
@@ -74,10 +77,11 @@ impl<G: Guest, B: HostBackend> Vcpu<G, B> {
         let mut context = Context::with_cache(env, memory, cache);
         context.runtime_mut().pinned = backend.pinned().to_vec();
         context.runtime_mut().finds_blocks = options.opt.contains(OptFlags::JUMP_CACHE);
+        let templates = ((options.cache_mib as usize) << 20) / TEMPLATE_SHARE;
         Ok(Vcpu {
             context,
             backend,
-            translator: Translator::new(guest_info::<G>(), options.opt),
+            translator: Translator::new(guest_info::<G>(), options.opt, templates),
             recorder: Recorder::new(),
             options,
             stats: Stats::default(),

@@ -67,6 +67,8 @@ bitflags::bitflags! {
         const RELOADS = 1 << 18;
         /// Accesses of traces look at whether they are in the page that they were in before.
         const MEMOS = 1 << 19;
+        /// Blocks that are known from another address are copied.
+        const TEMPLATES = 1 << 20;
     }
 }
 

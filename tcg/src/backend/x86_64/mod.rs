@@ -31,6 +31,7 @@ mod loops;
 mod mem;
 mod members;
 mod memos;
+mod movable;
 mod places;
 mod registers;
 mod rounds;
@@ -44,7 +45,9 @@ mod vector;
 use emitter::{Buffers, Emitter, Kinds, Part, Target, ThunkAddrs};
 use encode::r;
 
-use crate::backend::{Compiled, GuestInfo, HostBackend, JumpSite, Room, RuntimeFns, Thunks};
+use crate::backend::{
+    Compiled, Destination, GuestInfo, HostBackend, MovableField, Relative, Room, RuntimeFns, Spot, Thunks,
+};
 use crate::ir::{Block, GlobalId, GlobalSet, Inst, Ty};
 use crate::opt::OptFlags;
 
@@ -85,6 +88,8 @@ pub struct X86_64 {
 }
 
 impl HostBackend for X86_64 {
+    const MOVABLE: &'static [MovableField] = &movable::FIELDS;
+
     fn new(guest: GuestInfo) -> Result<X86_64, String> {
         for (name, present) in [
             ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
@@ -143,7 +148,8 @@ impl HostBackend for X86_64 {
         e.analyse();
         emit_block(&mut e);
         e.finish_counts();
-        place(&mut self.buffers, room, out);
+        join(&mut self.buffers, out);
+        out.place::<X86_64>(room);
     }
 
     fn name_of(&self, address: u64) -> Option<String> {
@@ -244,46 +250,28 @@ fn emit(e: &mut Emitter, inst: &Inst) {
     }
 }
 
-/// Gives each part its place in `room`, and fills the relative fields.
-fn place(b: &mut Buffers, room: Room, out: &mut Compiled) {
+/// Makes two parts of the three, and says what is to be filled once they have their places.
+fn join(b: &mut Buffers, out: &mut Compiled) {
     // Fields of linkable jumps are aligned in their part.
     b.main.align4(0);
     let side_at = b.main.len();
     std::mem::swap(&mut out.hot, &mut b.main.buf);
     out.hot.extend_from_slice(&b.side.buf);
     std::mem::swap(&mut out.cold, &mut b.cold.buf);
-    // What does not fit is thrown away, whatever its addresses are.
-    let cold = room.end.wrapping_sub(out.cold.len() as u64) & !(Compiled::ALIGN as u64 - 1);
-    let cold_at = cold.wrapping_sub(room.start);
-    out.cold_at = cold_at as u32;
-    // Distance from the start of the room.
-    let distance = |part: Part, at: usize| match part {
-        Part::Main => at as u64,
-        Part::Side => (side_at + at) as u64,
-        Part::Cold => cold_at.wrapping_add(at as u64),
+    let spot = |part, at: usize| match part {
+        Part::Main => Spot::Hot(at as u32),
+        Part::Side => Spot::Hot((side_at + at) as u32),
+        Part::Cold => Spot::Cold(at as u32),
     };
-    for fix in &b.fixups {
-        let field = room.start.wrapping_add(distance(fix.part, fix.at));
-        let target = match fix.to {
-            Target::In(part, at) => room.start.wrapping_add(distance(part, at)),
-            Target::Abs(t) => t,
-        };
-        let rel = X86_64::link_field(field, target);
-        let code = match fix.part {
-            Part::Main => &mut out.hot[fix.at..],
-            Part::Side => &mut out.hot[side_at + fix.at..],
-            Part::Cold => &mut out.cold[fix.at..],
-        };
-        code[..4].copy_from_slice(&rel.to_le_bytes());
-    }
-    for j in &b.jumps {
+    out.relatives.extend(b.fixups.iter().map(|fix| Relative {
+        at: spot(fix.part, fix.at),
+        to: match fix.to {
+            Target::In(part, at) => Destination::Spot(spot(part, at)),
+            Target::Abs(address) => Destination::Address(address),
+        },
+    }));
+    out.linkable.extend(b.jumps.iter().map(|j| {
         debug_assert_eq!(j.at % 4, 0);
-        let code = match j.part {
-            Part::Main => &out.hot[j.at..],
-            Part::Side => &out.hot[side_at + j.at..],
-            Part::Cold => &out.cold[j.at..],
-        };
-        let unlinked = u32::from_le_bytes(std::array::from_fn(|i| code[i]));
-        out.jumps.push(JumpSite { field: distance(j.part, j.at) as u32, unlinked, exit: j.exit });
-    }
+        (spot(j.part, j.at), j.exit)
+    }));
 }

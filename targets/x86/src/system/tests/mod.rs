@@ -20,6 +20,9 @@ mod registers;
 mod rules;
 #[cfg(target_arch = "x86_64")]
 mod smm;
+#[cfg(target_arch = "x86_64")]
+mod templates;
+#[cfg(target_arch = "x86_64")]
 mod traces;
 mod transfers;
 mod walks;
