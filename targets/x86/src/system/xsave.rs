@@ -140,6 +140,17 @@ fn get_xmm(env: &mut X86Env, area: &[u8]) {
     }
 }
 
+/// Copies a part of the area at `va` from guest memory.
+fn load_part(
+    env: &mut X86Env,
+    (va, mmu): (u64, u8),
+    area: &mut [u8],
+    start: usize,
+    len: usize,
+) -> Result<()> {
+    softmmu::load_bytes::<X86>(env, va.wrapping_add(start as u64), &mut area[start..start + len], mmu)
+}
+
 /// Raises what writing an area raises. Silicon looks at its end first.
 fn probe_area(env: &mut X86Env, va: u64, len: u64, mmu: u8) -> Result<()> {
     softmmu::probe::<X86>(env, va.wrapping_add(len - 1), 1, Access::Write, mmu)?;
@@ -304,12 +315,35 @@ pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, supervisor: bool, wide: bool
     let mut area: Area = [0; AREA];
     // Silicon looks at XCOMP_BV first.
     softmmu::probe::<X86>(env, va.wrapping_add(HEADER as u64 + 8), 8, Access::Read, mmu)?;
-    softmmu::load_bytes::<X86>(env, va, &mut area[..HEADER + 64], mmu)?;
+    load_part(env, (va, mmu), &mut area, HEADER, 64)?;
     let (bv, comp) = (get(&area, HEADER, 8), get(&area, HEADER + 8, 8));
     let compact = comp & COMPACT != 0;
+    let layout = comp & !COMPACT;
+    // What is to be loaded is looked at before the header is, whether the area has it or not.
+    let load_control = if compact { rfbm & bv & SSE != 0 } else { rfbm & (SSE | AVX) != 0 };
+    if rfbm & X87 != 0 {
+        load_part(env, (va, mmu), &mut area, 0, 160)?;
+    }
+    if load_control || rfbm & SSE != 0 {
+        load_part(env, (va, mmu), &mut area, 24, 8)?;
+    }
+    if rfbm & SSE != 0 {
+        load_part(env, (va, mmu), &mut area, 160, 16 * xmm_count(env))?;
+    }
+    let mut at = xstate::EXTENDED;
+    let mut starts = [0; COMPONENTS.len()];
+    for (c, start) in COMPONENTS.iter().zip(&mut starts) {
+        *start = if compact { at } else { c.offset } as usize;
+        at += if layout >> c.index & 1 != 0 { c.size } else { 0 };
+        if rfbm >> c.index & 1 != 0 && (!compact || layout >> c.index & 1 != 0) {
+            // Silicon looks at the end first.
+            let size = component_size(env, c.index);
+            softmmu::probe::<X86>(env, va.wrapping_add((*start + size) as u64 - 1), 1, Access::Read, mmu)?;
+            load_part(env, (va, mmu), &mut area, *start, size)?;
+        }
+    }
     // The standard form does not look at the rest of the header (section 13.8.1).
     let reserved_zero = if compact { 16..64 } else { 8..24 };
-    let layout = comp & !COMPACT;
     let bad =
         if compact { layout & !known != 0 || bv & !layout != 0 } else { supervisor || bv & !known != 0 };
     // The compacted format exists with XSAVEC or XSAVES.
@@ -317,13 +351,7 @@ pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, supervisor: bool, wide: bool
     if bad || unknown || area[HEADER..][reserved_zero].iter().any(|&b| b != 0) {
         return Err(gp(0));
     }
-    let len = if compact { xstate::compact_size(layout) } else { xstate::standard_size(rfbm) } as usize;
-    let fixed = HEADER + 64;
-    if len > fixed {
-        softmmu::load_bytes::<X86>(env, va.wrapping_add(fixed as u64), &mut area[fixed..len], mmu)?;
-    }
     let control = get(&area, 24, 4) as u32;
-    let load_control = if compact { rfbm & bv & SSE != 0 } else { rfbm & (SSE | AVX) != 0 };
     if load_control && control & !MXCSR_EXISTING != 0 {
         return Err(gp(0));
     }
@@ -346,13 +374,7 @@ pub fn xrstor(env: &mut X86Env, va: u64, mask: u64, supervisor: bool, wide: bool
             }
         }
     }
-    let mut at = xstate::EXTENDED;
-    for c in COMPONENTS {
-        let present = layout >> c.index & 1 != 0;
-        let start = if compact { at } else { c.offset } as usize;
-        if compact && present {
-            at += c.size;
-        }
+    for (c, start) in COMPONENTS.iter().zip(starts) {
         if rfbm >> c.index & 1 != 0 {
             let from = (bv >> c.index & 1 != 0).then(|| &area[start..start + c.size as usize]);
             get_component(env, c.index, from);

@@ -84,6 +84,11 @@ const PROGRAMS: &[(&str, &str)] = &[
     ),
     ("gcc", "gcc-12 -O2 -c -o a.o /bench/control.c && gcc-12 -O2 -c -o b.o /bench/vector.c"),
     ("python", "python3.11 /bench/loop.py"),
+    // Programs that end soon, as scripts start them.
+    (
+        "exec",
+        "i=0; while [ $i -lt 20 ]; do /bin/gzip --version > out && openssl version > out; i=$((i + 1)); done",
+    ),
 ];
 
 /// Packages of these programs, besides the compiler's.

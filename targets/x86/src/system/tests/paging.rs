@@ -92,3 +92,43 @@ fn accessed_bits_change_code_that_lies_in_page_tables() {
     assert_eq!(m.get(entry, 1), 0x27);
     assert_eq!(run(&mut m), 0x27);
 }
+
+#[test]
+fn xrstor_looks_at_what_it_is_to_load() {
+    const COMPACT: u64 = 1 << 63;
+    let (low, high) = (PAGES, PAGES + 0x1000);
+    let mut m = Machine::<Engine>::ready_long_with(Cr4::OSXSAVE | Cr4::OSFXSR);
+    control::xsetbv(m.env(), 0, 7).expect("allowed");
+    // As silicon does. Bytes of the area in the first page, the page that is absent, the area's format, what is to be loaded, and
+    // where in the area that faults.
+    for (before, absent, format, mask, fault) in [
+        (512, low, 0, 0, None),
+        (512, low, 0, 1, Some(0)),
+        (512, low, 0, 2, Some(24)),
+        (512, low, 0, 4, Some(24)),
+        (512, low, COMPACT | 7, 4, None),
+        (512, low, COMPACT | 7, 5, Some(0)),
+        (512, high, 0, 0, Some(520)),
+        (576, high, 0, 3, None),
+        (576, high, 0, 4, Some(831)),
+        (576, high, COMPACT | 7, 3, None),
+        (576, high, COMPACT | 7, 4, Some(831)),
+        (576, high, COMPACT | 3, 4, None),
+        // A page fault comes before what is wrong with the header.
+        (512, low, 2, 1, Some(0)),
+        (576, high, 2, 4, Some(831)),
+    ] {
+        let area = high - before;
+        m.put(area + 24, 4, 0x1f80);
+        m.put(area + 512, 8, 0);
+        m.put(area + 520, 8, format);
+        m.set_pte(low, 3);
+        m.set_pte(high, 3);
+        m.set_pte(absent, 0);
+        let e = m.env();
+        (e.gpr[reg::RAX], e.gpr[reg::RDX], e.gpr[reg::RDI]) = (mask, 0, area);
+        let trap = m.run(64, |a| a.xrstor(ptr(rdi)));
+        let found = trap.map(|trap| (trap.vector, m.env().cr2 - area));
+        assert_eq!(found, fault.map(|at| (14, at)), "{before} {absent:#x} {format:#x} {mask}");
+    }
+}
