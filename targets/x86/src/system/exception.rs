@@ -25,7 +25,7 @@ use super::{Result, data_mmu, long_mode, read, task, virtual_8086};
 use crate::guest::X86;
 use crate::state::{Cr0, RFlags, Segment, X86Env, mmu_mode, mode, reg, seg};
 
-/// Vectors.
+/// Vectors of exceptions (SDM volume 3, table 6-1).
 pub mod vector {
     #![allow(missing_docs)]
     pub const DE: u16 = 0;

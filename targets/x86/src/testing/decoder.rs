@@ -19,7 +19,7 @@ use tessera_tcg::ir::{self, Block, Builder, Inst};
 use crate::guest::X86;
 use crate::helpers;
 use crate::state::{X86Env, mode, seg};
-use crate::translate::vector;
+use crate::system::exception::vector;
 
 /// Longest instruction.
 const MAX: usize = 15;
