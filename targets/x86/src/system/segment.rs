@@ -350,6 +350,41 @@ pub fn check_ip(env: &X86Env, cs: Descriptor, ip: u64, ext: u32) -> Result<()> {
     if ok { Ok(()) } else { Err(gp(ext)) }
 }
 
+/// The code segment that far RET and IRET return to at `ip`, at the privilege level that the selector asks for: as far out as the
+/// current one, or further. Nothing is changed yet.
+pub fn returned_code(env: &mut X86Env, selector: u16, ip: u64) -> Result<Entry> {
+    if is_null(selector) {
+        return Err(gp(0));
+    }
+    let code = code_of(selector);
+    let entry = fetch(env, selector, gp(code))?;
+    let d = entry.desc;
+    let rpl = (selector & 3) as u8;
+    let level = if d.is_conforming() { d.dpl() <= rpl } else { d.dpl() == rpl };
+    let both = long_mode(env) && d.long() && d.big();
+    if !d.is_code() || rpl < env.cpl || !level || both {
+        return Err(gp(code));
+    }
+    if !d.present() {
+        return Err(np(code));
+    }
+    check_ip(env, d, ip, 0)?;
+    Ok(entry)
+}
+
+/// The stack segment for code that far RET and IRET return to at privilege level `cpl`: in 64-bit mode above ring 3, none
+/// will do.
+pub fn returned_stack(env: &mut X86Env, selector: u16, code: &Entry, cpl: u8) -> Result<Segment> {
+    if !is_null(selector) {
+        return stack_segment(env, selector, cpl, vector::GP, 0);
+    }
+    let to64 = long_mode(env) && code.desc.long();
+    if !to64 || cpl == 3 || (selector & 3) as u8 != cpl {
+        return Err(gp(0));
+    }
+    Ok(Segment { selector, ..null_stack(cpl) })
+}
+
 /// Makes `entry` the code segment at privilege level `cpl` and goes to `ip`. Nothing of it can fail. The mode word is
 /// *not* brought up to date: callers have more to change.
 pub fn enter_code(env: &mut X86Env, desc: Descriptor, selector: u16, cpl: u8, ip: u64) {
