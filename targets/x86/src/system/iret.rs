@@ -1,25 +1,13 @@
 //! IRET (SDM volume 2, IRET/IRETD/IRETQ).
 
 use super::exception::gp;
+use super::flags::{always_loaded, with_virtual_if};
 use super::segment::{
     self, drop_privileged_segments, enter_code, enter_virtual, mark_accessed, returned_code, returned_stack,
 };
 use super::stack::{Stack, set_stack_pointer};
 use super::{Result, iopl, long_mode, task, virtual_8086};
 use crate::state::{Cr0, Cr4, RFlags, X86Env, reg, seg};
-
-/// Flags that any IRET loads, besides those that its privilege and operand size allow.
-fn always() -> RFlags {
-    RFlags::CF
-        | RFlags::PF
-        | RFlags::AF
-        | RFlags::ZF
-        | RFlags::SF
-        | RFlags::TF
-        | RFlags::DF
-        | RFlags::OF
-        | RFlags::NT
-}
 
 /// Flags that an operand size of 32 bits or more adds.
 fn wide() -> RFlags {
@@ -73,7 +61,7 @@ fn real(env: &mut X86Env, size: u32) -> Result<()> {
     let segment = segment::real_segment(&env.seg[seg::CS], seg::CS, cs);
     env.set_segment(seg::CS, segment);
     env.set_ip(ip);
-    let mut mask = always() | RFlags::IF | RFlags::IOPL;
+    let mut mask = always_loaded() | RFlags::IF | RFlags::IOPL;
     if size > 2 {
         mask |= wide();
     }
@@ -95,7 +83,7 @@ fn from_virtual(env: &mut X86Env, size: u32) -> Result<()> {
     if ip > 0xffff {
         return Err(gp(0));
     }
-    let mut mask = always();
+    let mut mask = always_loaded();
     let mut new = flags;
     if privileged {
         mask |= RFlags::IF;
@@ -103,13 +91,8 @@ fn from_virtual(env: &mut X86Env, size: u32) -> Result<()> {
             mask |= wide();
         }
     } else {
-        let enable = flags & RFlags::IF.bits() != 0;
-        let pending = env.eflags & RFlags::VIP.bits() != 0;
-        if enable && pending || flags & RFlags::TF.bits() != 0 {
-            return Err(gp(0));
-        }
         mask |= RFlags::VIF;
-        new = if enable { flags | RFlags::VIF.bits() } else { flags & !RFlags::VIF.bits() };
+        new = with_virtual_if(env, flags)?;
     }
     stack.commit(env);
     env.set_segment(seg::CS, segment::virtual_segment(cs));
@@ -146,7 +129,7 @@ fn protected(env: &mut X86Env, size: u32) -> Result<()> {
     };
     mark_accessed(env, &mut entry)?;
 
-    let mut mask = always();
+    let mut mask = always_loaded();
     if size > 2 {
         mask |= wide();
     }
