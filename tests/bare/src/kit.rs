@@ -353,14 +353,15 @@ impl Kit<'_> {
         self.poke(GDT + (selector & !7), value)
     }
 
-    /// Fills task B: it begins at `eip` on its own stack, with flat segments and the page tables at `directory`.
-    pub fn task_b(&mut self, directory: u32, eip: u32) -> R {
+    /// Fills a task state segment: the task begins at `eip` on its own stack, with flat segments and the page tables at
+    /// `directory`.
+    pub fn task(&mut self, segment: u32, directory: u32, eip: u32, stack: u32) -> R {
         for (field, value) in [
             (tss::LINK, 0),
             (tss::CR3, directory),
             (tss::EIP, eip),
             (tss::EFLAGS, 2),
-            (tss::ESP, STACK_B),
+            (tss::ESP, stack),
             (tss::ES, DATA),
             (tss::CS, CODE32),
             (tss::SS, DATA),
@@ -370,7 +371,7 @@ impl Kit<'_> {
             (tss::LDTR, 0),
             (tss::TRAP, 0x68 << 16),
         ] {
-            self.mov(dword_ptr(TSS_B + field), value)?;
+            self.mov(dword_ptr(segment + field), value)?;
         }
         Ok(())
     }

@@ -159,7 +159,7 @@ fn delivery_fails(k: &mut Kit) -> R {
 fn by_task(k: &mut Kit, vector: u32) -> R {
     k.idt(vector, gate(TSS_B_SEL, 0, TASK, 0))?;
     let handler = k.imm("vectors") + vector * 5;
-    k.task_b(PML4, handler)
+    k.task(TSS_B, PML4, handler, STACK_B)
 }
 
 fn stack_switches(k: &mut Kit) -> R {

@@ -249,7 +249,7 @@ fn tasks(k: &mut Kit) -> R {
             mov(dword_ptr(PAE_TABLE), (PAGES + 0x1000) | ALL));
         let (there, over) = (k.fresh(), k.fresh());
         let eip = k.imm(&there);
-        k.task_b(PAE_DIR, eip)?;
+        k.task(TSS_B, PAE_DIR, eip, STACK_B)?;
         code!(k; mov(dword_ptr(TSS + 0x1C), DIR); mov(ebx, dword_ptr(TEST)); call_far(TSS_B_SEL as u16, 0);
             mov(esi, dword_ptr(TEST)); jmp(k.to(&over));
             label(&there); mov(eax, dword_ptr(TEST)); mov(dword_ptr(V[0]), eax); mov(eax, cr3);

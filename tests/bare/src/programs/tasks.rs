@@ -23,7 +23,7 @@ pub fn emit(k: &mut Kit) -> R {
 /// Fills task B: runs at `entry` with flat segments on its own stack, and values of its own in all registers.
 fn task_b(k: &mut Kit, entry: &str) -> R {
     let eip = k.imm(entry);
-    k.task_b(0, eip)?;
+    k.task(TSS_B, 0, eip, STACK_B)?;
     for (offset, value) in [
         (tss::EAX, 0xA0A0),
         (tss::EAX + 4, 0xC0C0),
@@ -244,23 +244,7 @@ fn bad_tasks(k: &mut Kit) -> R {
             let handler = k.imm("vectors") + exc.vector() * 5;
             k.descriptor(FREE + 32, segment(SCRATCH, 0x67, TSS32, 0))?;
             k.idt(exc.vector(), gate(FREE + 32, 0, TASK, 0))?;
-            for (offset, value) in [
-                (0, 0),
-                (tss::CR3, 0),
-                (tss::EIP, handler),
-                (tss::EFLAGS, 2),
-                (tss::ESP, STACK_IST),
-                (tss::ES, DATA),
-                (tss::CS, CODE32),
-                (tss::SS, DATA),
-                (tss::DS, DATA),
-                (tss::FS, DATA),
-                (tss::GS, DATA),
-                (tss::LDTR, 0),
-                (tss::TRAP, 0x68 << 16),
-            ] {
-                code!(k; mov(dword_ptr(SCRATCH + offset), value));
-            }
+            k.task(SCRATCH, 0, handler, STACK_IST)?;
             let after = k.fresh();
             k.arm(&after)?;
             code!(k; jmp_far(TSS_B_SEL as u16, 0); label(&after));
