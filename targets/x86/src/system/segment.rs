@@ -230,14 +230,20 @@ pub fn prepare(env: &mut X86Env, n: usize, selector: u16) -> Result<Segment> {
     if !selectors(env) {
         return Ok(real_segment(&env.seg[n], n, selector));
     }
-    if n == seg::SS { prepare_stack(env, selector) } else { prepare_data(env, selector) }
+    if n == seg::SS {
+        prepare_stack(env, selector)
+    } else if is_null(selector) {
+        Ok(null_segment(selector))
+    } else {
+        data_segment(env, selector, vector::GP, 0)
+    }
 }
 
-fn prepare_data(env: &mut X86Env, selector: u16) -> Result<Segment> {
-    if is_null(selector) {
-        return Ok(null_segment(selector));
-    }
-    let bad = gp(code_of(selector));
+/// The data segment that a non-null selector names. Violations raise `vector` (#GP or #TS) with the selector and `ext`; a segment
+/// that is not present, #NP.
+pub fn data_segment(env: &mut X86Env, selector: u16, vector: u16, ext: u32) -> Result<Segment> {
+    let code = code_of(selector) | ext;
+    let bad = Exception { vector, error: Some(code), address: 0 };
     let mut entry = fetch(env, selector, bad)?;
     let d = entry.desc;
     let rpl = (selector & 3) as u8;
@@ -245,7 +251,7 @@ fn prepare_data(env: &mut X86Env, selector: u16) -> Result<Segment> {
         return Err(bad);
     }
     if !d.present() {
-        return Err(np(code_of(selector)));
+        return Err(np(code));
     }
     mark_accessed(env, &mut entry)?;
     Ok(entry.desc.segment(selector))
