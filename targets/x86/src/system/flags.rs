@@ -59,8 +59,14 @@ pub fn pushf(env: &X86Env, size: u32) -> Result<u64> {
     if size != 2 || !env.cr4.contains(Cr4::VME) {
         return Err(gp(0));
     }
-    let vif = image >> 19 & 1;
-    Ok(image & !RFlags::IF.bits() | vif << 9 | RFlags::IOPL.bits())
+    Ok(virtual_image(image))
+}
+
+/// What is pushed of flags in virtual-8086 mode with CR4.VME and an IOPL below 3: VIF in the place of IF, and an IOPL of 3 (SDM
+/// volume 3, section 20.3.3).
+pub fn virtual_image(flags: u64) -> u64 {
+    let vif = flags >> 19 & 1;
+    flags & !RFlags::IF.bits() | vif << 9 | RFlags::IOPL.bits()
 }
 
 /// Flags that POPF and IRET load, besides those that the privilege and operand size allow.
