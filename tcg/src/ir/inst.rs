@@ -124,6 +124,18 @@ pub enum RmwOp {
 impl RmwOp {
     /// All of them, in order.
     pub const ALL: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
+
+    /// What is in memory afterwards, in its low bits.
+    pub fn apply(self, old: u64, v: u64) -> u64 {
+        match self {
+            RmwOp::Add => old.wrapping_add(v),
+            RmwOp::Sub => old.wrapping_sub(v),
+            RmwOp::And => old & v,
+            RmwOp::Or => old | v,
+            RmwOp::Xor => old ^ v,
+            RmwOp::Xchg => v,
+        }
+    }
 }
 
 /// How a guest memory access is translated.
