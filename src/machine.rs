@@ -79,6 +79,8 @@ pub struct Machine {
     gdb: Option<GdbServer>,
     /// The vCPU is stopped for a debugger, and guest time with it.
     held: bool,
+    /// It has just made a step for one, who will soon want the next.
+    stepped: bool,
     /// Guest time goes on for a debugger's step only, and nobody has told the timers.
     timers_sleep: bool,
     /// The guest has powered the machine off, and it stays.
@@ -146,6 +148,7 @@ impl Machine {
             listening,
             gdb: None,
             held: false,
+            stepped: false,
             timers_sleep: false,
             off: false,
         })
@@ -218,7 +221,7 @@ impl Machine {
         let end = loop {
             let mut end = None;
             let others = self.gdb.as_ref().map(GdbServer::interest).unwrap_or_default();
-            for happening in event_loop.wait(&others)? {
+            for happening in event_loop.wait(&others, std::mem::take(&mut self.stepped))? {
                 match happening {
                     Happening::Quit => end = end.or(Some(End::Wanted { status: 0 })),
                     Happening::Signal(signal) => end = end.or(Some(End::Signal(signal))),
@@ -371,6 +374,7 @@ impl Machine {
             // It waits for something: a halted CPU for its timer, say.
             self.board.resume();
         }
+        self.stepped = report.is_some();
         self.act(vcpu, report?)
     }
 

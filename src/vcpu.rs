@@ -16,7 +16,7 @@ use tessera_firmware::loader::BootEntry;
 use tessera_hw_core::cpu::set_current;
 
 use crate::accel::{Control, Engine, Stop, boot_state, drive};
-use crate::event_loop::Waker;
+use crate::event_loop::{Waker, linger};
 
 /// What the thread is to do.
 enum Order {
@@ -49,7 +49,7 @@ impl VcpuHandle {
             let _ = reply.send(work(engine));
         });
         self.0.send(Order::Call(call)).ok()?;
-        answer.recv().ok()
+        linger(|| answer.try_recv().ok()).or_else(|| answer.recv().ok())
     }
 }
 
@@ -74,7 +74,10 @@ impl Vcpu {
         let thread = Builder::new().name(format!("vcpu{index}")).spawn(move || {
             set_current(index);
             let mut failed = None;
-            for order in incoming {
+            // A debugger's orders come close upon each other, an ordinary stop's do not.
+            let mut soon = false;
+            while let Some(order) = next(&incoming, soon) {
+                soon = false;
                 match order {
                     Order::Run if failed.is_some() => {
                         let _ = outgoing.send(Ok(Stop::Failed(failed.take().unwrap_or_default())));
@@ -86,6 +89,7 @@ impl Vcpu {
                         let report = catch_unwind(AssertUnwindSafe(|| drive(&mut *engine)))
                             .map_err(|panic| panic_message(panic.as_ref()));
                         let failed = report.is_err();
+                        soon = matches!(report, Ok(Stop::Debug(_)));
                         // The main loop may have ended already.
                         let _ = outgoing.send(report);
                         waker.wake();
@@ -114,6 +118,7 @@ impl Vcpu {
                             waker.wake();
                             return;
                         }
+                        soon = true;
                     }
                     Order::End => return,
                 }
@@ -178,7 +183,8 @@ impl Vcpu {
 
     /// Why the vCPU has stopped, if it does so within a short time: for what takes no longer, like a single instruction.
     pub fn take_report_soon(&mut self, limit: Duration) -> Option<Report> {
-        let report = self.reports.recv_timeout(limit).ok()?;
+        let report = linger(|| self.reports.try_recv().ok());
+        let report = report.or_else(|| self.reports.recv_timeout(limit).ok())?;
         self.running = false;
         Some(report)
     }
@@ -195,6 +201,12 @@ impl Drop for Vcpu {
             let _ = thread.join();
         }
     }
+}
+
+/// The next order; `None` if nobody is left to give one.
+fn next(orders: &Receiver<Order>, soon: bool) -> Option<Order> {
+    let order = if soon { linger(|| orders.try_recv().ok()) } else { None };
+    order.or_else(|| orders.recv().ok())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

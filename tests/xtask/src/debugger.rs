@@ -344,9 +344,10 @@ fn look_at(rig: &Rig, mut console: Console, socket: &Socket, again: u64) -> Resu
         ],
     )?;
     std::thread::sleep(Duration::from_millis(200));
-    let said = gdb(rig, &socket.command(), &[r#"printf "rbx=%lx\n", $rbx"#, "kill"])?;
-    let rbx = value(&said, "rbx")?;
     // The kernel may be at work just now, with RBX its own.
+    let back = format!("break *{again:#x}");
+    let said = gdb(rig, &socket.command(), &[&back, "continue", r#"printf "rbx=%lx\n", $rbx"#, "kill"])?;
+    let rbx = value(&said, "rbx")?;
     ensure!(rbx > 1000, "the program has not gone on: rbx is {rbx}\n{said}");
     let status = console.wait(ANSWER)?;
     ensure!(status.success(), "the emulator ended with {status}{}", console.tail());
