@@ -204,10 +204,10 @@ fn a_page_that_is_mapped_once_it_faulted_is_seen_without_a_flush() {
 /// Where the second of [`two_loops`] is.
 const WRITER: u64 = CODE + 0x100;
 
-/// Two loops of which the second's trace is for the place of memos that the first's has: the first reads [`FIRST`], which may
-/// not be written, and [`OTHER`]. `between` is told when it has done so.
+/// Two loops, of which the trace of the second is numbered for the place that the trace of the first has. The first has read
+/// [`FIRST`], which may not be written, and [`OTHER`], when `between` is called; the second has no trace yet.
 fn two_loops(between: impl FnOnce(&mut Machine<Engine>)) -> Machine<Engine> {
-    // Blocks of a jump to the next one, and the end of them.
+    // Blocks of a jump to the next one, and the end of them: they get the numbers between those of the two traces.
     const BLOCKS: u64 = PAGES + 0x2000;
     const LAST: u64 = BLOCKS + 2 * (GUESSING as u64 - 1);
     let mut m = Machine::ready_long();
@@ -262,6 +262,7 @@ fn a_trace_that_finds_another_in_its_place_has_no_memos() {
 
 #[test]
 fn a_trace_in_the_place_of_one_that_is_gone_does_not_find_its_memos() {
+    // A breakpoint ends the trace, and leaves its memos.
     let mut m = two_loops(|m| {
         m.processor.set_breakpoints(&[CODE]);
         m.processor.set_breakpoints(&[]);
