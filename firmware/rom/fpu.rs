@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 
 use super::layout::*;
-use super::long::{Saved, expect_exception};
+use super::modes::{Saved, expect_exception};
 use super::report::{begin, end, expect32, expect64};
 use tessera_asm::{Code, R, Symbols};
 

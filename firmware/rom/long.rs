@@ -5,12 +5,10 @@ use iced_x86::code_asm::*;
 
 use super::layout::*;
 use super::long_paging::USER_WINDOW;
+use super::modes::{self, Saved, expect_exception, expect_user, flat_segments, user_address};
 use super::report::{self, begin, end, expect_var, expect32, expect64, routine};
-use super::tables::WITH_ERROR_CODE;
 use super::{devices, fpu, integer, long_paging, speed};
 use tessera_asm::{Code, R, Symbols};
-
-pub use super::protected::Saved;
 
 pub fn emit(c: &mut Code, s: &Symbols) -> R {
     c.label("64.start")?;
@@ -31,13 +29,7 @@ pub fn emit(c: &mut Code, s: &Symbols) -> R {
 }
 
 fn enter(c: &mut Code, s: &Symbols) -> R {
-    c.mov(eax, u32::from(DATA))?;
-    c.mov(ds, eax)?;
-    c.mov(es, eax)?;
-    c.mov(ss, eax)?;
-    c.mov(fs, eax)?;
-    c.mov(gs, eax)?;
-    c.mov(esp, STACK)?;
+    flat_segments(c)?;
     // 48 is DEC EAX in compatibility mode and a REX prefix here.
     c.mov(rax, 0x1_0000_0000u64)?;
     expect64(c, s, "64-bit immediate", rax, 0x1_0000_0000)?;
@@ -70,35 +62,6 @@ fn enter(c: &mut Code, s: &Symbols) -> R {
     end(c, s)
 }
 
-/// Expects an exception of the one instruction `faulting` emits. The registers are what they were at the exception.
-pub fn expect_exception(
-    c: &mut Code,
-    s: &Symbols,
-    what: &str,
-    exception: (u32, u32),
-    saved: Saved,
-    faulting: impl FnOnce(&mut Code) -> R,
-) -> R {
-    let (at, after) = (c.fresh(), c.fresh());
-    report::arm(c, s, &after)?;
-    c.label(&at)?;
-    faulting(c)?;
-    c.label(&after)?;
-    let ip = s.imm(if saved == Saved::This { &at } else { &after });
-    report::expect_exception(c, s, what, exception, ip)
-}
-
-/// Runs the ring 3 code at `user` (as seen through [`USER_WINDOW`]) until it causes an exception, and expects that.
-/// Clobbers RAX.
-pub fn expect_user(c: &mut Code, s: &Symbols, what: &str, exception: (u32, u32), user: &str) -> R {
-    let after = c.fresh();
-    report::arm(c, s, &after)?;
-    c.mov(eax, user_address(s, user) as u32)?;
-    c.jmp(s.at("64.to_user"))?;
-    c.label(&after)?;
-    report::expect_exception_from(c, s, what, exception, USER_CODE64)
-}
-
 /// `64.to_user`: to ring 3 at RAX.
 fn to_user(c: &mut Code) -> R {
     c.label("64.to_user")?;
@@ -114,10 +77,6 @@ fn to_user(c: &mut Code) -> R {
 pub fn expect_user_result(c: &mut Code, s: &Symbols, what: &str, user: &str, result: u32) -> R {
     expect_user(c, s, what, (VEC_SYSCALL.into(), 0), user)?;
     expect_var(c, s, &format!("{what}: result"), EXC_AX, result)
-}
-
-fn user_address(s: &Symbols, label: &str) -> u64 {
-    USER_WINDOW + s.at(label)
 }
 
 fn user_stack() -> i32 {
@@ -240,14 +199,7 @@ fn system_calls(c: &mut Code, s: &Symbols) -> R {
 /// Exception handlers.
 fn vectors(c: &mut Code, s: &Symbols) -> R {
     to_user(c)?;
-    for vector in (0..32u32).chain([VEC_SYSCALL.into()]) {
-        c.label(&format!("64.vector{vector}"))?;
-        if !WITH_ERROR_CODE.contains(&vector) {
-            c.push(0)?;
-        }
-        c.push(vector as i32)?;
-        c.jmp(s.at("64.exception"))?;
-    }
+    modes::vectors(c, s)?;
     c.label("64.exception")?;
     // Stack: vector, error code, RIP, CS, RFLAGS, RSP, SS.
     c.mov(qword_ptr(EXC_CX), rcx)?;

@@ -13,7 +13,8 @@
 use iced_x86::code_asm::*;
 
 use super::layout::*;
-use super::long::{Saved, expect_exception, expect_user, expect_user_result};
+use super::long::expect_user_result;
+use super::modes::{Saved, expect_exception, expect_user};
 use super::report::{self, begin, end, expect32, expect64};
 use tessera_asm::{Code, R, Symbols};
 

@@ -24,6 +24,7 @@ mod integer;
 mod layout;
 mod long;
 mod long_paging;
+mod modes;
 mod paging32;
 mod protected;
 mod real;

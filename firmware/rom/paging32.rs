@@ -6,7 +6,7 @@
 use iced_x86::code_asm::*;
 
 use super::layout::*;
-use super::protected::{Saved, expect_exception, expect_user};
+use super::modes::{Saved, expect_exception, expect_user};
 use super::report::{self, begin, end, expect_var, expect32};
 use tessera_asm::{Code, R, Symbols};
 

@@ -3,8 +3,9 @@
 use iced_x86::code_asm::*;
 
 use super::layout::*;
+use super::modes::{self, Saved, expect_exception, expect_user, flat_segments};
 use super::report::{self, begin, end, expect_if, expect_var, expect32, routine};
-use super::tables::{IDT32_ENTRIES, TSS32_LIMIT, WITH_ERROR_CODE};
+use super::tables::{IDT32_ENTRIES, TSS32_LIMIT};
 use super::{devices, paging32};
 use tessera_asm::{Code, R, Symbols};
 
@@ -28,13 +29,7 @@ pub fn emit(c: &mut Code, s: &Symbols) -> R {
 }
 
 fn enter(c: &mut Code, s: &Symbols) -> R {
-    c.mov(eax, u32::from(DATA))?;
-    c.mov(ds, eax)?;
-    c.mov(es, eax)?;
-    c.mov(ss, eax)?;
-    c.mov(fs, eax)?;
-    c.mov(gs, eax)?;
-    c.mov(esp, STACK)?;
+    flat_segments(c)?;
     // A 32-bit instruction that would be another one in 16-bit code.
     c.mov(eax, 0x1234_5678)?;
     expect32(c, s, "32-bit immediate", eax, 0x1234_5678)?;
@@ -73,43 +68,6 @@ fn load_idt(c: &mut Code) -> R {
     c.mov(word_ptr(SCRATCH), IDT32_ENTRIES * 8 - 1)?;
     c.mov(dword_ptr(SCRATCH + 2), IDT32)?;
     c.lidt(fword_ptr(SCRATCH))
-}
-
-/// Where an exception's saved instruction pointer points.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Saved {
-    /// At the instruction (faults).
-    This,
-    /// Behind it (traps).
-    Next,
-}
-
-/// Expects an exception of the one instruction `faulting` emits. The registers are what they were at the exception.
-pub fn expect_exception(
-    c: &mut Code,
-    s: &Symbols,
-    what: &str,
-    exception: (u32, u32),
-    saved: Saved,
-    faulting: impl FnOnce(&mut Code) -> R,
-) -> R {
-    let (at, after) = (c.fresh(), c.fresh());
-    report::arm(c, s, &after)?;
-    c.label(&at)?;
-    faulting(c)?;
-    c.label(&after)?;
-    let ip = s.imm(if saved == Saved::This { &at } else { &after });
-    report::expect_exception(c, s, what, exception, ip)
-}
-
-/// Runs the ring 3 code at `user` (in `user.rs`) until it causes an exception, and expects that. Clobbers EAX.
-pub fn expect_user(c: &mut Code, s: &Symbols, what: &str, exception: (u32, u32), user: &str) -> R {
-    let after = c.fresh();
-    report::arm(c, s, &after)?;
-    c.mov(eax, s.imm(user))?;
-    c.jmp(s.at("32.to_user"))?;
-    c.label(&after)?;
-    report::expect_exception_from(c, s, what, exception, USER_CODE32)
 }
 
 /// `32.to_user`: to ring 3 at EAX.
@@ -341,14 +299,7 @@ fn to_long_mode(c: &mut Code, s: &Symbols) -> R {
 /// Exception handlers.
 fn vectors(c: &mut Code, s: &Symbols) -> R {
     to_user(c)?;
-    for vector in (0..32u32).chain([VEC_SYSCALL.into()]) {
-        c.label(&format!("32.vector{vector}"))?;
-        if !WITH_ERROR_CODE.contains(&vector) {
-            c.push(0)?;
-        }
-        c.push(vector)?;
-        c.jmp(s.at("32.exception"))?;
-    }
+    modes::vectors(c, s)?;
     c.label("32.exception")?;
     // Stack: vector, error code, EIP, CS, EFLAGS, and ESP and SS if the ring changed. DS may be anything.
     c.push(eax)?;

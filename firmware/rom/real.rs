@@ -4,6 +4,7 @@ use iced_x86::code_asm::*;
 use iced_x86::{Code as Opcode, IcedError, Instruction, Register, RepPrefixKind};
 
 use super::layout::*;
+use super::modes::{Saved, expect_exception};
 use super::report::{self, begin, end, expect_if, expect_var, expect32, routine};
 use tessera_asm::{Code, R, Symbols};
 
@@ -199,22 +200,6 @@ fn segments(c: &mut Code, s: &Symbols) -> R {
     end(c, s)
 }
 
-/// Expects exception `vector` of the one instruction `faulting` emits.
-fn expect_fault(
-    c: &mut Code,
-    s: &Symbols,
-    what: &str,
-    vector: u32,
-    faulting: fn(&mut CodeAssembler) -> R,
-) -> R {
-    let (at, after) = (c.fresh(), c.fresh());
-    report::arm(c, s, &after)?;
-    c.label(&at)?;
-    faulting(c)?;
-    c.label(&after)?;
-    report::expect_exception(c, s, what, (vector, 0), s.off(&at))
-}
-
 fn interrupts(c: &mut Code, s: &Symbols) -> R {
     begin(c, s, "real mode: interrupts and exceptions")?;
     c.stc()?;
@@ -229,12 +214,12 @@ fn interrupts(c: &mut Code, s: &Symbols) -> R {
     expect_var(c, s, "the same inside the handler", SCRATCH_VAR, 1)?;
     expect_var(c, s, "the same in the saved flags", SCRATCH_VAR2, 0x201)?;
     c.xor(cx, cx)?;
-    expect_fault(c, s, "division by zero", 0, |c| c.div(cx))?;
-    expect_fault(c, s, "UD2", 6, |c| c.ud2())?;
+    expect_exception(c, s, "division by zero", (0, 0), Saved::This, |c| c.div(cx))?;
+    expect_exception(c, s, "UD2", (6, 0), Saved::This, |c| c.ud2())?;
     expect_var(c, s, "saved CS", EXC_CS, ROM_SEGMENT.into())?;
     c.mov(dword_ptr(SCRATCH), 0x0005_0003u32)?;
     c.mov(ax, 9)?;
-    expect_fault(c, s, "BOUND", 5, |c| c.bound(ax, dword_ptr(SCRATCH)))?;
+    expect_exception(c, s, "BOUND", (5, 0), Saved::This, |c| c.bound(ax, dword_ptr(SCRATCH)))?;
     end(c, s)
 }
 

@@ -1,11 +1,12 @@
 //! A guest that does anything it can to every port and every register, with random widths and values: nothing panics, hangs or
 //! grows. One process and one test, since it watches the memory of the whole process.
 
-use std::sync::Arc;
+mod common;
+
 use std::time::{Duration, Instant};
 
-use tessera_hw::boards::pc::{DebugExitConfig, MachineKind, PcConfig, PcMachine, layout};
-use tessera_hw_core::backend::{CharBackend, MemoryBackend};
+use common::config;
+use tessera_hw::boards::pc::{MachineKind, PcMachine, layout};
 use tessera_hw_core::clock::Clock;
 use tessera_hw_core::timers::TimerThread;
 
@@ -13,19 +14,6 @@ use tessera_hw_core::timers::TimerThread;
 fn survives_hostile_guests() {
     survives_a_hostile_guest();
     survives_hostile_vcpus_on_the_host_clock();
-}
-
-fn config(kind: MachineKind, clock: Clock) -> (PcConfig, Arc<MemoryBackend>) {
-    let com1 = MemoryBackend::new(4096);
-    let config = PcConfig {
-        kind,
-        serial: [Some(com1.clone() as Arc<dyn CharBackend>), Some(MemoryBackend::new(16)), None, None],
-        debug_consoles: vec![(0xe9, MemoryBackend::new(16)), (0x402, MemoryBackend::new(16))],
-        debug_exit: vec![DebugExitConfig { iobase: 0xf4, iosize: 4 }],
-        clock: Arc::new(clock),
-        ..PcConfig::new(64 << 20)
-    };
-    (config, com1)
 }
 
 /// Numbers from a seed (xorshift64*).

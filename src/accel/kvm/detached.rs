@@ -16,36 +16,11 @@ struct Detached {
 }
 
 impl Platform for Detached {
-    fn port_in(&mut self, _: u16, size: u32) -> u32 {
-        u32::MAX >> (32 - 8 * size)
-    }
-    fn port_out(&mut self, _: u16, _: u32, _: u32) {}
     fn tsc(&mut self) -> u64 {
         0
     }
     fn tsc_hz(&self) -> u64 {
         1
-    }
-    fn interrupt_pending(&self) -> bool {
-        false
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&mut self) -> bool {
-        false
-    }
-    fn take_smi(&mut self) -> bool {
-        false
-    }
-    fn take_init(&mut self) -> bool {
-        false
-    }
-    fn take_sipi(&mut self) -> Option<u8> {
-        None
-    }
-    fn event_pending(&self) -> bool {
-        false
     }
     fn tpr(&self) -> u8 {
         self.tpr
@@ -67,10 +42,6 @@ impl Platform for Detached {
         self.tsc_deadline = value;
         Ok(())
     }
-    fn a20_mask(&self) -> u64 {
-        u64::MAX
-    }
-    fn ferr(&mut self, _: bool) {}
 }
 
 fn env(cpuid: &CpuidTable) -> Box<X86Env> {

@@ -17,7 +17,8 @@ use tessera_tcg::memory::{PAGE_MASK, PAGE_SIZE, PhysMemory};
 
 use crate::helpers::{self, exception};
 use crate::state::{self, X86Env, mmu_mode, mode};
-use crate::translate::{Translator, dispatch, trace, vector, x87};
+use crate::system::exception::vector;
+use crate::translate::{Translator, dispatch, trace, x87};
 
 /// The x86-64 guest.
 pub struct X86;

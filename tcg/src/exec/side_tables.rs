@@ -18,31 +18,6 @@ use crate::ir::{Ext, FlagOp, GlobalId, RmwOp, VecLen, VecSize, Width};
 /// Constants that are less far than this from the block's address are kept by their distance.
 const NEAR: u64 = 1 << 31;
 
-const EXTS: [Ext; 3] = [Ext::Zero, Ext::Sign32, Ext::Sign64];
-const RMW_OPS: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
-const FLAG_OPS: [FlagOp; 16] = [
-    FlagOp::Add,
-    FlagOp::Sub,
-    FlagOp::Adc,
-    FlagOp::Sbb,
-    FlagOp::And,
-    FlagOp::Inc,
-    FlagOp::Dec,
-    FlagOp::Shl,
-    FlagOp::Shr,
-    FlagOp::Sar,
-    FlagOp::Rol,
-    FlagOp::Ror,
-    FlagOp::UMul,
-    FlagOp::SMul,
-    FlagOp::Bit,
-    FlagOp::Unpack,
-];
-
-fn position<T: PartialEq>(table: &[T], v: T) -> u8 {
-    table.iter().position(|x| *x == v).expect("the table is complete") as u8
-}
-
 /// Appends the tables of a block at guest address `pc`.
 pub(super) fn encode(compiled: &Compiled, pc: u64, out: &mut Vec<u8>) {
     let start = out.len();
@@ -82,7 +57,7 @@ fn put_point(out: &mut Vec<u8>, point: &StatePoint, pc: u64, moved: &[(GlobalId,
 fn put_access(out: &mut Vec<u8>, access: &SlowAccess, pc: u64) {
     match access.kind {
         AccessKind::Load { width, ext, dst, for_write } => {
-            let flags = position(&EXTS, ext) << 3 | u8::from(for_write) << 5;
+            let flags = (ext as u8) << 3 | u8::from(for_write) << 5;
             out.extend([1, width as u8 | flags, dst]);
         }
         AccessKind::Store { width, v } => {
@@ -104,7 +79,7 @@ fn put_access(out: &mut Vec<u8>, access: &SlowAccess, pc: u64) {
             put_loc(out, mask, pc);
         }
         AccessKind::AtomicRmw { op, width, v, dst } => {
-            out.extend([5, width as u8 | position(&RMW_OPS, op) << 3, dst]);
+            out.extend([5, width as u8 | (op as u8) << 3, dst]);
             put_loc(out, v, pc);
         }
         AccessKind::AtomicCas { width, expect, new, dst } => {
@@ -118,7 +93,7 @@ fn put_access(out: &mut Vec<u8>, access: &SlowAccess, pc: u64) {
 }
 
 fn put_recipe(out: &mut Vec<u8>, r: &FlagRecipe, pc: u64) {
-    out.push(position(&FLAG_OPS, r.op));
+    out.push(r.op as u8);
     out.push(r.w as u8 | u8::from(r.from_result) << 3 | u8::from(r.old.is_some()) << 4);
     put_loc(out, r.a, pc);
     put_loc(out, r.b, pc);
@@ -220,7 +195,7 @@ impl<'a> Tables<'a> {
     /// A recipe.
     pub fn recipe(&self, n: u32) -> FlagRecipe {
         let mut r = self.entry(self.points + n as usize);
-        let op = FLAG_OPS[r.byte() as usize];
+        let op = FlagOp::ALL[r.byte() as usize];
         let bits = r.byte();
         let (a, b) = (r.loc(), r.loc());
         let old = (bits & 1 << 4 != 0).then(|| r.loc());
@@ -296,7 +271,7 @@ impl Reader<'_> {
         let kind = match tag {
             1 => AccessKind::Load {
                 width,
-                ext: EXTS[(bits >> 3 & 3) as usize],
+                ext: Ext::ALL[(bits >> 3 & 3) as usize],
                 dst: self.byte(),
                 for_write: bits & 1 << 5 != 0,
             },
@@ -305,7 +280,7 @@ impl Reader<'_> {
             4 => AccessKind::StoreVec { size, v: self.loc() },
             5 => {
                 let dst = self.byte();
-                AccessKind::AtomicRmw { op: RMW_OPS[(bits >> 3) as usize], width, v: self.loc(), dst }
+                AccessKind::AtomicRmw { op: RmwOp::ALL[(bits >> 3) as usize], width, v: self.loc(), dst }
             }
             7 => {
                 let dst = self.byte();
@@ -344,7 +319,7 @@ mod tests {
         let mut kinds = Vec::new();
         for (i, width) in Width::ALL.into_iter().enumerate() {
             let v = locs[i];
-            kinds.push(AccessKind::Load { width, ext: EXTS[i % 3], dst: i as u8, for_write: i == 2 });
+            kinds.push(AccessKind::Load { width, ext: Ext::ALL[i % 3], dst: i as u8, for_write: i == 2 });
             kinds.push(AccessKind::Store { width, v });
             kinds.push(AccessKind::LoadVec { size: VecSize::ALL[i], dst: 30 });
             kinds.push(AccessKind::StoreVec { size: VecSize::ALL[i], v });
@@ -353,7 +328,7 @@ mod tests {
                 kinds.push(AccessKind::StoreMasked { width, len, v, mask: locs[i + 1] });
             }
             kinds.push(AccessKind::AtomicCas { width, expect: v, new: locs[i + 1], dst: 7 });
-            for op in RMW_OPS {
+            for op in RmwOp::ALL {
                 kinds.push(AccessKind::AtomicRmw { op, width, v, dst: 9 });
             }
         }
@@ -368,7 +343,7 @@ mod tests {
             let pc = base.wrapping_add(i as u64 * 100).wrapping_sub(50);
             c.points.push(StatePoint { pc, access, moved_start: start, moved_len: n as u16 });
         }
-        for op in FLAG_OPS {
+        for op in FlagOp::ALL {
             let old = op.reads_old().then_some(Loc::Flags(3));
             let from_result = op == FlagOp::Dec;
             c.recipes.push(FlagRecipe { op, w: Width::W32, a: locs[5], b: locs[2], old, from_result });

@@ -112,15 +112,7 @@ impl<M: Machine> Run<'_, M> {
     ) -> Result<u64, Exception> {
         let (va, v) = (self.int(addr), self.int(v));
         let old = self.load_raw(width, va, mem.mmu, true)?;
-        let new = match op {
-            RmwOp::Add => old.wrapping_add(v),
-            RmwOp::Sub => old.wrapping_sub(v),
-            RmwOp::And => old & v,
-            RmwOp::Or => old | v,
-            RmwOp::Xor => old ^ v,
-            RmwOp::Xchg => v,
-        };
-        self.store_raw(width, va, new, mem.mmu)?;
+        self.store_raw(width, va, op.apply(old, v), mem.mmu)?;
         Ok(old)
     }
 

@@ -68,6 +68,26 @@ pub enum FlagOp {
 }
 
 impl FlagOp {
+    /// All of them, in order.
+    pub const ALL: [FlagOp; 16] = [
+        FlagOp::Add,
+        FlagOp::Sub,
+        FlagOp::Adc,
+        FlagOp::Sbb,
+        FlagOp::And,
+        FlagOp::Inc,
+        FlagOp::Dec,
+        FlagOp::Shl,
+        FlagOp::Shr,
+        FlagOp::Sar,
+        FlagOp::Rol,
+        FlagOp::Ror,
+        FlagOp::UMul,
+        FlagOp::SMul,
+        FlagOp::Bit,
+        FlagOp::Unpack,
+    ];
+
     /// Whether the `old` operand is read.
     pub fn reads_old(self) -> bool {
         use FlagOp::*;

@@ -46,6 +46,26 @@ pub enum BinOp {
     Ror,
 }
 
+impl BinOp {
+    /// All of them, in order.
+    pub const ALL: [BinOp; 14] = [
+        BinOp::Add,
+        BinOp::Sub,
+        BinOp::And,
+        BinOp::AndNot,
+        BinOp::Or,
+        BinOp::Xor,
+        BinOp::Mul,
+        BinOp::MulHiU,
+        BinOp::MulHiS,
+        BinOp::Shl,
+        BinOp::Shr,
+        BinOp::Sar,
+        BinOp::Rol,
+        BinOp::Ror,
+    ];
+}
+
 /// One-operand integer operations; see [`Inst::Un`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum UnOp {
@@ -63,6 +83,11 @@ pub enum UnOp {
     Popcnt,
 }
 
+impl UnOp {
+    /// All of them, in order.
+    pub const ALL: [UnOp; 6] = [UnOp::Neg, UnOp::Not, UnOp::Bswap, UnOp::Clz, UnOp::Ctz, UnOp::Popcnt];
+}
+
 /// What happens to the bits above a loaded or extended integer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Ext {
@@ -72,6 +97,11 @@ pub enum Ext {
     Sign32,
     /// Sign up to bit 63.
     Sign64,
+}
+
+impl Ext {
+    /// All of them, in order.
+    pub const ALL: [Ext; 3] = [Ext::Zero, Ext::Sign32, Ext::Sign64];
 }
 
 /// Read-modify-write operations; see [`Inst::AtomicRmw`].
@@ -89,6 +119,23 @@ pub enum RmwOp {
     Xor,
     /// `v`.
     Xchg,
+}
+
+impl RmwOp {
+    /// All of them, in order.
+    pub const ALL: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
+
+    /// What is in memory afterwards, in its low bits.
+    pub fn apply(self, old: u64, v: u64) -> u64 {
+        match self {
+            RmwOp::Add => old.wrapping_add(v),
+            RmwOp::Sub => old.wrapping_sub(v),
+            RmwOp::And => old & v,
+            RmwOp::Or => old | v,
+            RmwOp::Xor => old ^ v,
+            RmwOp::Xchg => v,
+        }
+    }
 }
 
 /// How a guest memory access is translated.

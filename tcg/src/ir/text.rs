@@ -408,6 +408,25 @@ exit0: 0x401010 chain
 exit1: 0x401000 poll dead{r3, flags}
 ";
 
+    /// The members of a set that is complete: [`Named`] names each, in order.
+    fn complete<T: Named + fmt::Debug>(all: &[T], number: fn(T) -> usize) {
+        let named: Vec<T> = T::NAMES.iter().map(|(op, _)| *op).collect();
+        assert_eq!(all, named);
+        assert!(all.iter().enumerate().all(|(n, op)| number(*op) == n), "{all:?}");
+    }
+
+    #[test]
+    fn sets_of_operations_are_complete_and_in_order() {
+        complete(&BinOp::ALL, |op| op as usize);
+        complete(&UnOp::ALL, |op| op as usize);
+        complete(&RmwOp::ALL, |op| op as usize);
+        complete(&FlagOp::ALL, |op| op as usize);
+        complete(&Cond::ALL, |op| op as usize);
+        complete(&Width::ALL, |op| op as usize);
+        complete(&VecSize::ALL, |op| op as usize);
+        complete(&Ext::ALL, |op| op as usize);
+    }
+
     #[test]
     fn every_instruction_prints_as_it_is_written() {
         let block = parse(SAMPLE, &guest()).unwrap();

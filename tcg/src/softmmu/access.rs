@@ -311,7 +311,7 @@ pub(crate) fn atomic_rmw<G: Guest>(
     }
     probe::<G>(env, va, len, Access::Write, mmu)?;
     let old = load::<G>(env, va, w.bytes(), mmu)?;
-    let new = host::rmw_value(op, old, v) & w.mask();
+    let new = op.apply(old, v) & w.mask();
     store_as::<G>(env, va, &new.to_le_bytes()[..len as usize], mmu, writer)?;
     Ok(old)
 }

@@ -41,18 +41,6 @@ pub(super) unsafe fn write(p: *mut u8, size: u32, v: u64) {
     }
 }
 
-/// The new value of a read-modify-write operation.
-pub(super) fn rmw_value(op: RmwOp, old: u64, v: u64) -> u64 {
-    match op {
-        RmwOp::Add => old.wrapping_add(v),
-        RmwOp::Sub => old.wrapping_sub(v),
-        RmwOp::And => old & v,
-        RmwOp::Or => old | v,
-        RmwOp::Xor => old ^ v,
-        RmwOp::Xchg => v,
-    }
-}
-
 /// Atomic read-modify-write; the old value, zero-extended. An address that is not aligned to its width is updated without
 /// atomicity: with one vCPU only devices could notice, and they do not take part in the guest's locks.
 ///
@@ -63,7 +51,7 @@ pub(super) unsafe fn rmw(p: *mut u8, op: RmwOp, w: Width, v: u64) -> u64 {
         // SAFETY: by the caller's promise.
         unsafe {
             let old = read(p, w.bytes());
-            write(p, w.bytes(), rmw_value(op, old, v));
+            write(p, w.bytes(), op.apply(old, v));
             return old;
         }
     }

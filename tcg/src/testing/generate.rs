@@ -19,43 +19,6 @@ use crate::memory::PAGE_SIZE;
 /// Address of the first guest instruction; others follow 4 bytes apart.
 pub const PC: u64 = 0x10_0000;
 
-const BIN_OPS: [BinOp; 14] = [
-    BinOp::Add,
-    BinOp::Sub,
-    BinOp::And,
-    BinOp::AndNot,
-    BinOp::Or,
-    BinOp::Xor,
-    BinOp::Mul,
-    BinOp::MulHiU,
-    BinOp::MulHiS,
-    BinOp::Shl,
-    BinOp::Shr,
-    BinOp::Sar,
-    BinOp::Rol,
-    BinOp::Ror,
-];
-const UN_OPS: [UnOp; 6] = [UnOp::Neg, UnOp::Not, UnOp::Popcnt, UnOp::Bswap, UnOp::Clz, UnOp::Ctz];
-const EXTS: [Ext; 3] = [Ext::Zero, Ext::Sign32, Ext::Sign64];
-const FLAG_OPS: [FlagOp; 16] = [
-    FlagOp::Add,
-    FlagOp::Sub,
-    FlagOp::Adc,
-    FlagOp::Sbb,
-    FlagOp::And,
-    FlagOp::Inc,
-    FlagOp::Dec,
-    FlagOp::Shl,
-    FlagOp::Shr,
-    FlagOp::Sar,
-    FlagOp::Rol,
-    FlagOp::Ror,
-    FlagOp::UMul,
-    FlagOp::SMul,
-    FlagOp::Bit,
-    FlagOp::Unpack,
-];
-const RMW_OPS: [RmwOp; 6] = [RmwOp::Add, RmwOp::Sub, RmwOp::And, RmwOp::Or, RmwOp::Xor, RmwOp::Xchg];
 /// A block with an instruction or a few for each word.
 pub fn block(words: &[u64]) -> Block {
     let mut g = Generator {
@@ -214,7 +177,7 @@ impl Generator {
     }
 
     fn new_flags(&mut self) -> Value {
-        let op = self.rng.pick(&FLAG_OPS);
+        let op = self.rng.pick(&FlagOp::ALL);
         let w = if op == FlagOp::Bit { self.wide_width() } else { self.width() };
         let a = self.int();
         let b = match op {
@@ -417,7 +380,7 @@ impl Generator {
     fn arithmetic(&mut self) {
         let inst = match self.rng.below(16) {
             0..7 => {
-                let (op, w, a) = (self.rng.pick(&BIN_OPS), self.width(), self.int());
+                let (op, w, a) = (self.rng.pick(&BinOp::ALL), self.width(), self.int());
                 let b = match self.rng.below(4) {
                     0 => a,
                     1 => {
@@ -429,7 +392,7 @@ impl Generator {
                 Inst::Bin { op, w, a, b }
             }
             7 => {
-                let op = self.rng.pick(&UN_OPS);
+                let op = self.rng.pick(&UnOp::ALL);
                 let w = match op {
                     UnOp::Bswap | UnOp::Clz | UnOp::Ctz => {
                         self.rng.pick(&[Width::W16, Width::W32, Width::W64])
@@ -447,7 +410,7 @@ impl Generator {
                 let (scale, disp) = (self.rng.below(4) as u8, self.rng.int() as i32);
                 Inst::Lea { w, base, index, scale, disp }
             }
-            10 | 11 => Inst::Extend { from: self.width(), ext: self.rng.pick(&EXTS), a: self.int() },
+            10 | 11 => Inst::Extend { from: self.width(), ext: self.rng.pick(&Ext::ALL), a: self.int() },
             12 => {
                 let (pos, len) = self.field();
                 Inst::Extract { a: self.int(), pos, len }
@@ -515,12 +478,12 @@ impl Generator {
             }
             0..4 => {
                 mem.for_write = self.rng.one_in(8);
-                Inst::Load { width, ext: self.rng.pick(&EXTS), addr, mem }
+                Inst::Load { width, ext: self.rng.pick(&Ext::ALL), addr, mem }
             }
             4..7 => Inst::Store { width, addr, v: self.int(), mem },
             7 | 8 => Inst::LoadVec { size, addr, mem },
             9 => Inst::StoreVec { size, addr, v: self.vec(), mem },
-            10 => Inst::AtomicRmw { op: self.rng.pick(&RMW_OPS), width, addr, v: self.int(), mem },
+            10 => Inst::AtomicRmw { op: self.rng.pick(&RmwOp::ALL), width, addr, v: self.int(), mem },
             _ => {
                 // Half of them find what they expect.
                 let expect = if self.rng.one_in(2) {

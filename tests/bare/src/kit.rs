@@ -16,6 +16,7 @@ use tessera_asm::{Code, R, Symbols};
 
 use crate::kvm;
 use crate::layout::*;
+use crate::tables::tss;
 
 /// Emits instructions: `code!(k; mov(eax, 1); mov(cr3, eax))`. Arguments may ask the kit for addresses.
 macro_rules! code {
@@ -350,6 +351,29 @@ impl Kit<'_> {
     /// Writes a descriptor into the GDT in use.
     pub fn descriptor(&mut self, selector: u32, value: u64) -> R {
         self.poke(GDT + (selector & !7), value)
+    }
+
+    /// Fills a task state segment: the task begins at `eip` on its own stack, with flat segments and the page tables at
+    /// `directory`.
+    pub fn task(&mut self, segment: u32, directory: u32, eip: u32, stack: u32) -> R {
+        for (field, value) in [
+            (tss::LINK, 0),
+            (tss::CR3, directory),
+            (tss::EIP, eip),
+            (tss::EFLAGS, 2),
+            (tss::ESP, stack),
+            (tss::ES, DATA),
+            (tss::CS, CODE32),
+            (tss::SS, DATA),
+            (tss::DS, DATA),
+            (tss::FS, DATA),
+            (tss::GS, DATA),
+            (tss::LDTR, 0),
+            (tss::TRAP, 0x68 << 16),
+        ] {
+            self.mov(dword_ptr(segment + field), value)?;
+        }
+        Ok(())
     }
 
     /// Writes a gate into the IDT in use; in 64-bit mode the upper half of the offset is 0.

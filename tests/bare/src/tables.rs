@@ -27,6 +27,25 @@ pub const CALL32: u32 = 0x8C;
 pub const INT32: u32 = 0x8E;
 pub const TRAP32: u32 = 0x8F;
 
+/// Offsets of fields of a 32-bit task state segment (figure 7-2) that checks look at.
+pub mod tss {
+    #![allow(missing_docs)]
+    pub const LINK: u32 = 0;
+    pub const CR3: u32 = 0x1C;
+    pub const EIP: u32 = 0x20;
+    pub const EFLAGS: u32 = 0x24;
+    pub const EAX: u32 = 0x28;
+    pub const ESP: u32 = 0x38;
+    pub const ES: u32 = 0x48;
+    pub const CS: u32 = 0x4C;
+    pub const SS: u32 = 0x50;
+    pub const DS: u32 = 0x54;
+    pub const FS: u32 = 0x58;
+    pub const GS: u32 = 0x5C;
+    pub const LDTR: u32 = 0x60;
+    pub const TRAP: u32 = 0x64;
+}
+
 /// A segment descriptor.
 pub const fn segment(base: u32, limit: u32, access: u32, flags: u32) -> u64 {
     let (base, limit) = (base as u64, limit as u64);

@@ -14,9 +14,9 @@ use crate::codes::Table;
 use crate::frame::{Frame, at};
 use crate::layout::{CODE, CS32, CS64};
 use crate::operands::{self, Roles, gpr};
-use crate::rng::Rng;
 use crate::sequence::{Link, Sequence, Step, Target};
 use crate::values::Pools;
+use tessera_x86::testing::Rng;
 
 /// How often each instruction comes by itself, before random sequences.
 pub const DIRECTED_ROUNDS: u64 = 8;

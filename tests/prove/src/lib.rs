@@ -24,7 +24,6 @@ pub mod native;
 pub mod operands;
 pub mod report;
 pub mod rig;
-pub mod rng;
 pub mod run;
 pub mod sequence;
 pub mod shrink;

@@ -3,8 +3,7 @@
 use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as Op, OpKind, Register};
 
 use crate::layout::{CODE, IMAGE_AT, PAGE, WINDOW, WINDOW_PAGES};
-use crate::rng::Rng;
-use crate::values;
+use tessera_x86::testing::Rng;
 
 /// What the registers are good for at the place where an instruction is made.
 #[derive(Clone, Debug)]
@@ -190,7 +189,7 @@ fn vector_number(roles: &Roles, r: &mut Rng) -> u32 {
 }
 
 fn immediate32(r: &mut Rng) -> u32 {
-    if r.one_in(3) { r.word() as u32 } else { values::int(r) as u32 }
+    if r.one_in(3) { r.word() as u32 } else { r.int() as u32 }
 }
 
 /// What an operand became.
@@ -209,7 +208,7 @@ pub fn operand(i: &mut Instruction, n: u32, kind: Op, roles: &Roles, r: &mut Rng
         Op::mem | Op::mem_mib | Op::sibmem | Op::mem_mpx => Memory,
         Op::mem_offs => {
             i.set_op_kind(n, OpKind::Memory);
-            let v = if r.one_in(8) { values::int(r) } else { address(r) };
+            let v = if r.one_in(8) { r.int() } else { address(r) };
             i.set_memory_displ_size(if roles.wide { 8 } else { 4 });
             i.set_memory_displacement64(if roles.wide { v } else { v as u32 as u64 });
             Done
@@ -316,7 +315,7 @@ pub fn operand(i: &mut Instruction, n: u32, kind: Op, roles: &Roles, r: &mut Rng
         }
         Op::imm16 => {
             i.set_op_kind(n, OpKind::Immediate16);
-            let v = values::int(r) as u16;
+            let v = r.int() as u16;
             // Sizes of frames and of arguments: mostly such that the stack stays in the window.
             let stack = matches!(i.mnemonic(), Mnemonic::Enter | Mnemonic::Ret);
             i.set_immediate16(if stack && !r.one_in(8) { v & 0x7f } else { v });
@@ -334,7 +333,7 @@ pub fn operand(i: &mut Instruction, n: u32, kind: Op, roles: &Roles, r: &mut Rng
         }
         Op::imm64 => {
             i.set_op_kind(n, OpKind::Immediate64);
-            i.set_immediate64(values::int(r));
+            i.set_immediate64(r.int());
             Done
         }
         Op::seg_rSI => {

@@ -12,8 +12,8 @@ use crate::generate::Case;
 use crate::guest::{Config, GuestCpu, GuestMemory, Watchdog};
 use crate::layout::{CODE, CODE_BYTES, FIRST, IMAGE, PAGE};
 use crate::native::{BATCH, Native};
-use crate::rng::Rng;
 use crate::sequence::Code64;
+use tessera_x86::testing::Rng;
 
 /// How the vCPUs of a rig translate. The first two are as the program runs guests.
 pub fn configs(seed: u64) -> Vec<Config> {

@@ -1,6 +1,6 @@
 //! Operand values at the edges of every type.
 
-use crate::rng::Rng;
+use tessera_x86::testing::Rng;
 
 const F32: [u32; 16] = [
     0,
@@ -40,26 +40,6 @@ const F64: [u64; 16] = [
 ];
 const F16: [u16; 8] = [0, 0x8000, 0x3c00, 0x7c00, 0x7e01, 0x7d02, 1, 0x7bff];
 
-/// An integer, mostly at an edge.
-pub fn int(r: &mut Rng) -> u64 {
-    let v = r.word();
-    match r.below(12) {
-        0 => 0,
-        1 => u64::MAX,
-        2 => 1 << (v & 63),
-        3 => (1u64 << (v & 63)).wrapping_sub(1),
-        4 => v & 0xff,
-        5 => v & 0xffff_ffff,
-        6 => (v as i8) as u64,
-        7 => v & 0x7f7f_7f7f_8080_8080,
-        8 => {
-            [0x7f, 0x80, 0x7fff, 0x8000, 0x7fff_ffff, 0x8000_0000, i64::MAX as u64, 1 << 63][(v & 7) as usize]
-        }
-        9 => (v as i32) as u64,
-        _ => v,
-    }
-}
-
 /// Eight bytes of a vector register or of memory.
 pub fn lanes(r: &mut Rng) -> u64 {
     match r.below(8) {
@@ -70,7 +50,7 @@ pub fn lanes(r: &mut Rng) -> u64 {
         4 => r.word() & 0x0f0f_0f0f_0f0f_0f0f,
         // Numbers of moderate size in both formats.
         5 => r.word() & 0x83ff_ffff_83ff_ffff | 0x3c00_0000_3c00_0000,
-        6 => int(r),
+        6 => r.int(),
         _ => (0..8).fold(0, |v, _| v << 8 | r.pick(&[0u64, 1, 0x7f, 0x80, 0xff, 0x41, 0x20, 9])),
     }
 }
@@ -121,7 +101,7 @@ impl Pools {
     pub fn new() -> Pools {
         let mut r = Rng::new(0x7e55_e7a0, 1);
         Pools {
-            ints: (0..4096).map(|_| int(&mut r)).collect(),
+            ints: (0..4096).map(|_| r.int()).collect(),
             vectors: (0..4096).map(|_| vector(&mut r)).collect(),
             f80s: (0..1024).map(|_| f80(&mut r)).collect(),
         }

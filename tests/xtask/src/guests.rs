@@ -37,72 +37,56 @@ pub struct Guest {
 
 /// Every guest the project boots.
 pub const GUESTS: &[Guest] = &[
-    Guest {
-        name: "cloud",
-        package: Package {
-            name: "linux-image-cloud-amd64",
-            follow: Some("linux-image-"),
-            files: &["./boot/vmlinuz-*"],
-        },
-        folder: "boot",
-        kernel: "vmlinuz-",
-        userland: Userland::Busybox,
-        memory: 512,
-        machine: "x86_64",
-    },
-    Guest {
-        name: "amd64",
-        package: Package {
-            name: "linux-image-amd64",
-            follow: Some("linux-image-"),
-            files: &["./boot/vmlinuz-*"],
-        },
-        folder: "boot",
-        kernel: "vmlinuz-",
-        userland: Userland::Busybox,
-        memory: 512,
-        machine: "x86_64",
-    },
-    Guest {
-        name: "rt",
-        package: Package {
-            name: "linux-image-rt-amd64",
-            follow: Some("linux-image-"),
-            files: &["./boot/vmlinuz-*"],
-        },
-        folder: "boot",
-        kernel: "vmlinuz-",
-        userland: Userland::Busybox,
-        memory: 512,
-        machine: "x86_64",
-    },
-    Guest {
-        name: "installer-amd64",
-        package: Package {
-            name: "debian-installer-12-netboot-amd64",
-            follow: None,
-            files: &["*/text/debian-installer/amd64/linux", "*/text/debian-installer/amd64/initrd.gz"],
-        },
-        folder: "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64",
-        kernel: "linux",
-        userland: Userland::Packaged("initrd.gz"),
-        memory: 1024,
-        machine: "x86_64",
-    },
-    Guest {
-        name: "installer-i386",
-        package: Package {
-            name: "debian-installer-12-netboot-i386",
-            follow: None,
-            files: &["*/text/debian-installer/i386/linux", "*/text/debian-installer/i386/initrd.gz"],
-        },
-        folder: "usr/lib/debian-installer/images/12/i386/text/debian-installer/i386",
-        kernel: "linux",
-        userland: Userland::Packaged("initrd.gz"),
-        memory: 1024,
-        machine: "i686",
-    },
+    debian_kernel("cloud", "linux-image-cloud-amd64"),
+    debian_kernel("amd64", "linux-image-amd64"),
+    debian_kernel("rt", "linux-image-rt-amd64"),
+    installer(
+        "installer-amd64",
+        "debian-installer-12-netboot-amd64",
+        &["*/text/debian-installer/amd64/linux", "*/text/debian-installer/amd64/initrd.gz"],
+        "usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64",
+        "x86_64",
+    ),
+    installer(
+        "installer-i386",
+        "debian-installer-12-netboot-i386",
+        &["*/text/debian-installer/i386/linux", "*/text/debian-installer/i386/initrd.gz"],
+        "usr/lib/debian-installer/images/12/i386/text/debian-installer/i386",
+        "i686",
+    ),
 ];
+
+/// A kernel for amd64, by the package that follows its newest version.
+const fn debian_kernel(name: &'static str, package: &'static str) -> Guest {
+    Guest {
+        name,
+        package: Package { name: package, follow: Some("linux-image-"), files: &["./boot/vmlinuz-*"] },
+        folder: "boot",
+        kernel: "vmlinuz-",
+        userland: Userland::Busybox,
+        memory: 512,
+        machine: "x86_64",
+    }
+}
+
+/// An installer of Debian, whose files are in one folder.
+const fn installer(
+    name: &'static str,
+    package: &'static str,
+    files: &'static [&'static str],
+    folder: &'static str,
+    machine: &'static str,
+) -> Guest {
+    Guest {
+        name,
+        package: Package { name: package, follow: None, files },
+        folder,
+        kernel: "linux",
+        userland: Userland::Packaged("initrd.gz"),
+        memory: 1024,
+        machine,
+    }
+}
 
 /// The first thing the installer asks.
 const FIRST_SCREEN: &str = "Select a language";

@@ -10,8 +10,6 @@
 
 pub mod layout;
 mod memory;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use tessera_tcg::softmmu;
 use super::{exception, fault, touches};
 use crate::guest::X86;
 use crate::state::{X86Env, global, reg, seg};
+use crate::system::exception::vector;
 use crate::system::segment;
 
 helpers! { super::INT_BASE;
@@ -80,11 +81,6 @@ helpers! { super::INT_BASE;
     CHECK_BOUND = check_bound(3), Effects::FAULTS;
 }
 
-const DE: u16 = 0;
-const BR: u16 = 5;
-const GP: u16 = 13;
-pub(super) const AC: u16 = 17;
-
 extern "C" fn raise_exception(env: &mut X86Env, vector: u64, error: u64) -> u64 {
     let error = if error == u64::MAX { None } else { Some(error as u32) };
     fault(env, exception(vector as u16, error))
@@ -99,7 +95,7 @@ extern "C" fn check_segment(env: &mut X86Env, segment: u64, offset: u64, size: u
 
 extern "C" fn check_alignment(env: &mut X86Env, address: u64, size: u64) -> u64 {
     if misaligned(address, size) {
-        return fault(env, exception(AC, Some(0)));
+        return fault(env, exception(vector::AC, Some(0)));
     }
     0
 }
@@ -113,21 +109,21 @@ pub(super) fn misaligned(address: u64, size: u64) -> bool {
 
 extern "C" fn check_code(env: &mut X86Env, ip: u64) -> u64 {
     if ip > env.seg[seg::CS].limit as u64 {
-        return fault(env, exception(GP, Some(0)));
+        return fault(env, exception(vector::GP, Some(0)));
     }
     0
 }
 
 extern "C" fn check_canonical(env: &mut X86Env, ip: u64) -> u64 {
     if (ip << 16) as i64 >> 16 != ip as i64 {
-        return fault(env, exception(GP, Some(0)));
+        return fault(env, exception(vector::GP, Some(0)));
     }
     0
 }
 
 #[cold]
 fn divide_error(env: &mut X86Env) -> u64 {
-    fault(env, exception(DE, None))
+    fault(env, exception(vector::DE, None))
 }
 
 extern "C" fn div8(env: &mut X86Env, ax: u64, divisor: u64) -> u64 {
@@ -390,7 +386,7 @@ extern "C" fn cmpxchg8b(env: &mut X86Env, address: u64, mmu: u64) -> u64 {
 
 extern "C" fn cmpxchg16b(env: &mut X86Env, address: u64, mmu: u64) -> u64 {
     if address & 15 != 0 {
-        return fault(env, exception(GP, Some(0)));
+        return fault(env, exception(vector::GP, Some(0)));
     }
     let expect = env.gpr[reg::RAX] as u128 | (env.gpr[reg::RDX] as u128) << 64;
     let new = env.gpr[reg::RBX] as u128 | (env.gpr[reg::RCX] as u128) << 64;
@@ -547,7 +543,7 @@ extern "C" fn probe_write(env: &mut X86Env, address: u64, size: u64, mmu: u64) -
 
 extern "C" fn check_bound(env: &mut X86Env, index: u64, lower: u64, upper: u64) -> u64 {
     if (index as i64) < lower as i64 || index as i64 > upper as i64 {
-        return fault(env, exception(BR, None));
+        return fault(env, exception(vector::BR, None));
     }
     0
 }

@@ -13,6 +13,7 @@ use tessera_tcg::softmmu;
 use super::{exception, fault};
 use crate::guest::X86;
 use crate::state::{Cr4, X86Env, mode};
+use crate::system::exception::vector;
 
 helpers! { super::SSE_BASE;
     /// `(value)`: loads MXCSR; #GP(0) if a reserved bit is set. Changes the block mode.
@@ -38,11 +39,6 @@ helpers! { super::SSE_BASE;
     /// `(IntRes2, immediate, half)`: a half of the mask that PCMPISTRM leaves in XMM0.
     STRING_MASK = string_mask(3), Effects::PURE;
 }
-
-const UD: u16 = 6;
-const GP: u16 = 13;
-const AC: u16 = 17;
-const XM: u16 = 19;
 
 /// Sticky exception flags of MXCSR.
 pub const MXCSR_FLAGS: u32 = 0x3f;
@@ -97,7 +93,7 @@ pub fn set_mxcsr(env: &mut X86Env, value: u32) {
 
 extern "C" fn ldmxcsr(env: &mut X86Env, value: u64) -> u64 {
     if value as u32 & !MXCSR_EXISTING != 0 {
-        return fault(env, exception(GP, Some(0)));
+        return fault(env, exception(vector::GP, Some(0)));
     }
     set_mxcsr(env, value as u32);
     0
@@ -127,15 +123,15 @@ extern "C" fn float_end(env: &mut X86Env) -> u64 {
     }
     env.mxcsr |= raised;
     if unmasked != 0 {
-        let vector = if env.cr4.contains(Cr4::OSXMMEXCPT) { XM } else { UD };
-        return fault(env, exception(vector, None));
+        let raised = if env.cr4.contains(Cr4::OSXMMEXCPT) { vector::XM } else { vector::UD };
+        return fault(env, exception(raised, None));
     }
     0
 }
 
 extern "C" fn check_aligned(env: &mut X86Env, address: u64, size: u64) -> u64 {
     if address & (size - 1) != 0 {
-        return fault(env, exception(GP, Some(0)));
+        return fault(env, exception(vector::GP, Some(0)));
     }
     0
 }
@@ -144,7 +140,7 @@ extern "C" fn mask_store(env: &mut X86Env, address: u64, low: u64, high: u64, ma
     let bytes = (low as u128 | (high as u128) << 64).to_le_bytes();
     let selected = || (0..16usize).filter(|n| mask >> n & 1 != 0);
     if env.mode & mode::ALIGN != 0 && address & 7 != 0 {
-        return fault(env, exception(AC, Some(0)));
+        return fault(env, exception(vector::AC, Some(0)));
     }
     // Silicon wants all bytes to be writable, selected or not, and looks at the upper half first.
     for half in (0..=mmu >> 8 & 1).rev() {

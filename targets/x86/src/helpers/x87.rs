@@ -16,7 +16,7 @@ use tessera_tcg::guest::{Access, Effects};
 use tessera_tcg::ir::flags;
 use tessera_tcg::softmmu;
 
-use super::int::{AC, misaligned};
+use super::int::misaligned;
 use super::x87_codes::MISC_ALL;
 pub use super::x87_codes::{Misc, Source, arith_code, compare_code, layout_code, store_checks, store_code};
 pub(super) use super::x87_codes::{arith_parts, compare_parts, source_of, store_checks_parts, store_parts};
@@ -28,6 +28,7 @@ use super::{exception, fault};
 use crate::cpuid::Feature;
 use crate::guest::X86;
 use crate::state::{Cr0, Fpu, X86Env, X87Operand};
+use crate::system::exception::vector;
 use crate::system::segment::check_segment;
 
 helpers! { super::X87_BASE;
@@ -71,8 +72,6 @@ helpers! { super::X87_BASE;
     LOAD_STATE = x87_load_state(3), Effects::FAULTS;
 }
 
-const MF: u16 = 16;
-
 // ----- exceptions -----
 
 /// Raises #MF if an exception is pending and not to be ignored. True if it did: the helper returns at once.
@@ -80,7 +79,7 @@ fn pending(env: &mut X86Env) -> bool {
     if env.fpu.status & status::ES == 0 || !env.cr0.contains(Cr0::NE) && env.platform.ignne() {
         return false;
     }
-    fault(env, exception(MF, None));
+    fault(env, exception(vector::MF, None));
     true
 }
 
@@ -324,7 +323,7 @@ extern "C" fn x87_store(env: &mut X86Env, code: u64, address: u64, mmu: u64, off
         }
         // Ten bytes are to be aligned to eight (SDM volume 3, table 6-7).
         if aligned && misaligned(address, len.min(8) as u64) {
-            return fault(env, exception(AC, Some(0)));
+            return fault(env, exception(vector::AC, Some(0)));
         }
         if let Err(e) = softmmu::store_bytes::<X86>(env, address, &bytes[..len], mmu as u8) {
             return fault(env, e);

@@ -16,6 +16,7 @@ use iced_x86::{
 use tessera_tcg::guest::{Exception, Next};
 use tessera_tcg::softmmu;
 
+use super::flags::virtual_image;
 use super::segment::{
     self, Descriptor, check_ip, code_of, enter_code, fetch, is_null, mark_accessed, null_segment, null_stack,
     stack_segment, system_type,
@@ -25,7 +26,7 @@ use super::{Result, data_mmu, long_mode, read, task, virtual_8086};
 use crate::guest::X86;
 use crate::state::{Cr0, RFlags, Segment, X86Env, mmu_mode, mode, reg, seg};
 
-/// Vectors.
+/// Vectors of exceptions (SDM volume 3, table 6-1).
 pub mod vector {
     #![allow(missing_docs)]
     pub const DE: u16 = 0;
@@ -186,18 +187,24 @@ fn deliver_real(env: &mut X86Env, vector: u8, event: &Event) -> Result<()> {
     enter_real(env, entry, flags, flags & !cleared.bits())
 }
 
-/// Pushes FLAGS, CS and IP and goes to a far pointer: real-mode delivery. `image` is pushed, `flags` is what RFLAGS becomes.
-pub(super) fn enter_real(env: &mut X86Env, pointer: u64, image: u64, flags: u64) -> Result<()> {
-    let (selector, ip) = ((pointer >> 16) as u16, pointer & 0xffff);
-    if ip > env.seg[seg::CS].limit as u64 {
-        return Err(gp(0));
-    }
+/// Pushes what an interrupt in real mode pushes: `image` for FLAGS, CS and IP.
+fn push_real_frame(env: &mut X86Env, image: u64) -> Result<()> {
     let mut stack = Stack::current(env);
     stack.reserve(env, 2, 3)?;
     stack.push(env, 2, image)?;
     stack.push(env, 2, env.seg[seg::CS].selector as u64)?;
     stack.push(env, 2, env.ip())?;
     stack.commit(env);
+    Ok(())
+}
+
+/// Pushes FLAGS, CS and IP and goes to a far pointer: real-mode delivery. `image` is pushed, `flags` is what RFLAGS becomes.
+pub(super) fn enter_real(env: &mut X86Env, pointer: u64, image: u64, flags: u64) -> Result<()> {
+    let (selector, ip) = ((pointer >> 16) as u16, pointer & 0xffff);
+    if ip > env.seg[seg::CS].limit as u64 {
+        return Err(gp(0));
+    }
+    push_real_frame(env, image)?;
     let cs = segment::real_segment(&env.seg[seg::CS], seg::CS, selector);
     env.set_segment(seg::CS, cs);
     env.set_ip(ip);
@@ -558,20 +565,11 @@ pub fn int_n(env: &mut X86Env, vector: u8) -> Result<()> {
         let pointer = read(env, vector as u64 * 4, 4)?;
         let flags = env.rflags();
         let iopl3 = super::iopl(env) == 3;
-        let mut image = flags;
-        if !iopl3 {
-            let vif = flags >> 19 & 1;
-            image = image & !RFlags::IF.bits() | vif << 9 | RFlags::IOPL.bits();
-        }
+        let image = if iopl3 { flags } else { virtual_image(flags) };
         let interrupt = if iopl3 { RFlags::IF } else { RFlags::VIF };
         let cleared = RFlags::TF | RFlags::RF | interrupt;
         let (selector, ip) = ((pointer >> 16) as u16, pointer & 0xffff);
-        let mut stack = Stack::current(env);
-        stack.reserve(env, 2, 3)?;
-        stack.push(env, 2, image)?;
-        stack.push(env, 2, env.seg[seg::CS].selector as u64)?;
-        stack.push(env, 2, env.ip())?;
-        stack.commit(env);
+        push_real_frame(env, image)?;
         env.set_segment(seg::CS, segment::virtual_segment(selector));
         env.set_ip(ip);
         env.set_rflags(flags & !cleared.bits());

@@ -5,7 +5,7 @@
 use super::exception::{gp, inner_stack, inner_stack_long, np, ts, vector};
 use super::segment::{
     self, Descriptor, Entry, check_ip, code_of, drop_privileged_segments, enter_code, fetch, fetch_upper,
-    is_null, mark_accessed, null_stack, stack_segment, system_type,
+    is_null, mark_accessed, null_stack, returned_code, returned_stack, stack_segment, system_type,
 };
 use super::stack::{Stack, set_stack_pointer};
 use super::{Result, data_mmu, long_mode, selectors, task};
@@ -256,22 +256,8 @@ pub fn ret(env: &mut X86Env, size: u32, drop: u64) -> Result<()> {
         return Ok(());
     }
     let cpl = env.cpl;
-    if is_null(selector) {
-        return Err(gp(0));
-    }
-    let code = code_of(selector);
-    let mut entry = fetch(env, selector, gp(code))?;
-    let d = entry.desc;
+    let mut entry = returned_code(env, selector, ip)?;
     let rpl = (selector & 3) as u8;
-    let level = if d.is_conforming() { d.dpl() <= rpl } else { d.dpl() == rpl };
-    let both = long_mode(env) && d.long() && d.big();
-    if !d.is_code() || rpl < cpl || !level || both {
-        return Err(gp(code));
-    }
-    if !d.present() {
-        return Err(np(code));
-    }
-    check_ip(env, d, ip, 0)?;
     stack.skip(drop);
     if rpl == cpl {
         mark_accessed(env, &mut entry)?;
@@ -283,15 +269,7 @@ pub fn ret(env: &mut X86Env, size: u32, drop: u64) -> Result<()> {
 
     let sp = stack.pop(env, size)?;
     let ss_selector = stack.pop(env, size)? as u16;
-    let segment = if is_null(ss_selector) {
-        let to64 = long_mode(env) && d.long();
-        if !to64 || rpl == 3 || (ss_selector & 3) as u8 != rpl {
-            return Err(gp(0));
-        }
-        Segment { selector: ss_selector, ..null_stack(rpl) }
-    } else {
-        stack_segment(env, ss_selector, rpl, vector::GP, 0)?
-    };
+    let segment = returned_stack(env, ss_selector, &entry, rpl)?;
     mark_accessed(env, &mut entry)?;
     enter_code(env, entry.desc, selector, rpl, ip);
     env.set_segment(seg::SS, segment);

@@ -59,13 +59,19 @@ pub fn pushf(env: &X86Env, size: u32) -> Result<u64> {
     if size != 2 || !env.cr4.contains(Cr4::VME) {
         return Err(gp(0));
     }
-    let vif = image >> 19 & 1;
-    Ok(image & !RFlags::IF.bits() | vif << 9 | RFlags::IOPL.bits())
+    Ok(virtual_image(image))
 }
 
-/// POPF of an image popped with an operand size of `size` bytes.
-pub fn popf(env: &mut X86Env, image: u64, size: u32) -> Result<()> {
-    let mut mask = RFlags::CF
+/// What is pushed of flags in virtual-8086 mode with CR4.VME and an IOPL below 3: VIF in the place of IF, and an IOPL of 3 (SDM
+/// volume 3, section 20.3.3).
+pub fn virtual_image(flags: u64) -> u64 {
+    let vif = flags >> 19 & 1;
+    flags & !RFlags::IF.bits() | vif << 9 | RFlags::IOPL.bits()
+}
+
+/// Flags that POPF and IRET load, besides those that the privilege and operand size allow.
+pub fn always_loaded() -> RFlags {
+    RFlags::CF
         | RFlags::PF
         | RFlags::AF
         | RFlags::ZF
@@ -73,7 +79,23 @@ pub fn popf(env: &mut X86Env, image: u64, size: u32) -> Result<()> {
         | RFlags::TF
         | RFlags::DF
         | RFlags::OF
-        | RFlags::NT;
+        | RFlags::NT
+}
+
+/// What POPF and IRET load in virtual-8086 mode with CR4.VME and an IOPL below 3: VIF takes the place of IF (SDM volume 3,
+/// section 20.3.3).
+pub fn with_virtual_if(env: &X86Env, image: u64) -> Result<u64> {
+    let enable = image & RFlags::IF.bits() != 0;
+    let pending = env.eflags & RFlags::VIP.bits() != 0;
+    if enable && pending || image & RFlags::TF.bits() != 0 {
+        return Err(gp(0));
+    }
+    Ok(if enable { image | RFlags::VIF.bits() } else { image & !RFlags::VIF.bits() })
+}
+
+/// POPF of an image popped with an operand size of `size` bytes.
+pub fn popf(env: &mut X86Env, image: u64, size: u32) -> Result<()> {
+    let mut mask = always_loaded();
     if size > 2 {
         mask |= RFlags::AC | RFlags::ID;
     }
@@ -82,13 +104,8 @@ pub fn popf(env: &mut X86Env, image: u64, size: u32) -> Result<()> {
         if size != 2 || !env.cr4.contains(Cr4::VME) {
             return Err(gp(0));
         }
-        let enable = image & RFlags::IF.bits() != 0;
-        let pending = env.eflags & RFlags::VIP.bits() != 0;
-        if enable && pending || image & RFlags::TF.bits() != 0 {
-            return Err(gp(0));
-        }
         mask |= RFlags::VIF;
-        image = if enable { image | RFlags::VIF.bits() } else { image & !RFlags::VIF.bits() };
+        image = with_virtual_if(env, image)?;
     } else {
         if env.cpl <= iopl(env) {
             mask |= RFlags::IF;

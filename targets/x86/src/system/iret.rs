@@ -1,26 +1,13 @@
 //! IRET (SDM volume 2, IRET/IRETD/IRETQ).
 
-use super::exception::{gp, np, vector};
+use super::exception::gp;
+use super::flags::{always_loaded, with_virtual_if};
 use super::segment::{
-    self, check_ip, code_of, drop_privileged_segments, enter_code, enter_virtual, fetch, is_null,
-    mark_accessed, null_stack, stack_segment,
+    self, drop_privileged_segments, enter_code, enter_virtual, mark_accessed, returned_code, returned_stack,
 };
 use super::stack::{Stack, set_stack_pointer};
 use super::{Result, iopl, long_mode, task, virtual_8086};
-use crate::state::{Cr0, Cr4, RFlags, Segment, X86Env, reg, seg};
-
-/// Flags that any IRET loads, besides those that its privilege and operand size allow.
-fn always() -> RFlags {
-    RFlags::CF
-        | RFlags::PF
-        | RFlags::AF
-        | RFlags::ZF
-        | RFlags::SF
-        | RFlags::TF
-        | RFlags::DF
-        | RFlags::OF
-        | RFlags::NT
-}
+use crate::state::{Cr0, Cr4, RFlags, X86Env, reg, seg};
 
 /// Flags that an operand size of 32 bits or more adds.
 fn wide() -> RFlags {
@@ -74,7 +61,7 @@ fn real(env: &mut X86Env, size: u32) -> Result<()> {
     let segment = segment::real_segment(&env.seg[seg::CS], seg::CS, cs);
     env.set_segment(seg::CS, segment);
     env.set_ip(ip);
-    let mut mask = always() | RFlags::IF | RFlags::IOPL;
+    let mut mask = always_loaded() | RFlags::IF | RFlags::IOPL;
     if size > 2 {
         mask |= wide();
     }
@@ -96,7 +83,7 @@ fn from_virtual(env: &mut X86Env, size: u32) -> Result<()> {
     if ip > 0xffff {
         return Err(gp(0));
     }
-    let mut mask = always();
+    let mut mask = always_loaded();
     let mut new = flags;
     if privileged {
         mask |= RFlags::IF;
@@ -104,13 +91,8 @@ fn from_virtual(env: &mut X86Env, size: u32) -> Result<()> {
             mask |= wide();
         }
     } else {
-        let enable = flags & RFlags::IF.bits() != 0;
-        let pending = env.eflags & RFlags::VIP.bits() != 0;
-        if enable && pending || flags & RFlags::TF.bits() != 0 {
-            return Err(gp(0));
-        }
         mask |= RFlags::VIF;
-        new = if enable { flags | RFlags::VIF.bits() } else { flags & !RFlags::VIF.bits() };
+        new = with_virtual_if(env, flags)?;
     }
     stack.commit(env);
     env.set_segment(seg::CS, segment::virtual_segment(cs));
@@ -132,23 +114,8 @@ fn protected(env: &mut X86Env, size: u32) -> Result<()> {
     if size == 4 && flags & RFlags::VM.bits() != 0 && cpl == 0 && !long_mode(env) {
         return to_virtual(env, stack, ip, selector, flags);
     }
-    if is_null(selector) {
-        return Err(gp(0));
-    }
-    let code = code_of(selector);
-    let mut entry = fetch(env, selector, gp(code))?;
-    let d = entry.desc;
+    let mut entry = returned_code(env, selector, ip)?;
     let rpl = (selector & 3) as u8;
-    let level = if d.is_conforming() { d.dpl() <= rpl } else { d.dpl() == rpl };
-    let both = long_mode(env) && d.long() && d.big();
-    if !d.is_code() || rpl < cpl || !level || both {
-        return Err(gp(code));
-    }
-    if !d.present() {
-        return Err(np(code));
-    }
-    check_ip(env, d, ip, 0)?;
-    let to64 = long_mode(env) && d.long();
 
     // 64-bit code always returns with a stack.
     let new_stack = if rpl > cpl || from64 {
@@ -156,21 +123,13 @@ fn protected(env: &mut X86Env, size: u32) -> Result<()> {
             Some([.., sp, ss]) => (sp, ss as u16),
             None => (stack.pop(env, size)?, stack.pop(env, size)? as u16),
         };
-        let segment = if is_null(ss) {
-            if !to64 || rpl == 3 || (ss & 3) as u8 != rpl {
-                return Err(gp(0));
-            }
-            Segment { selector: ss, ..null_stack(rpl) }
-        } else {
-            stack_segment(env, ss, rpl, vector::GP, 0)?
-        };
-        Some((segment, sp))
+        Some((returned_stack(env, ss, &entry, rpl)?, sp))
     } else {
         None
     };
     mark_accessed(env, &mut entry)?;
 
-    let mut mask = always();
+    let mut mask = always_loaded();
     if size > 2 {
         mask |= wide();
     }
@@ -192,7 +151,7 @@ fn protected(env: &mut X86Env, size: u32) -> Result<()> {
         }
         None => stack.commit(env),
     }
-    if !to64 {
+    if !(long_mode(env) && entry.desc.long()) {
         env.gpr[reg::RSP] &= 0xffff_ffff;
     }
     set_masked(env, flags, mask);

@@ -137,10 +137,6 @@ mod tests {
     const HZ: u64 = 2_599_996_219;
 
     impl Platform for Machine {
-        fn port_in(&mut self, _: u16, _: u32) -> u32 {
-            0
-        }
-        fn port_out(&mut self, _: u16, _: u32, _: u32) {}
         fn tsc(&mut self) -> u64 {
             self.0.lock().unwrap().0
         }
@@ -154,47 +150,10 @@ mod tests {
             let at = (phys - 0x1000) as usize;
             self.0.lock().unwrap().1[at..at + bytes.len()].copy_from_slice(bytes);
         }
-        fn interrupt_pending(&self) -> bool {
-            false
-        }
-        fn acknowledge_interrupt(&mut self) -> Option<u8> {
-            None
-        }
-        fn take_nmi(&mut self) -> bool {
-            false
-        }
-        fn take_smi(&mut self) -> bool {
-            false
-        }
-        fn take_init(&mut self) -> bool {
-            false
-        }
-        fn take_sipi(&mut self) -> Option<u8> {
-            None
-        }
-        fn event_pending(&self) -> bool {
-            false
-        }
-        fn tpr(&self) -> u8 {
-            0
-        }
-        fn set_tpr(&mut self, _: u8) {}
-        fn apic_base(&self) -> u64 {
-            0
-        }
-        fn set_apic_base(&mut self, _: u64) -> std::result::Result<(), InvalidMsr> {
-            Ok(())
-        }
+        // A deadline that is not armed.
         fn apic_msr_read(&mut self, _: u32) -> std::result::Result<u64, InvalidMsr> {
             Ok(0)
         }
-        fn apic_msr_write(&mut self, _: u32, _: u64) -> std::result::Result<(), InvalidMsr> {
-            Ok(())
-        }
-        fn a20_mask(&self) -> u64 {
-            u64::MAX
-        }
-        fn ferr(&mut self, _: bool) {}
     }
 
     fn word(memory: &[u8; 64], at: usize) -> u64 {

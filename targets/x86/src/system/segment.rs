@@ -230,14 +230,20 @@ pub fn prepare(env: &mut X86Env, n: usize, selector: u16) -> Result<Segment> {
     if !selectors(env) {
         return Ok(real_segment(&env.seg[n], n, selector));
     }
-    if n == seg::SS { prepare_stack(env, selector) } else { prepare_data(env, selector) }
+    if n == seg::SS {
+        prepare_stack(env, selector)
+    } else if is_null(selector) {
+        Ok(null_segment(selector))
+    } else {
+        data_segment(env, selector, vector::GP, 0)
+    }
 }
 
-fn prepare_data(env: &mut X86Env, selector: u16) -> Result<Segment> {
-    if is_null(selector) {
-        return Ok(null_segment(selector));
-    }
-    let bad = gp(code_of(selector));
+/// The data segment that a non-null selector names. Violations raise `vector` (#GP or #TS) with the selector and `ext`; a segment
+/// that is not present, #NP.
+pub fn data_segment(env: &mut X86Env, selector: u16, vector: u16, ext: u32) -> Result<Segment> {
+    let code = code_of(selector) | ext;
+    let bad = Exception { vector, error: Some(code), address: 0 };
     let mut entry = fetch(env, selector, bad)?;
     let d = entry.desc;
     let rpl = (selector & 3) as u8;
@@ -245,7 +251,7 @@ fn prepare_data(env: &mut X86Env, selector: u16) -> Result<Segment> {
         return Err(bad);
     }
     if !d.present() {
-        return Err(np(code_of(selector)));
+        return Err(np(code));
     }
     mark_accessed(env, &mut entry)?;
     Ok(entry.desc.segment(selector))
@@ -348,6 +354,41 @@ pub fn check_ip(env: &X86Env, cs: Descriptor, ip: u64, ext: u32) -> Result<()> {
     let ok =
         if long_mode(env) && cs.long() { crate::mmu::canonical(env, ip) } else { ip <= cs.limit() as u64 };
     if ok { Ok(()) } else { Err(gp(ext)) }
+}
+
+/// The code segment that far RET and IRET return to at `ip`, at the privilege level that the selector asks for: as far out as the
+/// current one, or further. Nothing is changed yet.
+pub fn returned_code(env: &mut X86Env, selector: u16, ip: u64) -> Result<Entry> {
+    if is_null(selector) {
+        return Err(gp(0));
+    }
+    let code = code_of(selector);
+    let entry = fetch(env, selector, gp(code))?;
+    let d = entry.desc;
+    let rpl = (selector & 3) as u8;
+    let level = if d.is_conforming() { d.dpl() <= rpl } else { d.dpl() == rpl };
+    let both = long_mode(env) && d.long() && d.big();
+    if !d.is_code() || rpl < env.cpl || !level || both {
+        return Err(gp(code));
+    }
+    if !d.present() {
+        return Err(np(code));
+    }
+    check_ip(env, d, ip, 0)?;
+    Ok(entry)
+}
+
+/// The stack segment for code that far RET and IRET return to at privilege level `cpl`: in 64-bit mode above ring 3, none
+/// will do.
+pub fn returned_stack(env: &mut X86Env, selector: u16, code: &Entry, cpl: u8) -> Result<Segment> {
+    if !is_null(selector) {
+        return stack_segment(env, selector, cpl, vector::GP, 0);
+    }
+    let to64 = long_mode(env) && code.desc.long();
+    if !to64 || cpl == 3 || (selector & 3) as u8 != cpl {
+        return Err(gp(0));
+    }
+    Ok(Segment { selector, ..null_stack(cpl) })
 }
 
 /// Makes `entry` the code segment at privilege level `cpl` and goes to `ip`. Nothing of it can fail. The mode word is

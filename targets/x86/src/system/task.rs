@@ -6,13 +6,13 @@
 //! gate, which is part of a delivery already, returns it. A switch runs alone, so that the software MMU has no reason to ask
 //! for another try after that point.
 
-use tessera_tcg::guest::{Access, Exception};
+use tessera_tcg::guest::Access;
 use tessera_tcg::softmmu;
 
 use super::exception::{deliver_exception, gp, np, ts, vector};
 use super::segment::{
-    self, Entry, check_ip, code_of, fetch, is_null, mark_accessed, null_segment, set_access, stack_segment,
-    system_type,
+    self, Entry, check_ip, code_of, data_segment, fetch, is_null, mark_accessed, null_segment, set_access,
+    stack_segment, system_type,
 };
 use super::stack::Stack;
 use super::{Result, linear, read, system_mmu, write};
@@ -316,21 +316,9 @@ fn load_segments(env: &mut X86Env, image: &Image, ext: u32) -> Result<()> {
 }
 
 fn load_data(env: &mut X86Env, n: usize, selector: u16, ext: u32) -> Result<()> {
-    if is_null(selector) {
-        return Ok(());
+    if !is_null(selector) {
+        let segment = data_segment(env, selector, vector::TS, ext)?;
+        env.set_segment(n, segment);
     }
-    let code = code_of(selector) | ext;
-    let bad: Exception = ts(code);
-    let mut entry = fetch(env, selector, bad)?;
-    let d = entry.desc;
-    let rpl = (selector & 3) as u8;
-    if !d.is_readable() || !d.is_conforming() && (rpl > d.dpl() || env.cpl > d.dpl()) {
-        return Err(bad);
-    }
-    if !d.present() {
-        return Err(np(code));
-    }
-    mark_accessed(env, &mut entry)?;
-    env.set_segment(n, entry.desc.segment(selector));
     Ok(())
 }

@@ -16,10 +16,11 @@ use tessera_tcg::backend::GuestInfo;
 use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits};
 use tessera_tcg::ir::{self, Block, Builder, Inst};
 
+use super::Rng;
 use crate::guest::X86;
 use crate::helpers;
 use crate::state::{X86Env, mode, seg};
-use crate::translate::vector;
+use crate::system::exception::vector;
 
 /// Longest instruction.
 const MAX: usize = 15;
@@ -58,22 +59,6 @@ impl std::fmt::Display for Divergence {
 
 impl std::error::Error for Divergence {}
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 32) * n >> 32
-    }
-}
-
 /// One case.
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -89,14 +74,14 @@ struct Case {
 const PREFIXES: [u8; 11] = [0x66, 0x67, 0xf0, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65];
 
 impl Case {
-    fn new(r: &mut Random, limit: u32) -> Case {
+    fn new(r: &mut Rng, limit: u32) -> Case {
         let mut bytes = [0; 2 * MAX];
         for chunk in bytes.chunks_mut(8) {
-            chunk.copy_from_slice(&r.next().to_le_bytes()[..chunk.len()]);
+            chunk.copy_from_slice(&r.word().to_le_bytes()[..chunk.len()]);
         }
         Case::shape(r, &mut bytes);
         let size = r.below(3);
-        let other = r.next();
+        let other = r.word();
         // Any of the bits that do not say what code it is.
         let free = mode::FPU_EM
             | mode::FPU_TS
@@ -119,7 +104,7 @@ impl Case {
         let rare = mode::FPU_EM | mode::FPU_TS | mode::DEBUG | mode::TRAP | mode::SHADOW;
         let mut bits =
             other & free & if r.below(4) == 0 { u64::MAX } else { !rare } | mode::OSFXSR | mode::AVX;
-        bits |= r.below(3) << mode::MMU_SHIFT;
+        bits |= (r.below(3) as u64) << mode::MMU_SHIFT;
         let segmented = mode::SEGMENTED | mode::FS_CHECKED | mode::GS_CHECKED;
         bits |= match size {
             2 => mode::CODE64 | mode::LONG | mode::PROTECTED | other & mode::FSGSBASE,
@@ -131,12 +116,12 @@ impl Case {
             bits |= mode::CODE_LIMIT;
         }
         let page = match size {
-            0 => r.below(16),
-            1 => r.below(1 << 20),
-            _ => r.next() & 0x7_ffff_ffff,
+            0 => r.below(16) as u64,
+            1 => r.below(1 << 20) as u64,
+            _ => r.word() & 0x7_ffff_ffff,
         };
         let near_end = r.below(3) == 0;
-        let offset = if near_end { PAGE - 1 - r.below(20) } else { r.below(PAGE) };
+        let offset = if near_end { PAGE - 1 - r.below(20) as u64 } else { r.word() % PAGE };
         Case {
             pc: page << 12 | offset,
             mode: bits,
@@ -147,7 +132,7 @@ impl Case {
     }
 
     /// Makes opcode maps other than the first, prefixes and long instructions more frequent than chance would.
-    fn shape(r: &mut Random, bytes: &mut [u8; 2 * MAX]) {
+    fn shape(r: &mut Rng, bytes: &mut [u8; 2 * MAX]) {
         let mut at = 0;
         let prefixes = match r.below(16) {
             0 => r.below(15),
@@ -155,7 +140,7 @@ impl Case {
             _ => 0,
         };
         for _ in 0..prefixes {
-            bytes[at] = PREFIXES[r.below(PREFIXES.len() as u64) as usize];
+            bytes[at] = r.pick(&PREFIXES);
             at += 1;
         }
         if r.below(4) == 0 {
@@ -170,7 +155,7 @@ impl Case {
             5 => &[0xc5],
             6 => &[0x62],
             7 => &[0x8f],
-            8 => &[0xd8 | (r.next() & 7) as u8],
+            8 => &[0xd8 | (r.word() & 7) as u8],
             _ => &[],
         };
         bytes[at..at + map.len()].copy_from_slice(map);
@@ -283,7 +268,7 @@ pub fn run(env: &X86Env, cases: u64, seed: u64) -> Result<Tally, Divergence> {
         helpers: X86::helpers(),
         fp_control: X86::fp_control(),
     };
-    let mut r = Random(seed);
+    let mut r = Rng::new(seed, 0);
     let mut tally = Tally::default();
     let mut storage = Block::default();
     for n in 0..cases {

@@ -11,10 +11,11 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, m
 use tessera_tcg::interp::{self, End};
 
 use super::oracle::{
-    CODE_AT, FLAGS, Model, Regs, Rng, environment, guest_info, host_has_all, host_is_intel, is_testable_with,
+    CODE_AT, FLAGS, Model, Regs, environment, guest_info, host_has_all, host_is_intel, is_testable_with,
     number, random_bytes, translate,
 };
 use crate::state::{X86Env, mode, pack_flags, reg, unpack_flags};
+use crate::testing::Rng;
 
 /// Linux's selectors of flat 32-bit code and data for programs.
 const CODE32: u16 = 0x23;
@@ -164,7 +165,7 @@ fn decimal_instructions_agree_with_silicon() {
     let native = Native::new();
     let mut env = environment32();
     let guest = guest_info();
-    let mut rng = Rng(1);
+    let mut rng = Rng::new(1, 0);
     let mut differ = String::new();
     for code in instructions.iter().filter(|_| host_is_intel()) {
         native.load(code);
@@ -172,8 +173,8 @@ fn decimal_instructions_agree_with_silicon() {
         let (mut flags_differ, mut example) = (0, None);
         for case in 0..256 * 5 * 4 {
             let ah = [0, 1, 5, 0x99, 0xff][case / 256 % 5];
-            let eax = rng.next() & 0xffff_0000 | ah << 8 | case as u64 & 0xff;
-            let mut regs = Regs { flags: rng.next() & FLAGS, gpr: [0; 16] };
+            let eax = rng.word() & 0xffff_0000 | ah << 8 | case as u64 & 0xff;
+            let mut regs = Regs { flags: rng.word() & FLAGS, gpr: [0; 16] };
             regs.gpr[reg::RAX] = eax;
             env.gpr = regs.gpr;
             env.flags = pack_flags(regs.flags);
@@ -219,7 +220,7 @@ fn integer_instructions_agree_with_silicon() {
     let native = Native::new();
     let mut env = environment32();
     let guest = guest_info();
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed, 0);
     let mut bytes = Vec::new();
     let buffer = (native.base + BUFFER) as u64;
     let mut done = 0;
@@ -237,16 +238,16 @@ fn integer_instructions_agree_with_silicon() {
         done += 1;
         let code = &bytes[..i.len()];
         let mut regs =
-            Regs { flags: rng.next() & FLAGS, gpr: std::array::from_fn(|_| rng.value() as u32 as u64) };
+            Regs { flags: rng.word() & FLAGS, gpr: std::array::from_fn(|_| rng.int() as u32 as u64) };
         regs.gpr[8..].fill(0);
         regs.gpr[reg::RDI] = buffer + BUFFER_BYTES as u64 / 2;
         if bits && i.op0_kind() == OpKind::Memory && i.op1_kind() == OpKind::Register {
             // Offsets within the buffer, of either sign.
             let n = super::operand::register_number(i.op1_register());
-            regs.gpr[n] = ((rng.next() & 0xfff) as i32 - 0x800) as u32 as u64;
+            regs.gpr[n] = ((rng.word() & 0xfff) as i32 - 0x800) as u32 as u64;
         }
         let start = regs.clone();
-        let before: Vec<u8> = (0..BUFFER_BYTES).map(|_| rng.value() as u8).collect();
+        let before: Vec<u8> = (0..BUFFER_BYTES).map(|_| rng.int() as u8).collect();
         env.gpr = regs.gpr;
         env.flags = pack_flags(regs.flags);
         let block = translate(&env, code);

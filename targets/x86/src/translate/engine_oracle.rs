@@ -15,13 +15,11 @@ use tessera_tcg::exec::{Options, Vcpu};
 use tessera_tcg::guest::{BlockKey, Guest};
 use tessera_tcg::memory::{PhysMemory, RamPage};
 
-use super::oracle::{
-    BUFFER, CODE_AT, FLAGS, Native, Regs, Rng, host_has_all, is_testable, number, random_bytes,
-};
+use super::oracle::{BUFFER, CODE_AT, FLAGS, Native, Regs, host_has_all, is_testable, number, random_bytes};
 use crate::guest::X86;
 use crate::state::{Cr0, Cr4, Efer, RFlags, Segment, X86Env, mode, pack_flags, reg, unpack_flags};
 use crate::system::exit;
-use crate::testing::NoPlatform;
+use crate::testing::{NoPlatform, Rng};
 
 const RAM: usize = 4 << 20;
 const CODE_PHYS: u64 = 0x10_0000;
@@ -126,7 +124,7 @@ fn sequence(rng: &mut Rng, info: &mut InstructionInfoFactory) -> Vec<u8> {
         }
         match rng.below(8) {
             // Over it, if a condition holds.
-            0 => code.extend([0x70 | rng.next() as u8 & 15, one.len() as u8]),
+            0 => code.extend([0x70 | rng.word() as u8 & 15, one.len() as u8]),
             1 => {
                 // Through the stack.
                 let (from, to) = (rng.below(4) as u8, rng.below(4) as u8);
@@ -155,7 +153,7 @@ fn string(rng: &mut Rng, code: &mut Vec<u8>) {
         code.extend((rng.below(0x4000) as i32 - 0x2000).to_le_bytes());
     } else {
         // lea rdi, [rsi + disp8]
-        code.extend([0x48, 0x8d, 0x7e, rng.next() as u8]);
+        code.extend([0x48, 0x8d, 0x7e, rng.word() as u8]);
     }
     // mov ecx, imm32
     code.push(0xb9);
@@ -172,9 +170,7 @@ fn string(rng: &mut Rng, code: &mut Vec<u8>) {
     if rng.below(2) == 0 {
         code.push(0x48);
     }
-    code.push(
-        [0xa4, 0xa5, 0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf][rng.below(12) as usize],
-    );
+    code.push([0xa4, 0xa5, 0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf][rng.below(12)]);
     if backward {
         code.push(0xfc);
     }
@@ -189,7 +185,7 @@ fn engine_agrees_with_silicon() {
     }
     let cases = number("TESSERA_ORACLE_CASES").unwrap_or(2000);
     let seed = number("TESSERA_ORACLE_SEED").unwrap_or(1);
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed, 0);
     let mut info = InstructionInfoFactory::new();
     let mut native = Native::new();
     let mut buffer = memmap2::MmapMut::map_anon(BUFFER).unwrap();
@@ -214,11 +210,11 @@ fn engine_agrees_with_silicon() {
         let window = 0..BUFFER;
         let varied = BUFFER / 2 - 128..BUFFER / 2 + 192;
         for b in &mut buffer[varied.clone()] {
-            *b = rng.value() as u8;
+            *b = rng.int() as u8;
         }
-        let mut regs = Regs { flags: rng.next() & FLAGS, gpr: std::array::from_fn(|_| rng.value()) };
+        let mut regs = Regs { flags: rng.word() & FLAGS, gpr: std::array::from_fn(|_| rng.int()) };
         regs.gpr[reg::RDI] = buffer.as_ptr() as u64 + BUFFER as u64 / 2;
-        regs.gpr[15] = 1 + rng.below(3);
+        regs.gpr[15] = 1 + rng.below(3) as u64;
         regs.gpr[reg::RSP] = STACK_TOP - 64;
 
         let mut guest_code = code.clone();

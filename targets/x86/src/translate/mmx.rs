@@ -9,9 +9,10 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{BinOp, Inst, Value, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
 
 use super::sse::{imm8, vec_number};
-use super::{Row, Translator, vector};
+use super::{Row, Translator};
 use crate::helpers;
 use crate::state::{Fpu, X86Env, mode, seg};
+use crate::system::exception::vector;
 
 /// Rows of this family: those whose mnemonics SSE does not share.
 pub(super) const ROWS: &[Row] = &[

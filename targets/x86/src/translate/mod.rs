@@ -24,6 +24,7 @@ use tessera_tcg::ir::{Builder, Inst, MemFlags, Value};
 
 use crate::helpers;
 use crate::state::{X86Env, leave, mode};
+use crate::system::exception::vector;
 
 pub mod exits;
 pub mod operand;
@@ -129,23 +130,6 @@ pub fn dispatch() -> &'static [TranslateFn] {
 fn unsupported(t: &mut Translator<'_>, i: &Instruction) {
     tracing::debug!(target: "unimp", pc = format_args!("{:#x}", t.pc), code = ?i.code(), "instruction raises #UD");
     t.undefined();
-}
-
-/// Vectors that translate functions raise.
-pub mod vector {
-    #![allow(missing_docs)]
-    pub const DE: u16 = 0;
-    pub const DB: u16 = 1;
-    pub const BP: u16 = 3;
-    pub const OF: u16 = 4;
-    pub const BR: u16 = 5;
-    pub const UD: u16 = 6;
-    pub const NM: u16 = 7;
-    pub const SS: u16 = 12;
-    pub const GP: u16 = 13;
-    pub const MF: u16 = 16;
-    pub const AC: u16 = 17;
-    pub const XM: u16 = 19;
 }
 
 /// What a translate function works with.

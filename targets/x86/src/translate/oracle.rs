@@ -20,43 +20,12 @@ use tessera_tcg::ir::{Block, Builder, HelperId};
 use crate::guest::X86;
 use crate::helpers::HELPERS;
 use crate::state::{self, X86Env, pack_flags, reg, unpack_flags};
+use crate::testing::Rng;
 
 pub(super) const BUFFER: usize = 64 << 10;
 /// Arithmetic flags in EFLAGS.
 pub(super) const FLAGS: u64 = 0x8d5;
 pub(super) const CODE_AT: u64 = 0x40_0000;
-
-pub(super) struct Rng(pub(super) u64);
-
-impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    pub(super) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    /// Mostly values at the edges.
-    pub(super) fn value(&mut self) -> u64 {
-        let v = self.next();
-        match self.below(10) {
-            0 => 0,
-            1 => u64::MAX,
-            2 => 1 << (v & 63),
-            3 => (1u64 << (v & 63)).wrapping_sub(1),
-            4 => v & 0xff,
-            5 => v & 0xffff_ffff,
-            6 => (v as i8) as u64,
-            7 => v & 0x7f7f_7f7f_8080_8080,
-            _ => v,
-        }
-    }
-}
 
 /// Registers (RSP is not touched) and flags.
 #[repr(C)]
@@ -257,25 +226,25 @@ pub(super) fn random_bytes(rng: &mut Rng, out: &mut Vec<u8>) {
         out.clear();
         out.extend([
             0xc4,
-            0xe0 & rng.next() as u8 | 0x40 | map,
-            rng.next() as u8 & 0xfb,
-            rng.next() as u8 | 0xf0,
+            0xe0 & rng.word() as u8 | 0x40 | map,
+            rng.word() as u8 & 0xfb,
+            rng.word() as u8 | 0xf0,
         ]);
     } else {
         if rng.below(2) == 0 {
-            out.push(0x40 | rng.next() as u8 & 15);
+            out.push(0x40 | rng.word() as u8 & 15);
         }
         match rng.below(4) {
-            0 => out.extend([0x0f, rng.next() as u8]),
-            1 => out.extend([0x0f, 0x38, 0xf0 | rng.next() as u8 & 15]),
-            _ => out.push(rng.next() as u8),
+            0 => out.extend([0x0f, rng.word() as u8]),
+            1 => out.extend([0x0f, 0x38, 0xf0 | rng.word() as u8 & 15]),
+            _ => out.push(rng.word() as u8),
         }
     }
     // Registers only, or [RDI + disp8].
-    let modrm = rng.next() as u8;
+    let modrm = rng.word() as u8;
     out.push(if rng.below(2) == 0 { 0xc0 | modrm } else { 0x47 | modrm & 0x38 });
     for _ in 0..9 {
-        let v = rng.next();
+        let v = rng.word();
         out.push(if rng.below(3) == 0 { v as u8 & 63 } else { v as u8 });
     }
 }
@@ -344,7 +313,7 @@ fn silicon_agrees() {
         return;
     }
     let intel = host_is_intel();
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed, 0);
     let mut native = Native::new();
     let mut env = environment();
     let guest = guest_info();
@@ -361,9 +330,9 @@ fn silicon_agrees() {
         }
         let code = &bytes[..i.len()];
         for b in &mut buffer[BUFFER / 2 - 256..BUFFER / 2 + 256] {
-            *b = rng.value() as u8;
+            *b = rng.int() as u8;
         }
-        let mut regs = Regs { flags: rng.next() & FLAGS, gpr: std::array::from_fn(|_| rng.value()) };
+        let mut regs = Regs { flags: rng.word() & FLAGS, gpr: std::array::from_fn(|_| rng.int()) };
         regs.gpr[reg::RDI] = buffer.as_ptr() as u64 + BUFFER as u64 / 2;
         if i.op0_kind() == OpKind::Memory
             && matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
@@ -374,7 +343,7 @@ fn silicon_agrees() {
             }
             // Offsets within the buffer, of either sign.
             let n = super::operand::register_number(i.op1_register());
-            regs.gpr[n] = ((rng.next() & 0xfff) as i64 - 0x800) as u64;
+            regs.gpr[n] = ((rng.word() & 0xfff) as i64 - 0x800) as u64;
         }
 
         // Through the translator.
@@ -449,7 +418,7 @@ fn direct_stores_agree() {
     let mut native = Native::new();
     let mut env = environment();
     let guest = guest_info();
-    let mut rng = Rng(3);
+    let mut rng = Rng::new(3, 0);
     let mut buffer = vec![0u8; 1024];
     let base = buffer.as_ptr() as u64;
     for case in 0..300 {
@@ -466,10 +435,10 @@ fn direct_stores_agree() {
             println!("skipped: this host lacks {code:02x?}");
             continue;
         }
-        buffer.iter_mut().for_each(|b| *b = rng.value() as u8);
-        let mut regs = Regs { flags: rng.next() & FLAGS, gpr: std::array::from_fn(|_| rng.value()) };
-        regs.gpr[reg::RDI] = base + rng.below(512);
-        regs.gpr[reg::RAX] = base.next_multiple_of(64) + 64 * rng.below(12);
+        buffer.iter_mut().for_each(|b| *b = rng.int() as u8);
+        let mut regs = Regs { flags: rng.word() & FLAGS, gpr: std::array::from_fn(|_| rng.int()) };
+        regs.gpr[reg::RDI] = base + rng.below(512) as u64;
+        regs.gpr[reg::RAX] = base.next_multiple_of(64) + 64 * rng.below(12) as u64;
         env.gpr = regs.gpr;
         env.flags = pack_flags(regs.flags);
         let block = translate(&env, &code);

@@ -26,9 +26,10 @@ use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{Ext, Inst, MemFlags, Value, VecInsOp, VecLen, VecOp, VecSize, VecTestOp, Width};
 
 use super::operand::width_of;
-use super::{Row, Translator, vector};
+use super::{Row, Translator};
 use crate::helpers;
 use crate::state::{global, mode};
+use crate::system::exception::vector;
 
 /// Rows of this family.
 pub(super) const ROWS: &[Row] = &[

@@ -16,10 +16,11 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 use tessera_tcg::guest::{BlockKey, CodeFetch, Exception, TranslateLimits, Translated};
 use tessera_tcg::ir::{Builder, Cond, Exit, FlagOp, GlobalSet, Inst, Value, Width};
 
-use super::{Translator, dispatch, vector, x87};
+use super::{Translator, dispatch, x87};
 use crate::guest::{MAX_INSN, beyond_limit, bitness, invalid_length};
 use crate::helpers::exception;
 use crate::state::{PC, X86Env};
+use crate::system::exception::vector;
 
 /// Where a trace goes on.
 #[derive(Clone, Copy, Debug)]

@@ -3,6 +3,7 @@
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind as Op, OpKind, Register};
 
 use super::{ARITHMETIC, DATA_BYTES, State};
+use crate::testing::Rng;
 
 /// Zeros, one, denormals, the ends of the normal range, infinities, NaNs quiet and signalling, and where conversions to
 /// integers end, in binary64.
@@ -51,83 +52,66 @@ const EDGES_F32: [u32; 18] = [
     0x4b7f_ffff,
 ];
 
-/// A generator of random operands.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+/// Eight bytes, often at an edge of a floating-point format.
+fn lanes(r: &mut Rng) -> u64 {
+    match r.below(5) {
+        0 => r.word(),
+        1 => r.pick(&EDGES_F64),
+        2 => r.pick(&EDGES_F32) as u64 | (r.pick(&EDGES_F32) as u64) << 32,
+        3 => r.word() & 0x0f0f_0f0f_0f0f_0f0f,
+        _ => r.word() & 0x83ff_ffff_83ff_ffff | 0x3c00_0000_3c00_0000,
     }
+}
 
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 33) as usize % n
-    }
+fn f80(r: &mut Rng) -> [u8; 10] {
+    let (exponent, mantissa) = match r.below(8) {
+        0 => (0, 0),
+        1 => (0x7fff, 1 << 63),
+        2 => (0x7fff, 3 << 62 | r.word() >> 2),
+        3 => (0x7fff, 1 << 63 | r.word() >> 2),
+        4 => (0, r.word() >> 1),
+        5 => (r.word() as u16, r.word()),
+        _ => (0x3ff0 + r.below(32) as u16, 1 << 63 | r.word()),
+    };
+    let sign = (r.word() as u16) & 0x8000;
+    let mut v = [0; 10];
+    v[..8].copy_from_slice(&mantissa.to_le_bytes());
+    v[8..].copy_from_slice(&(exponent & 0x7fff | sign).to_le_bytes());
+    v
+}
 
-    fn word(&mut self) -> u64 {
-        match self.below(5) {
-            0 => self.next(),
-            1 => EDGES_F64[self.below(EDGES_F64.len())],
-            2 => {
-                let lane = |r: &mut Random| EDGES_F32[r.below(EDGES_F32.len())];
-                lane(self) as u64 | (lane(self) as u64) << 32
-            }
-            3 => self.next() & 0x0f0f_0f0f_0f0f_0f0f,
-            _ => self.next() & 0x83ff_ffff_83ff_ffff | 0x3c00_0000_3c00_0000,
-        }
+/// A random state.
+pub fn state(r: &mut Rng) -> State {
+    let mut s = State::ZERO;
+    s.high = std::array::from_fn(|_| [lanes(r), lanes(r)]);
+    let control = 0x7f | (r.word() as u16) & 0xf00;
+    s.fx[0..2].copy_from_slice(&control.to_le_bytes());
+    let status = (r.word() as u16) & 0x7f3f;
+    s.fx[2..4].copy_from_slice(&status.to_le_bytes());
+    s.fx[4] = if r.below(4) == 0 { r.word() as u8 } else { 0xff >> r.below(2) * r.below(8) };
+    let mxcsr = 0x1f80 | r.word() as u32 & 0xe07f;
+    s.fx[24..28].copy_from_slice(&mxcsr.to_le_bytes());
+    for n in 0..8 {
+        s.fx[32 + 16 * n..][..10].copy_from_slice(&f80(r));
     }
-
-    fn f80(&mut self) -> [u8; 10] {
-        let (exponent, mantissa) = match self.below(8) {
-            0 => (0, 0),
-            1 => (0x7fff, 1 << 63),
-            2 => (0x7fff, 3 << 62 | self.next() >> 2),
-            3 => (0x7fff, 1 << 63 | self.next() >> 2),
-            4 => (0, self.next() >> 1),
-            5 => (self.next() as u16, self.next()),
-            _ => (0x3ff0 + self.below(32) as u16, 1 << 63 | self.next()),
-        };
-        let sign = (self.next() as u16) & 0x8000;
-        let mut v = [0; 10];
-        v[..8].copy_from_slice(&mantissa.to_le_bytes());
-        v[8..].copy_from_slice(&(exponent & 0x7fff | sign).to_le_bytes());
-        v
+    for n in 0..32 {
+        s.fx[160 + 8 * n..][..8].copy_from_slice(&lanes(r).to_le_bytes());
     }
-
-    pub fn state(&mut self) -> State {
-        let mut s = State::ZERO;
-        s.high = std::array::from_fn(|_| [self.word(), self.word()]);
-        let control = 0x7f | (self.next() as u16) & 0xf00;
-        s.fx[0..2].copy_from_slice(&control.to_le_bytes());
-        let status = (self.next() as u16) & 0x7f3f;
-        s.fx[2..4].copy_from_slice(&status.to_le_bytes());
-        s.fx[4] = if self.below(4) == 0 { self.next() as u8 } else { 0xff >> self.below(2) * self.below(8) };
-        let mxcsr = 0x1f80 | self.next() as u32 & 0xe07f;
-        s.fx[24..28].copy_from_slice(&mxcsr.to_le_bytes());
-        for n in 0..8 {
-            s.fx[32 + 16 * n..][..10].copy_from_slice(&self.f80());
+    for n in 0..DATA_BYTES / 16 {
+        let mut chunk = [0; 16];
+        if r.below(3) == 0 {
+            chunk[..10].copy_from_slice(&f80(r));
+        } else {
+            chunk[..8].copy_from_slice(&lanes(r).to_le_bytes());
+            chunk[8..].copy_from_slice(&lanes(r).to_le_bytes());
         }
-        for n in 0..32 {
-            s.fx[160 + 8 * n..][..8].copy_from_slice(&self.word().to_le_bytes());
-        }
-        for n in 0..DATA_BYTES / 16 {
-            let mut chunk = [0; 16];
-            if self.below(3) == 0 {
-                chunk[..10].copy_from_slice(&self.f80());
-            } else {
-                chunk[..8].copy_from_slice(&self.word().to_le_bytes());
-                chunk[8..].copy_from_slice(&self.word().to_le_bytes());
-            }
-            s.data[16 * n..][..16].copy_from_slice(&chunk);
-        }
-        for g in &mut s.gpr {
-            *g = self.next();
-        }
-        s.rflags = self.next() & ARITHMETIC;
-        s
+        s.data[16 * n..][..16].copy_from_slice(&chunk);
     }
+    for g in &mut s.gpr {
+        *g = r.word();
+    }
+    s.rflags = r.word() & ARITHMETIC;
+    s
 }
 
 /// Registers to choose from: few, so that operands coincide.
@@ -135,19 +119,19 @@ const NUMBERS: [u32; 5] = [0, 1, 5, 9, 15];
 const NUMBERS_32: [u32; 5] = [0, 1, 4, 6, 7];
 
 /// Builds the instruction for 64-bit code with any registers.
-pub fn build_any(code: Code, r: &mut Random) -> Option<Instruction> {
+pub fn build_any(code: Code, r: &mut Rng) -> Option<Instruction> {
     let numbers: [u32; 5] = std::array::from_fn(|_| r.below(16) as u32);
     build_with(code, 64, numbers, r)
 }
 
 /// Builds the instruction with random operands for code of `bits` bits; `None` if it has operands that this test does not
 /// make.
-pub fn build(code: Code, bits: u32, r: &mut Random) -> Option<Instruction> {
+pub fn build(code: Code, bits: u32, r: &mut Rng) -> Option<Instruction> {
     build_with(code, bits, if bits == 64 { NUMBERS } else { NUMBERS_32 }, r)
 }
 
 /// As [`build`], with these vector registers to choose from.
-fn build_with(code: Code, bits: u32, numbers: [u32; 5], r: &mut Random) -> Option<Instruction> {
+fn build_with(code: Code, bits: u32, numbers: [u32; 5], r: &mut Rng) -> Option<Instruction> {
     let mut i = Instruction::default();
     i.set_code(code);
     let info = code.op_code();
@@ -188,7 +172,7 @@ fn build_with(code: Code, bits: u32, numbers: [u32; 5], r: &mut Random) -> Optio
             }
             Op::imm8 => {
                 i.set_op_kind(n, OpKind::Immediate8);
-                i.set_immediate8(if r.below(2) == 0 { r.next() as u8 } else { r.below(24) as u8 });
+                i.set_immediate8(if r.below(2) == 0 { r.word() as u8 } else { r.below(24) as u8 });
                 continue;
             }
             Op::seg_rDI => {
@@ -223,7 +207,7 @@ pub fn vsib(kind: Op) -> Option<(Register, usize)> {
 
 /// A displacement at which the memory operand lies in the data, aligned if it must be. Those that need not be aligned are
 /// often across the middle.
-fn displacement(i: &Instruction, r: &mut Random) -> u64 {
+fn displacement(i: &Instruction, r: &mut Rng) -> u64 {
     use Mnemonic::*;
     let aligned =
         matches!(i.mnemonic(), Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa);
@@ -237,7 +221,7 @@ fn displacement(i: &Instruction, r: &mut Random) -> u64 {
 }
 
 /// Makes the indices of a gather small.
-pub fn limit_indices(i: &Instruction, state: &mut State, r: &mut Random) {
+pub fn limit_indices(i: &Instruction, state: &mut State, r: &mut Rng) {
     let info = i.code().op_code();
     let Some((_, bytes)) = (0..info.op_count()).find_map(|n| vsib(info.op_kind(n))) else { return };
     let mut small = || r.below(16) as i64 - 8;

@@ -15,7 +15,7 @@ use iced_x86::{Instruction, MemorySize, Mnemonic, OpKind, Register};
 use tessera_tcg::ir::{BinOp, Cond, Exit, Ext, FlagOp, GlobalSet, HelperId, Inst, Value, Width};
 
 use super::operand::segment_number;
-use super::{Row, Translator, vector};
+use super::{Row, Translator};
 use crate::cpuid::Feature;
 use crate::helpers::x87::{
     self as helper, Misc, Source, arith_code, compare_code, layout_code, store_checks, store_code,
@@ -24,6 +24,7 @@ use crate::helpers::x87_host::{Binary, Format};
 use crate::helpers::x87_image::Layout;
 use crate::helpers::x87_native as native;
 use crate::state::{Fpu, Segment, X86Env, X87Operand, mode, reg, seg};
+use crate::system::exception::vector;
 
 /// Rows of this family.
 pub(super) const ROWS: &[Row] = &[

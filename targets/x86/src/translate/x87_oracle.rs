@@ -12,12 +12,12 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use tessera_tcg::backend::x86_64::X86_64;
 use tessera_tcg::exec::{Options, Vcpu};
 
-use super::oracle::{Rng, number};
+use super::oracle::number;
 use crate::cpuid::Feature;
 use crate::guest::X86;
 use crate::state::{Cr0, Cr4, Efer, Segment, X86Env, pack_flags, seg, unpack_flags};
 use crate::system::exit;
-use crate::testing::{NoPlatform, Ram};
+use crate::testing::{NoPlatform, Ram, Rng};
 
 /// Native code runs here, too, so that addresses that instructions store agree.
 const CODE: u64 = 0x11_2340;
@@ -153,17 +153,17 @@ fn f80(rng: &mut Rng) -> [u8; 10] {
     let (exponent, mantissa) = match rng.below(10) {
         0 => (0, 0),
         1 => (0x7fff, 1 << 63),
-        2 => (0x7fff, 3 << 62 | rng.next() >> 2),
-        3 => (0x7fff, 1 << 63 | rng.next() >> 2),
+        2 => (0x7fff, 3 << 62 | rng.word() >> 2),
+        3 => (0x7fff, 1 << 63 | rng.word() >> 2),
         // Denormals and pseudo-denormals.
-        4 => (0, rng.next() >> rng.below(2)),
+        4 => (0, rng.word() >> rng.below(2)),
         // Unnormals, pseudo-infinities and whatever else.
-        5 => (rng.next() as u16, rng.next()),
-        6 => (if rng.below(2) == 0 { 1 } else { 0x7ffe }, 1 << 63 | rng.next()),
-        7 => (0x3fff + rng.below(64) as u16, 1 << 63 | rng.next() << rng.below(63)),
-        _ => (0x3ff0 + rng.below(32) as u16, 1 << 63 | rng.next()),
+        5 => (rng.word() as u16, rng.word()),
+        6 => (if rng.below(2) == 0 { 1 } else { 0x7ffe }, 1 << 63 | rng.word()),
+        7 => (0x3fff + rng.below(64) as u16, 1 << 63 | rng.word() << rng.below(63)),
+        _ => (0x3ff0 + rng.below(32) as u16, 1 << 63 | rng.word()),
     };
-    let sign = (rng.next() as u16) & 0x8000;
+    let sign = (rng.word() as u16) & 0x8000;
     let mut v = [0; 10];
     v[..8].copy_from_slice(&mantissa.to_le_bytes());
     v[8..].copy_from_slice(&(exponent & 0x7fff | sign).to_le_bytes());
@@ -173,19 +173,19 @@ fn f80(rng: &mut Rng) -> [u8; 10] {
 fn memory(rng: &mut Rng) -> Memory {
     let mut m = Memory([0; 1536]);
     let s = &mut m.0;
-    let control = 0x40 | (rng.next() as u16) & 0xf3f | if rng.below(3) == 0 { 0x3f } else { 0 };
+    let control = 0x40 | (rng.word() as u16) & 0xf3f | if rng.below(3) == 0 { 0x3f } else { 0 };
     s[0..2].copy_from_slice(&control.to_le_bytes());
     // Flags only where they are masked: else the first instruction would trap.
-    let status = (rng.next() as u16) & (0x7f40 | control & 0x3f);
+    let status = (rng.word() as u16) & (0x7f40 | control & 0x3f);
     s[2..4].copy_from_slice(&status.to_le_bytes());
     s[4] = match rng.below(4) {
-        0 => rng.next() as u8,
+        0 => rng.word() as u8,
         1 => 0xff,
         _ => 0xffu32.wrapping_shl(rng.below(9) as u32) as u8,
     };
-    s[6..8].copy_from_slice(&(rng.next() as u16 & 0x7ff).to_le_bytes());
-    s[8..16].copy_from_slice(&(rng.next() >> 17).to_le_bytes());
-    s[16..24].copy_from_slice(&(rng.next() >> 17).to_le_bytes());
+    s[6..8].copy_from_slice(&(rng.word() as u16 & 0x7ff).to_le_bytes());
+    s[8..16].copy_from_slice(&(rng.word() >> 17).to_le_bytes());
+    s[16..24].copy_from_slice(&(rng.word() >> 17).to_le_bytes());
     s[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
     for n in 0..8 {
         s[32 + 16 * n..][..10].copy_from_slice(&f80(rng));
@@ -194,8 +194,8 @@ fn memory(rng: &mut Rng) -> Memory {
         if rng.below(2) == 0 {
             chunk[..10].copy_from_slice(&f80(rng));
         } else {
-            chunk[..8].copy_from_slice(&rng.value().to_le_bytes());
-            chunk[8..].copy_from_slice(&rng.value().to_le_bytes());
+            chunk[..8].copy_from_slice(&rng.int().to_le_bytes());
+            chunk[8..].copy_from_slice(&rng.int().to_le_bytes());
         }
     }
     m
@@ -205,7 +205,7 @@ fn memory(rng: &mut Rng) -> Memory {
 fn instruction(rng: &mut Rng) -> (Vec<u8>, Instruction) {
     loop {
         let mut bytes = Vec::new();
-        let (escape, modrm) = (0xd8 | rng.next() as u8 & 7, rng.next() as u8);
+        let (escape, modrm) = (0xd8 | rng.word() as u8 & 7, rng.word() as u8);
         if rng.below(2) == 0 {
             if rng.below(8) == 0 {
                 bytes.push(0x66);
@@ -245,7 +245,7 @@ fn the_unit_agrees_with_silicon() {
             model.push_str(&format!(",-{}", f.name()));
         }
     }
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed, 0);
     let Some(mut native) = Native::new() else {
         println!("skipped: the addresses {MAPPED:x?} are taken");
         return;
@@ -269,7 +269,7 @@ fn the_unit_agrees_with_silicon() {
             }
         }
         let code = frame(&program);
-        let flags = rng.next() & ARITHMETIC;
+        let flags = rng.word() & ARITHMETIC;
         let mut expect = start.clone();
         let expect_flags = native.run(&mut expect, &code, flags);
         let mut got = start.clone();

@@ -187,22 +187,15 @@ impl Chases {
 
 #[cfg(test)]
 mod tests {
-    use super::super::X86_64;
+    use super::super::testing::{accesses, grouped};
     use super::*;
-    use crate::backend::HostBackend;
-    use crate::ir::text::parse;
-    use crate::testing::guest;
 
-    /// Which of a block's loads guess, by their order.
+    /// Which of a block's accesses guess, by their order.
     fn guesses(text: &str, allowed: u8) -> Vec<Option<usize>> {
-        let block = parse(text, &guest()).expect("valid text");
-        let backend = X86_64::new(guest()).expect("the host runs the backend");
-        let (mut live, mut groups, mut chases) = (Liveness::default(), Groups::default(), Chases::default());
-        live.begin(&block, &guest(), backend.kinds.pinned);
-        groups.run(&block, &live, guest().helpers, None);
+        let (block, live, groups) = grouped(text);
+        let mut chases = Chases::default();
         chases.run(&block, &live, &groups, &Memos::default(), allowed);
-        let loads = |i: &usize| matches!(block.insts[*i], Inst::Load { .. });
-        (0..block.insts.len()).filter(loads).map(|i| chases.site(i)).collect()
+        accesses(&block).map(|i| chases.site(i)).collect()
     }
 
     #[test]

@@ -86,11 +86,9 @@ impl Forwarding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::X86_64;
+    use super::super::testing::grouped;
     use super::*;
-    use crate::backend::HostBackend;
     use crate::ir::Value;
-    use crate::ir::text::parse;
     use crate::testing::guest;
 
     /// The value that the last load of a block stands for is the one that was stored first.
@@ -100,11 +98,7 @@ mod tests {
              v4 = add.64 v3, v2\nstore.64 [v3] mmu0, v1\ninsn 0x1004\nstore.64 [v4] mmu0, v0\n{between}\n\
              v9 = {load}\nset r2, v9\nleave 0\n"
         );
-        let block = parse(&text, &guest()).expect("valid text");
-        let backend = X86_64::new(guest()).expect("the host runs the backend");
-        let (mut live, mut groups) = (Liveness::default(), Groups::default());
-        live.begin(&block, &guest(), backend.kinds.pinned);
-        groups.run(&block, &live, guest().helpers, None);
+        let (block, mut live, groups) = grouped(&text);
         Forwarding::default().run(&block, &groups, &mut live, guest().helpers);
         let load = block.insts.iter().rposition(|i| matches!(i, Inst::Load { .. })).expect("there is a load");
         live.resolve(Value(load as u32)) == live.resolve(Value(2))

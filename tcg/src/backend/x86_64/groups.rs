@@ -453,10 +453,8 @@ impl Groups {
 
 #[cfg(test)]
 mod tests {
-    use super::super::X86_64;
+    use super::super::testing::{accesses, begun};
     use super::*;
-    use crate::backend::HostBackend;
-    use crate::ir::text::parse;
     use crate::testing::guest;
 
     /// A leader that does not test for alignment.
@@ -476,18 +474,11 @@ mod tests {
 
     /// What the accesses of a block are, in order, and the groups that last. It may go round.
     fn members_of(text: &str, goes_round: bool) -> (Vec<Member>, Vec<Lasting>) {
-        let block = parse(text, &guest()).expect("valid text");
-        let backend = X86_64::new(guest()).expect("the host runs the backend");
-        let mut live = Liveness::default();
-        live.begin(&block, &guest(), backend.kinds.pinned);
-        let mut groups = Groups::default();
-        let mut rounds = Rounds::default();
+        let (block, live) = begun(text);
+        let (mut groups, mut rounds) = (Groups::default(), Rounds::default());
         rounds.run(&block, &live, &guest());
         groups.run(&block, &live, guest().helpers, goes_round.then_some(&rounds));
-        let access = |i: &usize| {
-            matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. } | Inst::LoadVec { .. })
-        };
-        let members = (0..block.insts.len()).filter(access).map(|i| groups.member(i)).collect();
+        let members = accesses(&block).map(|i| groups.member(i)).collect();
         (members, (0..).map_while(|n| groups.lasting(n)).collect())
     }
 

@@ -183,24 +183,15 @@ pub fn allowed(guesses: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::X86_64;
+    use super::super::testing::{accesses, grouped};
     use super::*;
-    use crate::backend::HostBackend;
-    use crate::ir::text::parse;
-    use crate::testing::guest;
 
     /// Which memos a block's accesses have, by their order.
     fn memos(text: &str, allowed: u32) -> Vec<Option<usize>> {
-        let block = parse(text, &guest()).expect("valid text");
-        let backend = X86_64::new(guest()).expect("the host runs the backend");
-        let (mut live, mut groups, mut memos) = (Liveness::default(), Groups::default(), Memos::default());
-        live.begin(&block, &guest(), backend.kinds.pinned);
-        groups.run(&block, &live, guest().helpers, None);
+        let (block, live, groups) = grouped(text);
+        let mut memos = Memos::default();
         memos.run(&block, &live, &groups, allowed);
-        let access = |i: &usize| {
-            matches!(block.insts[*i], Inst::Load { .. } | Inst::Store { .. } | Inst::LoadVec { .. })
-        };
-        (0..block.insts.len()).filter(access).map(|i| memos.site(i)).collect()
+        accesses(&block).map(|i| memos.site(i)).collect()
     }
 
     #[test]

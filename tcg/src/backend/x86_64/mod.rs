@@ -37,6 +37,8 @@ mod registers;
 mod rounds;
 mod second_way;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod thunks;
 pub mod vec;

@@ -76,19 +76,14 @@ impl Rounds {
 
 #[cfg(test)]
 mod tests {
-    use super::super::X86_64;
+    use super::super::testing::begun;
     use super::*;
-    use crate::backend::HostBackend;
     use crate::ir::Value;
-    use crate::ir::text::parse;
     use crate::testing::guest;
 
     /// Whether values of a block are the same in all rounds.
     fn same<const N: usize>(text: &str, values: [u32; N]) -> [bool; N] {
-        let block = parse(text, &guest()).expect("valid text");
-        let backend = X86_64::new(guest()).expect("the host runs the backend");
-        let mut live = Liveness::default();
-        live.begin(&block, &guest(), backend.kinds.pinned);
+        let (block, live) = begun(text);
         let mut rounds = Rounds::default();
         rounds.run(&block, &live, &guest());
         values.map(|v| rounds.same(live.resolve(Value(v))))

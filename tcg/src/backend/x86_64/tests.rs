@@ -15,7 +15,7 @@ use crate::env::{Bound, ExitRequest};
 use crate::guest::Exception;
 use crate::interp::{self, End, Machine};
 use crate::ir::vec::selected_lanes;
-use crate::ir::{Block, Ext, GlobalId, Inst, RmwOp, Ty, Width};
+use crate::ir::{Block, Ext, GlobalId, Inst, Ty, Width};
 use crate::softmmu::{Fill, MMU_MODES, TablePtr};
 use crate::testing::{GLOBALS, Observed, TestEnv, TestMachine, TestMemory, generate, global, guest};
 
@@ -352,15 +352,7 @@ fn access(m: &mut TestMachine, c: &Compiled, point: StatePoint) -> Result<(), Ex
         AccessKind::AtomicRmw { op, width, v, dst } => {
             let old = int(load(m, width.bytes() as usize, true)?, width);
             let v = read(&m.env, c, v)[0];
-            let new = match op {
-                RmwOp::Add => old.wrapping_add(v),
-                RmwOp::Sub => old.wrapping_sub(v),
-                RmwOp::And => old & v,
-                RmwOp::Or => old | v,
-                RmwOp::Xor => old ^ v,
-                RmwOp::Xchg => v,
-            };
-            m.store(va, &new.to_le_bytes()[..width.bytes() as usize], mmu)?;
+            m.store(va, &op.apply(old, v).to_le_bytes()[..width.bytes() as usize], mmu)?;
             rt.saved_int[dst as usize] = old;
         }
         AccessKind::AtomicCas { width, expect, new, dst } => {

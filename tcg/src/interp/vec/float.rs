@@ -232,13 +232,17 @@ mod host {
         r.to_bits() as u64
     }
 
+    /// A control word with the rounding that an immediate names: in bits 1:0, unless bit 2 says to take the word's own.
+    fn with_rounding(control: u32, imm: u8) -> u32 {
+        match imm & 4 {
+            0 => control & !0x6000 | (imm as u32 & 3) << 13,
+            _ => control,
+        }
+    }
+
     /// binary32 to binary16, rounded as VCVTPS2PH does with immediate `imm`.
     pub fn to_half(a: u64, imm: u8, control: &mut u32) -> u64 {
-        let mut word = match imm & 4 {
-            0 => *control & !0x6000 | (imm as u32 & 3) << 13,
-            _ => *control,
-        };
-        let word = &mut word;
+        let word = &mut with_rounding(*control, imm);
         let r: f32;
         let a = alone(a as u32 as u64);
         under!(word, "vcvtps2ph {r}, {a}, 4", r = out(xmm_reg) r, a = in(xmm_reg) a,);
@@ -267,39 +271,20 @@ mod host {
 
     /// Rounds to an integral value as ROUNDSS does with immediate `imm`.
     pub fn round(f: Format, a: u64, imm: u8, control: &mut u32) -> u64 {
-        let mut word = match imm & 4 {
-            0 => *control & !0x6000 | (imm as u32 & 3) << 13,
-            _ => *control,
-        };
-        let word = &mut word;
-        let r = if imm & 8 == 0 {
-            match f {
-                Format::Binary32 => {
-                    let r: f32;
-                    under!(word, "roundss {r}, {a}, 4", r = out(xmm_reg) r,
-                        a = in(xmm_reg) f32::from_bits(a as u32),);
-                    r.to_bits() as u64
-                }
-                Format::Binary64 => {
-                    let r: f64;
-                    under!(word, "roundsd {r}, {a}, 4", r = out(xmm_reg) r, a = in(xmm_reg) f64::from_bits(a),);
-                    r.to_bits()
-                }
-            }
-        } else {
-            match f {
-                Format::Binary32 => {
-                    let r: f32;
-                    under!(word, "roundss {r}, {a}, 12", r = out(xmm_reg) r,
-                        a = in(xmm_reg) f32::from_bits(a as u32),);
-                    r.to_bits() as u64
-                }
-                Format::Binary64 => {
-                    let r: f64;
-                    under!(word, "roundsd {r}, {a}, 12", r = out(xmm_reg) r, a = in(xmm_reg) f64::from_bits(a),);
-                    r.to_bits()
-                }
-            }
+        let word = &mut with_rounding(*control, imm);
+        macro_rules! round {
+            ($insn:literal, $ty:ident, $bits:ty) => {{
+                let r: $ty;
+                under!(word, $insn, r = out(xmm_reg) r, a = in(xmm_reg) $ty::from_bits(a as $bits),);
+                r.to_bits() as u64
+            }};
+        }
+        // Bit 3 of the instruction's own immediate: inexact results raise nothing.
+        let r = match (f, imm & 8 != 0) {
+            (Format::Binary32, false) => round!("roundss {r}, {a}, 4", f32, u32),
+            (Format::Binary32, true) => round!("roundss {r}, {a}, 12", f32, u32),
+            (Format::Binary64, false) => round!("roundsd {r}, {a}, 4", f64, u64),
+            (Format::Binary64, true) => round!("roundsd {r}, {a}, 12", f64, u64),
         };
         *control |= *word & 0x3f;
         r

@@ -159,23 +159,7 @@ fn delivery_fails(k: &mut Kit) -> R {
 fn by_task(k: &mut Kit, vector: u32) -> R {
     k.idt(vector, gate(TSS_B_SEL, 0, TASK, 0))?;
     let handler = k.imm("vectors") + vector * 5;
-    for (offset, value) in [
-        (0x1C, PML4),
-        (0x20, handler),
-        (0x24, 2),
-        (0x38, STACK_B),
-        (0x48, DATA),
-        (0x4C, CODE32),
-        (0x50, DATA),
-        (0x54, DATA),
-        (0x58, DATA),
-        (0x5C, DATA),
-        (0x60, 0),
-        (0x64, 0x68 << 16),
-    ] {
-        code!(k; mov(dword_ptr(TSS_B + offset), value));
-    }
-    Ok(())
+    k.task(TSS_B, PML4, handler, STACK_B)
 }
 
 fn stack_switches(k: &mut Kit) -> R {

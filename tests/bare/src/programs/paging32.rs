@@ -249,23 +249,7 @@ fn tasks(k: &mut Kit) -> R {
             mov(dword_ptr(PAE_TABLE), (PAGES + 0x1000) | ALL));
         let (there, over) = (k.fresh(), k.fresh());
         let eip = k.imm(&there);
-        for (offset, value) in [
-            (0u32, 0u32),
-            (0x1C, PAE_DIR),
-            (0x20, eip),
-            (0x24, 2),
-            (0x38, STACK_B),
-            (0x48, DATA),
-            (0x4C, CODE32),
-            (0x50, DATA),
-            (0x54, DATA),
-            (0x58, DATA),
-            (0x5C, DATA),
-            (0x60, 0),
-            (0x64, 0x68 << 16),
-        ] {
-            code!(k; mov(dword_ptr(TSS_B + offset), value));
-        }
+        k.task(TSS_B, PAE_DIR, eip, STACK_B)?;
         code!(k; mov(dword_ptr(TSS + 0x1C), DIR); mov(ebx, dword_ptr(TEST)); call_far(TSS_B_SEL as u16, 0);
             mov(esi, dword_ptr(TEST)); jmp(k.to(&over));
             label(&there); mov(eax, dword_ptr(TEST)); mov(dword_ptr(V[0]), eax); mov(eax, cr3);

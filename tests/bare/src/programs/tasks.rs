@@ -11,23 +11,6 @@ use crate::tables::*;
 const FLAT: u32 = 0xF_FFFF;
 const VEC: u32 = 0x60;
 
-/// Offsets of fields of a 32-bit task state segment (figure 7-2) that checks change.
-mod field {
-    pub const CR3: u32 = 0x1C;
-    pub const EIP: u32 = 0x20;
-    pub const EFLAGS: u32 = 0x24;
-    pub const EAX: u32 = 0x28;
-    pub const ESP: u32 = 0x38;
-    pub const ES: u32 = 0x48;
-    pub const CS: u32 = 0x4C;
-    pub const SS: u32 = 0x50;
-    pub const DS: u32 = 0x54;
-    pub const FS: u32 = 0x58;
-    pub const GS: u32 = 0x5C;
-    pub const LDTR: u32 = 0x60;
-    pub const TRAP: u32 = 0x64;
-}
-
 pub fn emit(k: &mut Kit) -> R {
     switches(k)?;
     nested(k)?;
@@ -37,32 +20,23 @@ pub fn emit(k: &mut Kit) -> R {
     other(k)
 }
 
-/// Fills task B: runs at `entry` with flat segments on its own stack.
+/// Fills task B: runs at `entry` with flat segments on its own stack, and values of its own in all registers.
 fn task_b(k: &mut Kit, entry: &str) -> R {
     let eip = k.imm(entry);
+    k.task(TSS_B, 0, eip, STACK_B)?;
     for (offset, value) in [
-        (0, 0),
-        (field::CR3, 0),
-        (field::EIP, eip),
-        (field::EFLAGS, 2),
-        (field::EAX, 0xA0A0),
-        (field::EAX + 4, 0xC0C0),
-        (field::EAX + 8, 0xD0D0),
-        (field::EAX + 12, 0xB0B0),
-        (field::ESP, STACK_B),
-        (field::ESP + 4, 0xB1B1),
-        (field::ESP + 8, 0x5151),
-        (field::ESP + 12, 0xD1D1),
-        (field::ES, DATA),
-        (field::CS, CODE32),
-        (field::SS, DATA),
-        (field::DS, DATA),
-        (field::FS, USER_DATA),
-        (field::GS, 0),
-        (field::LDTR, LDT_SEL),
-        (field::TRAP, 0x68 << 16),
+        (tss::EAX, 0xA0A0),
+        (tss::EAX + 4, 0xC0C0),
+        (tss::EAX + 8, 0xD0D0),
+        (tss::EAX + 12, 0xB0B0),
+        (tss::ESP + 4, 0xB1B1),
+        (tss::ESP + 8, 0x5151),
+        (tss::ESP + 12, 0xD1D1),
+        (tss::FS, USER_DATA),
+        (tss::GS, 0),
+        (tss::LDTR, LDT_SEL),
     ] {
-        code!(k; mov(dword_ptr(TSS_B + offset), value));
+        set(k, offset, value)?;
     }
     Ok(())
 }
@@ -75,7 +49,7 @@ fn switches(k: &mut Kit) -> R {
     k.check("JMP to a task", "3A, 7.3 and table 7-2", |k| {
         let (there, back) = (k.fresh(), k.fresh());
         task_b(k, &there)?;
-        set(k, field::EFLAGS, 0xAD7)?;
+        set(k, tss::EFLAGS, 0xAD7)?;
         code!(k; mov(eax, 0x11); mov(ecx, 0x22); mov(edx, 0x33); mov(ebx, 0x44); mov(esi, 0x55);
             mov(edi, 0x66); mov(ebp, 0x77);
             mov(esp, STACK - 64); stc(); jmp_far(TSS_B_SEL as u16, 0x1234_5678); label(&back); ud2());
@@ -102,17 +76,17 @@ fn switches(k: &mut Kit) -> R {
         // What the old task left.
         let ip = k.imm(&back);
         for (what, offset, value) in [
-            ("saved EIP", field::EIP, ip),
-            ("saved EAX", field::EAX, 0x11),
-            ("saved ECX", field::EAX + 4, 0x22),
-            ("saved ESP", field::ESP, STACK - 64),
-            ("saved EBP", field::ESP + 4, 0x77),
-            ("saved EDI", field::ESP + 12, 0x66),
+            ("saved EIP", tss::EIP, ip),
+            ("saved EAX", tss::EAX, 0x11),
+            ("saved ECX", tss::EAX + 4, 0x22),
+            ("saved ESP", tss::ESP, STACK - 64),
+            ("saved EBP", tss::ESP + 4, 0x77),
+            ("saved EDI", tss::ESP + 12, 0x66),
         ] {
             k.var(what, TSS + offset, value)?;
         }
-        k.masked("saved CS", TSS + field::CS, 0xFFFF, CODE32)?;
-        k.masked("saved flags", TSS + field::EFLAGS, 0x4003, 3)?;
+        k.masked("saved CS", TSS + tss::CS, 0xFFFF, CODE32)?;
+        k.masked("saved flags", TSS + tss::EFLAGS, 0x4003, 3)?;
         k.masked("old task available", GDT + TSS_SEL + 4, 0xFF00, 0x8900)?;
         k.masked("new task busy", GDT + TSS_B_SEL + 4, 0xFF00, 0x8B00)?;
         k.masked("no link", TSS_B, 0xFFFF, 0)
@@ -162,7 +136,7 @@ fn nested(k: &mut Kit) -> R {
         code!(k; and(edx, 0x4000));
         k.eq("NT afterwards", edx, 0)?;
         k.masked("task B available", GDT + TSS_B_SEL + 4, 0xFF00, 0x8900)?;
-        k.masked("NT that IRET saved", TSS_B + field::EFLAGS, 0x4000, 0)
+        k.masked("NT that IRET saved", TSS_B + tss::EFLAGS, 0x4000, 0)
     })?;
     k.check("interrupt through a task gate", "3A, 6.12.2 and 7.3", |k| {
         let (there, over) = (k.fresh(), k.fresh());
@@ -179,7 +153,7 @@ fn nested(k: &mut Kit) -> R {
         k.idt(13, gate(TSS_B_SEL, 0, TASK, 0))?;
         code!(k; mov(eax, GDT_SIZE); mov(es, eax); jmp(k.to(&over)); label(&there); pop(dword_ptr(V[0])));
         // The handler skips the instruction (two bytes) in the task's image.
-        code!(k; add(dword_ptr(TSS + field::EIP), 2); mov(eax, dword_ptr(TSS + field::EFLAGS));
+        code!(k; add(dword_ptr(TSS + tss::EIP), 2); mov(eax, dword_ptr(TSS + tss::EFLAGS));
             mov(dword_ptr(V[1]), eax); iretd(); label(&over));
         k.var("error code", V[0], GDT_SIZE)?;
         k.masked("RF saved", V[1], 0x1_0000, 0x1_0000)
@@ -242,20 +216,20 @@ fn bad_tasks(k: &mut Kit) -> R {
         let there = k.fresh();
         k.aside(&there, |k| k.ud2())?;
         for (what, offset, value, exc) in [
-            ("LDT of data", field::LDTR, DATA, ts(DATA)),
-            ("LDT not present", field::LDTR, FREE + 16, ts(FREE + 16)),
-            ("CS null", field::CS, 0, ts(0)),
-            ("CS data", field::CS, DATA, ts(DATA)),
-            ("CS not present", field::CS, FREE, np(FREE)),
-            ("CS with DPL 3, RPL 0", field::CS, USER32 & !3, ts(USER32 & !3)),
-            ("SS null", field::SS, 0, ts(0)),
-            ("SS read-only", field::SS, FREE + 24, ts(FREE + 24)),
-            ("SS not present", field::SS, FREE + 8, sf(FREE + 8)),
-            ("SS with RPL 3", field::SS, DATA | 3, ts(DATA)),
-            ("DS beyond the GDT", field::DS, GDT_SIZE, ts(GDT_SIZE)),
-            ("ES of a system segment", field::ES, TSS_SEL, ts(TSS_SEL)),
-            ("FS not present", field::FS, FREE + 8, np(FREE + 8)),
-            ("GS with RPL 3, DPL 0", field::GS, DATA | 3, ts(DATA)),
+            ("LDT of data", tss::LDTR, DATA, ts(DATA)),
+            ("LDT not present", tss::LDTR, FREE + 16, ts(FREE + 16)),
+            ("CS null", tss::CS, 0, ts(0)),
+            ("CS data", tss::CS, DATA, ts(DATA)),
+            ("CS not present", tss::CS, FREE, np(FREE)),
+            ("CS with DPL 3, RPL 0", tss::CS, USER32 & !3, ts(USER32 & !3)),
+            ("SS null", tss::SS, 0, ts(0)),
+            ("SS read-only", tss::SS, FREE + 24, ts(FREE + 24)),
+            ("SS not present", tss::SS, FREE + 8, sf(FREE + 8)),
+            ("SS with RPL 3", tss::SS, DATA | 3, ts(DATA)),
+            ("DS beyond the GDT", tss::DS, GDT_SIZE, ts(GDT_SIZE)),
+            ("ES of a system segment", tss::ES, TSS_SEL, ts(TSS_SEL)),
+            ("FS not present", tss::FS, FREE + 8, np(FREE + 8)),
+            ("GS with RPL 3, DPL 0", tss::GS, DATA | 3, ts(DATA)),
         ] {
             task_b(k, &there)?;
             set(k, offset, value)?;
@@ -270,23 +244,7 @@ fn bad_tasks(k: &mut Kit) -> R {
             let handler = k.imm("vectors") + exc.vector() * 5;
             k.descriptor(FREE + 32, segment(SCRATCH, 0x67, TSS32, 0))?;
             k.idt(exc.vector(), gate(FREE + 32, 0, TASK, 0))?;
-            for (offset, value) in [
-                (0, 0),
-                (field::CR3, 0),
-                (field::EIP, handler),
-                (field::EFLAGS, 2),
-                (field::ESP, STACK_IST),
-                (field::ES, DATA),
-                (field::CS, CODE32),
-                (field::SS, DATA),
-                (field::DS, DATA),
-                (field::FS, DATA),
-                (field::GS, DATA),
-                (field::LDTR, 0),
-                (field::TRAP, 0x68 << 16),
-            ] {
-                code!(k; mov(dword_ptr(SCRATCH + offset), value));
-            }
+            k.task(SCRATCH, 0, handler, STACK_IST)?;
             let after = k.fresh();
             k.arm(&after)?;
             code!(k; jmp_far(TSS_B_SEL as u16, 0); label(&after));
@@ -294,7 +252,7 @@ fn bad_tasks(k: &mut Kit) -> R {
             // It came in task B, before its first instruction.
             k.masked("task that the exception came in", SCRATCH, 0xFFFF, TSS_B_SEL)?;
             let eip = k.imm(&there);
-            k.var("its EIP", TSS_B + field::EIP, eip)?;
+            k.var("its EIP", TSS_B + tss::EIP, eip)?;
         }
         Ok(())
     })?;
@@ -303,7 +261,7 @@ fn bad_tasks(k: &mut Kit) -> R {
         k.aside(&there, |k| k.ud2())?;
         task_b(k, &there)?;
         k.descriptor(FREE, segment(0, 0xFFF, CODE, B))?;
-        set(k, field::CS, FREE)?;
+        set(k, tss::CS, FREE)?;
         let after = k.fresh();
         k.arm(&after)?;
         code!(k; jmp_far(TSS_B_SEL as u16, 0); label(&after));
@@ -354,7 +312,7 @@ fn other(k: &mut Kit) -> R {
         let there = k.fresh();
         let after = format!("{there}.after");
         task_b(k, &there)?;
-        set(k, field::TRAP, 0x68 << 16 | 1)?;
+        set(k, tss::TRAP, 0x68 << 16 | 1)?;
         k.arm(&after)?;
         code!(k; jmp_far(TSS_B_SEL as u16, 0); label(&there); ud2(); label(&after));
         let ip = k.imm(&there);
@@ -371,13 +329,13 @@ fn other(k: &mut Kit) -> R {
         let (there, after) = (k.fresh(), k.fresh());
         task_b(k, &there)?;
         for (offset, value) in [
-            (field::CS, USER32),
-            (field::SS, USER_DATA),
-            (field::DS, 0),
-            (field::ES, USER_DATA),
+            (tss::CS, USER32),
+            (tss::SS, USER_DATA),
+            (tss::DS, 0),
+            (tss::ES, USER_DATA),
             (4, STACK_IST),
             (8, DATA),
-            (field::ESP, STACK3),
+            (tss::ESP, STACK3),
         ] {
             set(k, offset, value)?;
         }
@@ -394,13 +352,13 @@ fn other(k: &mut Kit) -> R {
         task_b(k, &after)?;
         let ip = k.off("v86.task");
         for (offset, value) in [
-            (field::EIP, ip),
-            (field::EFLAGS, 0x2_0002),
-            (field::CS, IMAGE_SEGMENT),
-            (field::SS, 0),
-            (field::DS, 0x1234),
-            (field::ES, 0x5678),
-            (field::FS, 0),
+            (tss::EIP, ip),
+            (tss::EFLAGS, 0x2_0002),
+            (tss::CS, IMAGE_SEGMENT),
+            (tss::SS, 0),
+            (tss::DS, 0x1234),
+            (tss::ES, 0x5678),
+            (tss::FS, 0),
             (4, STACK_IST),
             (8, DATA),
         ] {

@@ -111,6 +111,15 @@ impl Machine<Engine> {
         ends
     }
 
+    /// Assembles 64-bit code to an address.
+    pub fn place(&mut self, at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+        let mut a = CodeAssembler::new(64).expect("a bitness that exists");
+        write(&mut a).expect("instructions that exist");
+        for (n, b) in a.assemble(at).expect("encodes").into_iter().enumerate() {
+            self.put(at + n as u64, 1, b.into());
+        }
+    }
+
     /// Puts bytes at [`CODE`] and goes there.
     pub fn code(&mut self, code: &[u8]) {
         for (n, b) in code.iter().enumerate() {

@@ -4,6 +4,7 @@ use iced_x86::IcedError;
 use iced_x86::code_asm::{
     CodeAssembler, CodeLabel, al, byte_ptr, ecx, edx, qword_ptr, rax, rbp, rbx, rcx, rdi, rdx, rsi,
 };
+use tessera_tcg::env::GUESSING;
 
 use super::engine::{CODE, Engine, PAGES, PTES};
 use super::*;
@@ -23,6 +24,11 @@ fn run(m: &mut Machine<Engine>, rounds: u64, sum: u64) -> (u64, Option<engine::T
     e.set_ip(CODE);
     let trap = m.go();
     (m.env().gpr[reg::RAX], trap)
+}
+
+fn run_at(m: &mut Machine<Engine>, ip: u64) -> Option<engine::Trap> {
+    m.env().set_ip(ip);
+    m.go()
 }
 
 /// A loop that goes round for each RCX with RDX one of 32 places in a page.
@@ -159,6 +165,113 @@ fn another_translation_without_a_flush_is_seen_once_it_was_looked_for() {
     m.put(PTES + 8 * (FIRST >> 12), 8, OTHER | RW);
     m.env().gpr[reg::RSI] = 500;
     assert_eq!(run(&mut m, 1000, 0), (501 + 499 * 10, None));
+}
+
+#[test]
+fn a_page_that_is_mapped_once_it_faulted_is_seen_without_a_flush() {
+    // A page that takes the places of `FIRST` in the first way and in the second level of the TLB, and how far behind it the one
+    // is that takes the place in the second way.
+    const RIVAL: u64 = FIRST + 0x200_0000;
+    const OTHER_WAY: u64 = 0x1_0000;
+    let mut m = reading();
+    let displace = CODE + 0x100;
+    m.place(displace, |a| {
+        a.mov(rdx, qword_ptr(rbp))?;
+        a.mov(rdx, qword_ptr(rbp + OTHER_WAY))?;
+        a.mov(rdx, qword_ptr(rbx))?;
+        a.hlt()
+    });
+    let (table, pte) = (PAGES + 0x20_0000, PTES + 8 * (FIRST >> 12));
+    m.put(TABLES + 0x2000 + 8 * (RIVAL >> 21), 8, table | RW);
+    for page in [RIVAL, RIVAL + OTHER_WAY] {
+        m.put(table + 8 * (page >> 12 & 0x1ff), 8, OTHER | RW);
+    }
+    for _ in 0..4 {
+        m.map(FIRST, FIRST | RW);
+        assert_eq!(run(&mut m, 1000, 0), (1000, None));
+        assert!(m.processor.memos() > 0, "the loop is a trace with memos");
+        // Nobody is told that it is gone, but the TLB loses it. Where there was nothing, what comes need not be told, either.
+        m.put(pte, 8, 0);
+        (m.env().gpr[reg::RBX], m.env().gpr[reg::RBP]) = (FIRST, RIVAL);
+        assert_eq!(run_at(&mut m, displace).map(|trap| trap.vector), Some(14));
+        m.put(pte, 8, OTHER | RW);
+        assert_eq!(m.resume(), None);
+        assert_eq!(m.env().gpr[reg::RDX], 10);
+        assert_eq!(run(&mut m, 1000, 0), (10_000, None));
+    }
+}
+
+/// Where the second of [`two_loops`] is.
+const WRITER: u64 = CODE + 0x100;
+
+/// Two loops, of which the trace of the second is numbered for the place that the trace of the first has. The first has read
+/// [`FIRST`], which may not be written, and [`OTHER`], when `between` is called; the second has no trace yet.
+fn two_loops(between: impl FnOnce(&mut Machine<Engine>)) -> Machine<Engine> {
+    // Blocks of a jump to the next one, and the end of them: they get the numbers between those of the two traces.
+    const BLOCKS: u64 = PAGES + 0x2000;
+    const LAST: u64 = BLOCKS + 2 * (GUESSING as u64 - 1);
+    let mut m = Machine::ready_long();
+    m.assemble(64, |a| {
+        loop_over(a, |a| a.add(rax, qword_ptr(rbx + rdx)).and_then(|()| a.add(rax, qword_ptr(rsi + rdx))))
+    });
+    m.place(WRITER, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.mov(rdx, rsi)?;
+        a.cmp(rcx, 1)?;
+        a.cmove(rdx, rbx)?;
+        a.mov(qword_ptr(rdx), rax)?;
+        a.dec(rcx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    (BLOCKS..LAST).step_by(2).for_each(|at| m.put(at, 2, 0x00eb));
+    m.put(LAST, 1, 0xf4);
+    // From here on no page gets its first block, and the second loop has run once.
+    assert_eq!(run_at(&mut m, LAST), None);
+    assert_eq!(write(&mut m, 1, OTHER), None);
+    m.map(FIRST, FIRST | 1);
+    m.env().gpr[reg::RSI] = OTHER;
+    for _ in 0..4 {
+        assert_eq!(run(&mut m, 1000, 0), (0, None));
+    }
+    between(&mut m);
+    assert_eq!(run_at(&mut m, BLOCKS), None);
+    assert_eq!(m.processor.memos(), 2, "the loop is a trace with memos");
+    m
+}
+
+/// Runs the second loop, which stores to [`OTHER`], and in its last round to `last`.
+fn write(m: &mut Machine<Engine>, rounds: u64, last: u64) -> Option<engine::Trap> {
+    let e = m.env();
+    (e.gpr[reg::RCX], e.gpr[reg::RBX], e.gpr[reg::RSI]) = (rounds, last, OTHER);
+    run_at(m, WRITER)
+}
+
+/// Rounds until the second loop has a trace, and one in it.
+const ROUNDS: u64 = 5;
+
+#[test]
+fn a_trace_that_finds_another_in_its_place_has_no_memos() {
+    let mut m = two_loops(|_| ());
+    let traces = m.processor.stats().traces;
+    assert_eq!(write(&mut m, ROUNDS, OTHER), None);
+    assert_eq!(m.processor.stats().traces, traces + 1);
+    assert_eq!(m.processor.memos(), 2, "those of the first are there still, and nobody else's");
+}
+
+#[test]
+fn a_trace_in_the_place_of_one_that_is_gone_does_not_find_its_memos() {
+    // A breakpoint ends the trace, and leaves its memos.
+    let mut m = two_loops(|m| {
+        m.processor.set_breakpoints(&[CODE]);
+        m.processor.set_breakpoints(&[]);
+    });
+    let traces = m.processor.stats().traces;
+    // The first access of the trace is the store to the page that the other one remembered, and might only read.
+    assert_eq!(write(&mut m, ROUNDS, FIRST).map(|trap| trap.vector), Some(14));
+    assert_eq!(m.env().gpr[reg::RCX], 1);
+    assert_eq!(m.processor.stats().traces, traces + 1);
 }
 
 #[test]

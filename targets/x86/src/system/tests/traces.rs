@@ -19,22 +19,9 @@ fn traces(m: &Machine<engine::Engine>) -> u64 {
     m.processor.stats().traces
 }
 
-/// Assembles to an address.
-fn place(
-    m: &mut Machine<engine::Engine>,
-    at: u64,
-    write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-) {
-    let mut a = CodeAssembler::new(64).unwrap();
-    write(&mut a).unwrap();
-    for (n, b) in a.assemble(at).unwrap().into_iter().enumerate() {
-        m.put(at + n as u64, 1, b.into());
-    }
-}
-
 /// A function that adds to RAX.
 fn place_adder(m: &mut Machine<engine::Engine>, at: u64, n: i32) {
-    place(m, at, |a| a.add(rax, n).and_then(|()| a.ret()));
+    m.place(at, |a| a.add(rax, n).and_then(|()| a.ret()));
 }
 
 /// RCX rounds of a call of the function in `rbx`; RAX counts.
@@ -123,7 +110,7 @@ fn a_store_to_any_of_its_pages_ends_the_trace() {
     assert_eq!(calls(&mut m, 1000, FAR), 2000);
     assert!(traces(&m) > 0);
     // The function changes itself half-way: the immediate of its ADD.
-    place(&mut m, FAR, |a| {
+    m.place(FAR, |a| {
         let mut done = a.create_label();
         a.add(rax, 2)?;
         a.cmp(rcx, 500)?;

@@ -5,12 +5,13 @@ use std::mem::offset_of;
 use iced_x86::{Instruction, OpKind};
 use tessera_tcg::ir::{HelperId, Inst, Value, Width};
 
+use super::super::Translator;
 use super::super::int_string::address_width;
 use super::super::operand::segment_number;
-use super::super::{Translator, vector};
 use super::{ecx, edx_eax, env_load, mode_changed, poll_next, privileged, set_edx_eax};
 use crate::helpers::system as h;
 use crate::state::{Msrs, X86Env, mode, reg, seg};
+use crate::system::exception::vector;
 use crate::system::io::StringIo;
 
 /// Raises #GP(0), and is false, for what CR4.TSD keeps from user mode.

@@ -1,24 +1,19 @@
+//! The PC as a whole: what its devices do together.
+
+mod common;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::config;
+use tessera_hw::boards::pc::{
+    BuildError, DebugExitConfig, LoaderMemory, MachineKind, PcConfig, PcMachine, layout,
+};
 use tessera_hw_core::backend::MemoryBackend;
+use tessera_hw_core::clock::Clock;
 use tessera_hw_core::event::MachineEvent;
 use tessera_hw_core::mem::Region;
 use tessera_hw_core::timers::TimerThread;
-
-use super::*;
-
-fn config(kind: MachineKind, clock: Clock) -> (PcConfig, Arc<MemoryBackend>) {
-    let com1 = MemoryBackend::new(4096);
-    let config = PcConfig {
-        kind,
-        serial: [Some(com1.clone() as Arc<dyn CharBackend>), Some(MemoryBackend::new(16)), None, None],
-        debug_consoles: vec![(0xe9, MemoryBackend::new(16)), (0x402, MemoryBackend::new(16))],
-        debug_exit: vec![DebugExitConfig { iobase: 0xf4, iosize: 4 }],
-        clock: Arc::new(clock),
-        ..PcConfig::new(64 << 20)
-    };
-    (config, com1)
-}
 
 fn machine() -> (PcMachine, Arc<MemoryBackend>) {
     let (config, com1) = config(MachineKind::Pc, Clock::manual(1_000_000_000));

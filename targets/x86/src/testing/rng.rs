@@ -45,4 +45,22 @@ impl Rng {
     pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())]
     }
+    /// An integer, mostly at an edge of some width.
+    pub fn int(&mut self) -> u64 {
+        let v = self.word();
+        match self.below(12) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => 1 << (v & 63),
+            3 => (1u64 << (v & 63)).wrapping_sub(1),
+            4 => v & 0xff,
+            5 => v & 0xffff_ffff,
+            6 => (v as i8) as u64,
+            7 => v & 0x7f7f_7f7f_8080_8080,
+            8 => [0x7f, 0x80, 0x7fff, 0x8000, 0x7fff_ffff, 0x8000_0000, i64::MAX as u64, 1 << 63]
+                [(v & 7) as usize],
+            9 => (v as i32) as u64,
+            _ => v,
+        }
+    }
 }
