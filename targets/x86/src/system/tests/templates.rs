@@ -142,3 +142,41 @@ fn blocks_at_the_ends_of_user_space_are_translated() {
     }
     assert_eq!(copied(&m), 0, "neither address is far from 32 bits");
 }
+
+#[test]
+fn what_an_address_is_divided_by_is_looked_at_where_it_may_be_zero() {
+    let mut m = ready();
+    let ends = m.assemble(64, |a| {
+        // LEA RCX, [RIP - the address behind it].
+        a.db(&[0x48, 0x8d, 0x0d])?;
+        a.dd(&[(CODE as u32 + 7).wrapping_neg()])?;
+        a.xor(edx, edx)?;
+        a.div(ecx)
+    });
+    for base in BASES {
+        let trap = run_at(&mut m, base);
+        assert_eq!(trap.map(|t| t.at()), (base as u32 == 0).then_some((0, base + ends[1])), "{base:x}");
+    }
+}
+
+#[test]
+fn what_an_address_is_compared_with_decides_at_each() {
+    const BETWEEN: u64 = 0x6000_0000_0000;
+    let mut m = ready();
+    m.assemble(64, |a| {
+        let (mut here, mut over) = (a.create_label(), a.create_label());
+        a.set_label(&mut here)?;
+        a.lea(rbx, ptr(here))?;
+        a.mov(rcx, BETWEEN)?;
+        a.mov(eax, 1)?;
+        a.cmp(rbx, rcx)?;
+        a.jae(over)?;
+        a.dec(eax)?;
+        a.set_label(&mut over)?;
+        a.test(edx, edx)
+    });
+    for base in [BASES[2], BASES[0], BASES[1], BASES[3]] {
+        assert_eq!(run_at(&mut m, base), None);
+        assert_eq!(m.env().gpr[reg::RAX], u64::from(base >= BETWEEN), "{base:x}");
+    }
+}
