@@ -319,7 +319,41 @@ impl Templates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::x86_64::X86_64;
+    use crate::ir::GlobalSet;
     use crate::memory::PAGE_SIZE;
+
+    /// A block of one address, with an exit behind it.
+    fn sample(position: Position, address: u64) -> Sample {
+        let mut compiled = Compiled::default();
+        compiled.hot.extend_from_slice(&[0x48, 0xb8]);
+        compiled.hot.extend_from_slice(&address.to_le_bytes());
+        let exit =
+            Exit { pc: position.pc + 10, indirect: false, poll: false, chain: true, dead: GlobalSet::NONE };
+        Sample::new(position, &compiled, &[exit], &[])
+    }
+
+    #[test]
+    fn what_the_third_does_not_confirm_is_no_template() {
+        let first = Position { pc: 0x7f12_3456_7012, tb: 5 };
+        let all = [first, others(first)[0], others(first)[1]];
+        let translated = Translated { bytes: 10, insns: 1 };
+        let of = |addresses: [u64; 3]| {
+            let samples = std::array::from_fn(|n| sample(all[n], addresses[n]));
+            Template::new::<X86_64>(samples, &[], translated)
+        };
+        let moving = all.map(|position| position.pc + 0x1234);
+        let template = of(moving).expect("it moves");
+        let to = Position { pc: 0x5555_5555_5012, tb: 9 };
+        let (mut copy, mut exits) = (Compiled::default(), Vec::new());
+        template.copy::<X86_64>(to, &mut copy, &mut exits).expect("addresses move anywhere");
+        assert_eq!(copy.hot[2..], (to.pc + 0x1234).to_le_bytes());
+        assert_eq!(exits[0].pc, to.pc + 10);
+        assert!(of([77; 3]).is_some(), "it stays");
+        assert!(of([moving[0], moving[0], moving[2]]).is_none(), "it moved once");
+        assert!(of([moving[0], moving[1], moving[1]]).is_none());
+        assert!(of([moving[0], moving[1], moving[2] ^ 1 << 30]).is_none(), "it went elsewhere");
+    }
 
     #[test]
     fn the_other_positions_differ_in_every_bit_that_may_differ() {
