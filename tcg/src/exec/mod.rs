@@ -170,11 +170,11 @@ pub struct Stats {
     pub trace_insns: u64,
     /// Guest instructions that were run alone to find out where they go.
     pub recorded: u64,
-    /// Guest bytes translated.
+    /// Guest bytes translated, those of copied blocks included.
     pub guest_bytes: u64,
     /// Guest instructions translated.
     pub guest_insns: u64,
-    /// Host bytes emitted.
+    /// Host bytes emitted, those of copied blocks included.
     pub host_bytes: u64,
     /// Host instructions emitted, slow paths apart, if generated code counts ([`Options::count`]).
     pub host_insns: u64,

@@ -12,6 +12,7 @@
 //!   that it was made from. So nothing needs to be done when they change.
 //! - Addresses are the upper ones of user space ([`is_far`]), real and made-up ones alike: no constant that follows from
 //!   one is short enough for another instruction than at another address.
+//! - Nothing in a block is decided by its address: see `moving`. Three samples would not show it.
 //! - Templates have a limited number of bytes; the oldest go first.
 
 use std::collections::{HashMap, VecDeque};

@@ -357,6 +357,7 @@ impl Translator {
         let (id, first_of_page) = rt.blocks.insert(origin, &self.exits, &self.compiled, tables);
         protect(rt, id, first_of_page);
         stats.copied += 1;
+        stats.guest_bytes += u64::from(translated.bytes);
         stats.host_bytes += self.compiled.bytes() as u64;
         if let Some(start) = start {
             stats.translation_time += processor_time().saturating_sub(start) * every as u32;

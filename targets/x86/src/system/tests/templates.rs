@@ -120,10 +120,16 @@ fn a_fault_in_a_copy_is_at_its_address() {
 fn code_that_has_changed_is_not_copied() {
     let mut m = ready();
     m.assemble(64, |a| a.mov(eax, 1));
-    for base in &BASES[..3] {
-        assert_eq!(run_at(&mut m, *base), None);
+    let mut code = [(0, 0); 3];
+    for (base, code) in BASES.into_iter().zip(&mut code) {
+        let before = m.processor.stats();
+        let (guest, host) = (before.guest_bytes, before.host_bytes);
+        assert_eq!(run_at(&mut m, base), None);
         assert_eq!(m.env().gpr[reg::RAX], 1);
+        let stats = m.processor.stats();
+        *code = (stats.guest_bytes - guest, stats.host_bytes - host);
     }
+    assert_eq!(code, [code[0]; 3], "copies are as long");
     let before = copied(&m);
     assert!(before > 0);
     m.put(CODE + 1, 1, 2);
