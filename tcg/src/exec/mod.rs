@@ -18,6 +18,7 @@
 //! | `code_lines` | which lines of guest memory blocks were made from |
 //! | `side_tables` | what slow paths need to know of a block, compactly |
 //! | `templates` | blocks that are known from another address |
+//! | `moving` | which blocks do the same wherever they are |
 //! | `lookup` | finding the block that follows |
 //! | `slow` | what generated code calls |
 //! | `remote` | what other threads may do |
@@ -63,6 +64,7 @@ mod code_lines;
 mod code_regions;
 mod context;
 mod lookup;
+mod moving;
 mod remote;
 mod side_tables;
 mod slow;

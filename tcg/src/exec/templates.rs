@@ -34,13 +34,14 @@ pub(super) fn is_far(pc: u64) -> bool {
     ((1 << 33)..(1 << 47) - (1 << 33)).contains(&pc)
 }
 
-/// Two more positions of a block. Between them, they differ from the first one in each bit of the page's number but the highest, and
-/// by an odd number of pages.
+/// Two more positions of a block: one or the other differs from the first one in each bit of the page's number, both by an odd
+/// number of pages.
 pub(super) fn others(Position { pc, tb }: Position) -> [Position; 2] {
-    let far = |pc: u64| pc & !(1 << 46) | 1 << 45;
+    // Neither is at an end of user space.
+    let far = |pc: u64, upper: u64| pc & !(3 << 45) | upper << 45;
     [
-        Position { pc: far(pc ^ 0x2aaa_aaaa_9000), tb: tb ^ 0x5a5a_5a5b },
-        Position { pc: far(pc ^ 0x1555_5555_7000), tb: tb ^ 0x25a5_a5a7 },
+        Position { pc: far(pc ^ 0x2aaa_aaaa_9000, 1), tb: tb ^ 0x5a5a_5a5b },
+        Position { pc: far(pc ^ 0x1555_5555_7000, 2), tb: tb ^ 0x25a5_a5a7 },
     ]
 }
 
@@ -231,6 +232,7 @@ impl Template {
             + [s.hot.len(), s.cold.len(), s.tables.len(), self.guest.len(), self.moving.len()]
                 .iter()
                 .sum::<usize>()
+            + size_of_val(&s.ungrouped[..])
             + size_of_val(&s.relatives[..])
             + size_of_val(&s.linkable[..])
             + size_of_val(&s.exits[..])
@@ -250,10 +252,12 @@ fn value(code: &[u8], at: usize, field: &MovableField) -> Option<u64> {
 pub(super) struct Templates {
     /// By their hash, blocks that were translated lately, and at which address.
     seen: Box<[(Key, u64)]>,
-    /// `None` for blocks that cannot be copied.
-    known: HashMap<Key, Option<Box<Template>>>,
-    /// Oldest first.
-    order: VecDeque<(Key, usize)>,
+    /// Each with its number; `None` for blocks that cannot be copied.
+    known: HashMap<Key, (u64, Option<Box<Template>>)>,
+    /// Keys, numbers and bytes, the oldest first. What is forgotten stays in here, and counts, until it is its turn.
+    order: VecDeque<(Key, u64, usize)>,
+    /// The number of the next one.
+    next: u64,
     bytes: usize,
     limit: usize,
 }
@@ -265,6 +269,7 @@ impl Templates {
             seen: vec![((0, 0), 0); SEEN].into(),
             known: HashMap::new(),
             order: VecDeque::new(),
+            next: 0,
             bytes: 0,
             limit,
         }
@@ -272,7 +277,7 @@ impl Templates {
 
     /// What is known of the block at a physical address.
     pub fn get(&self, key: Key) -> Option<&Template> {
-        self.known.get(&key)?.as_deref()
+        self.known.get(&key)?.1.as_deref()
     }
 
     /// Notes that a block is translated at `pc`. Whether that is worth being made a template of: it was, lately, at another
@@ -290,25 +295,101 @@ impl Templates {
     /// Keeps what was found out of a block.
     pub fn insert(&mut self, key: Key, template: Option<Template>) {
         let bytes = template.as_ref().map_or(OVERHEAD, Template::bytes);
-        self.forget(key);
-        self.known.insert(key, template.map(Box::new));
-        self.order.push_back((key, bytes));
+        let number = self.next;
+        self.next += 1;
+        self.known.insert(key, (number, template.map(Box::new)));
+        self.order.push_back((key, number, bytes));
         self.bytes += bytes;
         while self.bytes > self.limit
-            && let Some((oldest, bytes)) = self.order.pop_front()
+            && let Some((oldest, number, bytes)) = self.order.pop_front()
         {
-            self.known.remove(&oldest);
+            if self.known.get(&oldest).is_some_and(|known| known.0 == number) {
+                self.known.remove(&oldest);
+            }
             self.bytes -= bytes;
         }
     }
 
     /// Forgets what is known of a block, whose bytes have changed.
     pub fn forget(&mut self, key: Key) {
-        if self.known.remove(&key).is_some()
-            && let Some(at) = self.order.iter().position(|entry| entry.0 == key)
-            && let Some((_, bytes)) = self.order.remove(at)
-        {
-            self.bytes -= bytes;
+        self.known.remove(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::x86_64::X86_64;
+    use crate::ir::GlobalSet;
+    use crate::memory::PAGE_SIZE;
+
+    /// A block of one address, with an exit behind it.
+    fn sample(position: Position, address: u64) -> Sample {
+        let mut compiled = Compiled::default();
+        compiled.hot.extend_from_slice(&[0x48, 0xb8]);
+        compiled.hot.extend_from_slice(&address.to_le_bytes());
+        let exit =
+            Exit { pc: position.pc + 10, indirect: false, poll: false, chain: true, dead: GlobalSet::NONE };
+        Sample::new(position, &compiled, &[exit], &[])
+    }
+
+    #[test]
+    fn what_the_third_does_not_confirm_is_no_template() {
+        let first = Position { pc: 0x7f12_3456_7012, tb: 5 };
+        let all = [first, others(first)[0], others(first)[1]];
+        let translated = Translated { bytes: 10, insns: 1 };
+        let of = |addresses: [u64; 3]| {
+            let samples = std::array::from_fn(|n| sample(all[n], addresses[n]));
+            Template::new::<X86_64>(samples, &[], translated)
+        };
+        let moving = all.map(|position| position.pc + 0x1234);
+        let template = of(moving).expect("it moves");
+        let to = Position { pc: 0x5555_5555_5012, tb: 9 };
+        let (mut copy, mut exits) = (Compiled::default(), Vec::new());
+        template.copy::<X86_64>(to, &mut copy, &mut exits).expect("addresses move anywhere");
+        assert_eq!(copy.hot[2..], (to.pc + 0x1234).to_le_bytes());
+        assert_eq!(exits[0].pc, to.pc + 10);
+        assert!(of([77; 3]).is_some(), "it stays");
+        assert!(of([moving[0], moving[0], moving[2]]).is_none(), "it moved once");
+        assert!(of([moving[0], moving[1], moving[1]]).is_none());
+        assert!(of([moving[0], moving[1], moving[2] ^ 1 << 30]).is_none(), "it went elsewhere");
+    }
+
+    #[test]
+    fn the_other_positions_differ_in_every_bit_that_may_differ() {
+        let pages = (1u64 << 47) - PAGE_SIZE;
+        for pc in [0x5555_5540_0123, 0x7fff_1234_5678, 0x2000_0000_0fff, 0x0140_0000_0000, 0x4abc_de60_4000] {
+            let first = Position { pc, tb: 5 };
+            let others = others(first);
+            for other in others {
+                let distance = other.pc.wrapping_sub(pc);
+                assert!(is_far(other.pc) && distance.is_multiple_of(PAGE_SIZE), "{pc:x}");
+                assert_eq!(distance / PAGE_SIZE % 2, 1, "{pc:x}");
+                assert_ne!(other.tb as u8, first.tb as u8);
+            }
+            assert_eq!(others[0].pc ^ pc | others[1].pc ^ pc, pages, "{pc:x}");
         }
+    }
+
+    #[test]
+    fn what_is_forgotten_and_learnt_again_is_bounded_and_stays() {
+        const PLACES: usize = 8;
+        let mut t = Templates::new(PLACES * OVERHEAD);
+        let (mine, other) = ((1, 0), (2, 0));
+        t.insert(other, None);
+        for n in 0..10 * PLACES {
+            t.insert(mine, None);
+            assert!(t.known.contains_key(&mine), "{n}");
+            assert_eq!(t.known.contains_key(&other), n + 1 < PLACES, "{n}");
+            assert!(t.order.len() <= PLACES && t.bytes <= t.limit);
+            t.forget(mine);
+            assert!(!t.known.contains_key(&mine));
+        }
+        // Of those that were forgotten, the oldest goes.
+        t.insert(mine, None);
+        t.insert(other, None);
+        assert!(t.known.contains_key(&mine) && t.known.contains_key(&other));
+        t.note((3, 0), 7);
+        assert!(!t.note((3, 0), 7) && t.note((3, 0), 8) && !t.note(mine, 8));
     }
 }

@@ -9,7 +9,7 @@ use super::code_fetch::{FetchedPage, Fetcher};
 use super::side_tables;
 use super::templates::{self, Sample, Template, Templates};
 use super::translation_log::Log;
-use super::{BREAKPOINT, Options, Stats, traces};
+use super::{BREAKPOINT, Options, Stats, moving, traces};
 use crate::backend::{Compiled, GuestInfo, HostBackend, Position, Room};
 use crate::env::{GUESSING, Guesses, Runtime};
 use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
@@ -207,6 +207,8 @@ impl Translator {
         (options, stats): (&Options, &mut Stats),
     ) -> Option<u32> {
         self.templates.get(known)?;
+        // What is no memory any more is not read twice.
+        rt.mmu.memory.ram_page(known.0 & !PAGE_MASK)?;
         let every = if options.count { 1 } else { TIMED };
         let start = (stats.copied + 1).is_multiple_of(every).then(processor_time);
         let mut fetcher =
@@ -241,7 +243,7 @@ impl Translator {
         #[cfg(debug_assertions)]
         let tables = (tables.0, &tables.1.to_vec()[..]);
         #[cfg(debug_assertions)]
-        self.check_copy::<G, B>(env, rt, backend, key, (options, tables));
+        self.check_copy::<G, B>(env, rt, backend, key, (options, translated, tables));
         let origin = self.origin(key, translated.bytes, false);
         let (id, first_of_page) = rt.blocks.insert(origin, &self.exits, &self.compiled, tables);
         protect(rt, id, first_of_page);
@@ -261,11 +263,16 @@ impl Translator {
         rt: &mut Runtime,
         backend: &mut B,
         key: BlockKey,
-        (options, tables): (&Options, (usize, &[u8])),
+        (options, translated, tables): (&Options, Translated, (usize, &[u8])),
     ) {
         let copy = std::mem::take(&mut self.compiled);
         let front = self.front_end_with::<G>(env, rt, key, limits(options, false), 1);
         let front = front.expect("code that is there is translated");
+        if front.translated != translated {
+            // Behind the block, bytes have changed of an instruction at which it ended: one that went on in the next page.
+            self.compiled = copy;
+            return;
+        }
         if let Some(optimizer) = &mut self.optimizer {
             optimizer.run(&mut self.block, false);
         }
@@ -309,7 +316,9 @@ impl Translator {
                 for (page, from) in t.pages.iter_mut().zip(pages) {
                     page.from = from;
                 }
-                if front.ok()?.translated != translated {
+                if front.ok()?.translated != translated
+                    || !moving::is_indifferent(&t.block, &t.guest, position.pc)
+                {
                     return None;
                 }
                 if let Some(optimizer) = &mut t.optimizer {

@@ -35,3 +35,29 @@ fn entry(v: u64, from: Position, to: Position) -> Option<u64> {
     let moved = v.wrapping_add(distance(from, to) / PAGE_SIZE * BYTES) % TABLE;
     (RANGE.contains(&v) && RANGE.contains(&moved)).then_some(moved)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jump_cache::JumpEntry;
+
+    #[test]
+    fn places_in_tables_are_those_of_the_address_there() {
+        let from = Position { pc: 0x7f12_3456_7012, tb: 5 };
+        let jump = |pc: u64| (JumpEntry::first_index(pc) * size_of::<JumpEntry>()) as u64;
+        let tlb = |pc: u64| pc / PAGE_SIZE % TLB_ENTRIES as u64 * size_of::<TlbEntry>() as u64;
+        let mut none = 0;
+        for n in 0..2 * TLB_ENTRIES as u64 {
+            let to = Position { pc: 0x5555_0000_0012 + n * PAGE_SIZE, tb: 6 };
+            // Of an address some pages behind the block.
+            let at = |position: Position| position.pc + 5 * PAGE_SIZE + 0x123;
+            assert_eq!((FIELDS[3].moved)(jump(at(from)), from, to), Some(jump(at(to))), "{n}");
+            let there = tlb(at(to)) + 8;
+            let moved = entry(tlb(at(from)) + 8, from, to);
+            assert_eq!(moved, (there >= 128).then_some(there), "{n}");
+            none += u32::from(moved.is_none());
+        }
+        assert_eq!(none, 8, "those whose distance from the table has one byte");
+        assert_eq!(entry(127, from, from), None);
+    }
+}

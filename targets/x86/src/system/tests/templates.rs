@@ -64,6 +64,7 @@ fn code_does_the_same_wherever_it_is() {
     let mut m = ready();
     let ends = m.assemble(64, program);
     let again = ends[1];
+    let mut translated = 0;
     for (n, base) in (1..).zip(BASES) {
         m.env().gpr[reg::RSP] = STACK;
         assert_eq!(run_at(&mut m, base), None);
@@ -75,6 +76,10 @@ fn code_does_the_same_wherever_it_is() {
         assert_eq!(m.get(STACK - 8, 8), base + again);
         assert_eq!(m.get(DATA, 8), n * 28);
         assert_eq!(copied(&m) > 0, n > 2, "the second address makes templates, the third uses them");
+        let stats = m.processor.stats();
+        let made = stats.translated - stats.translated_once;
+        assert!(n < 3 || made == translated, "at the third, all blocks are copies");
+        translated = made;
     }
 }
 
@@ -141,4 +146,42 @@ fn blocks_at_the_ends_of_user_space_are_translated() {
         assert_eq!(run_at(&mut m, NEAR), None);
     }
     assert_eq!(copied(&m), 0, "neither address is far from 32 bits");
+}
+
+#[test]
+fn what_an_address_is_divided_by_is_looked_at_where_it_may_be_zero() {
+    let mut m = ready();
+    let ends = m.assemble(64, |a| {
+        // LEA RCX, [RIP - the address behind it].
+        a.db(&[0x48, 0x8d, 0x0d])?;
+        a.dd(&[(CODE as u32 + 7).wrapping_neg()])?;
+        a.mov(edx, 0)?;
+        a.div(ecx)
+    });
+    for base in BASES {
+        let trap = run_at(&mut m, base);
+        assert_eq!(trap.map(|t| t.at()), (base as u32 == 0).then_some((0, base + ends[1])), "{base:x}");
+    }
+}
+
+#[test]
+fn what_an_address_is_compared_with_decides_at_each() {
+    const BETWEEN: u64 = 0x6000_0000_0000;
+    let mut m = ready();
+    m.assemble(64, |a| {
+        let (mut here, mut over) = (a.create_label(), a.create_label());
+        a.set_label(&mut here)?;
+        a.lea(rbx, ptr(here))?;
+        a.mov(rcx, BETWEEN)?;
+        a.mov(eax, 1)?;
+        a.cmp(rbx, rcx)?;
+        a.jae(over)?;
+        a.dec(eax)?;
+        a.set_label(&mut over)?;
+        a.test(edx, edx)
+    });
+    for base in [BASES[2], BASES[0], BASES[1], BASES[3]] {
+        assert_eq!(run_at(&mut m, base), None);
+        assert_eq!(m.env().gpr[reg::RAX], u64::from(base >= BETWEEN), "{base:x}");
+    }
 }
