@@ -10,7 +10,9 @@
 //! | `context` | the environment with its runtime, bound to each other; all that Rust code needs to reach guest memory |
 //! | `vcpu` | the loop |
 //! | `traces` | recording the paths of hot loops |
-//! | `translate` | fetching guest bytes, front end, compilation, logs |
+//! | `translate` | front end, compilation |
+//! | `code_fetch` | reading guest code |
+//! | `translation_log` | logs of translations |
 //! | `blocks` | the table of blocks, links, pages with code, eviction; `blocks_revive`: code that changes back |
 //! | `block_index` | where blocks are found by what they were made from |
 //! | `code_lines` | which lines of guest memory blocks were made from |
@@ -57,6 +59,7 @@
 
 mod block_index;
 mod blocks;
+mod code_fetch;
 mod code_lines;
 mod code_regions;
 mod context;
@@ -70,6 +73,7 @@ mod templates;
 pub(crate) mod toy;
 mod traces;
 mod translate;
+mod translation_log;
 mod vcpu;
 
 pub use blocks::{BlockStats, Blocks};

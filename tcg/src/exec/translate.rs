@@ -5,24 +5,21 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::blocks::{NO_PAGE, Origin, SCRATCH, Tb};
+use super::code_fetch::{FetchedPage, Fetcher};
 use super::side_tables;
 use super::templates::{self, Sample, Template, Templates};
+use super::translation_log::Log;
 use super::{BREAKPOINT, Options, Stats, moving, traces};
 use crate::backend::{Compiled, GuestInfo, HostBackend, Position, Room};
 use crate::env::{GUESSING, Guesses, Runtime};
-use crate::guest::{BlockKey, CodeFetch, Exception, Guest, MIN_FETCH, TranslateLimits, Translated};
+use crate::guest::{BlockKey, CodeFetch, Exception, Guest, TranslateLimits, Translated};
 #[cfg(debug_assertions)]
 use crate::ir::verify;
 use crate::ir::{Block, Builder, Exit, GlobalSet, Inst, plain_globals, text};
 use crate::memory::{PAGE_MASK, PAGE_SIZE};
 use crate::opt::{OptFlags, Optimizer};
-use crate::softmmu::{RETRY_VECTOR, fetch_page};
+use crate::softmmu::fetch_page;
 
-/// Bytes that are read of code which is not in RAM or ROM: more than any guest's instruction.
-const MMIO_FETCH: usize = 16;
-/// Bytes that are copied of other code at first.
-const FIRST_FETCH: usize = 128;
-const _: () = assert!(MMIO_FETCH < MIN_FETCH && MIN_FETCH <= FIRST_FETCH);
 /// Of so many translations, the time of one is taken: a look at the clock takes as long as translating an instruction does.
 const TIMED: u64 = 128;
 
@@ -67,112 +64,6 @@ pub(super) enum Made {
     Block(u32),
     /// A block that must run at once, in the scratch area.
     Once,
-}
-
-/// A copy of guest code, so that it does not change while it is looked at. Blocks are short, so it is made piece by piece.
-struct FetchedPage {
-    bytes: Box<[u8; PAGE_SIZE as usize]>,
-    /// Guest-virtual address of the first byte.
-    from: u64,
-    /// Bytes that are copied.
-    len: usize,
-    /// Bytes that may be.
-    room: usize,
-    /// Guest-physical page address.
-    phys: u64,
-}
-
-impl FetchedPage {
-    fn new() -> FetchedPage {
-        FetchedPage { bytes: Box::new([0; PAGE_SIZE as usize]), from: 0, len: 0, room: 0, phys: NO_PAGE }
-    }
-
-    fn covers(&self, pc: u64) -> bool {
-        pc.wrapping_sub(self.from) < self.room as u64
-    }
-
-    /// What is copied from `pc` on.
-    fn get(&self, pc: u64) -> &[u8] {
-        self.bytes[..self.len].get(pc.wrapping_sub(self.from) as usize..).unwrap_or_default()
-    }
-}
-
-struct Fetcher<'a, G: Guest> {
-    env: &'a G::Env,
-    rt: &'a mut Runtime,
-    pages: &'a mut [FetchedPage; 2],
-    used: usize,
-    /// Pages are wanted from their start on: the code goes back in them.
-    whole: bool,
-    /// Something came from neither RAM nor ROM.
-    volatile: bool,
-}
-
-impl<G: Guest> Fetcher<'_, G> {
-    fn fill(&mut self, pc: u64) -> Result<(), Exception> {
-        let phys = fetch_page::<G>(self.env, self.rt, pc)?.phys;
-        if self.whole
-            && (self.used == self.pages.len() || self.rt.mmu.memory.ram_page(phys & !PAGE_MASK).is_none())
-        {
-            // What is no memory must not be read without need, nor twice; a trace has two pages.
-            return Err(Exception { vector: RETRY_VECTOR, error: None, address: pc });
-        }
-        let offset = if self.whole { 0 } else { (phys & PAGE_MASK) as usize };
-        let page = &mut self.pages[self.used];
-        page.phys = phys & !PAGE_MASK;
-        page.from = if self.whole { pc & !PAGE_MASK } else { pc };
-        page.len = 0;
-        page.room = PAGE_SIZE as usize - offset;
-        // Before the bytes are read: see `Remote`.
-        self.rt.blocks.note_code(page.phys);
-        self.used += 1;
-        self.extend(self.used - 1);
-        Ok(())
-    }
-
-    /// Copies more bytes of a page.
-    fn extend(&mut self, i: usize) {
-        let page = &mut self.pages[i];
-        let start = page.len;
-        let offset = PAGE_SIZE as usize - page.room;
-        match self.rt.mmu.memory.ram_page(page.phys) {
-            Some(ram) => {
-                page.len = page.room.min(FIRST_FETCH.max(2 * start));
-                let to = &mut page.bytes[start..page.len];
-                // SAFETY: the page is valid for reads as long as the memory object lives; the copy ends with the page, as
-                // `room` does, which both checks of slices hold to.
-                unsafe {
-                    let from = ram.host.wrapping_add(offset + start);
-                    std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
-                }
-            }
-            None => {
-                self.volatile = true;
-                page.room = page.room.min(MMIO_FETCH);
-                page.len = page.room;
-                for (i, byte) in page.bytes[start..page.len].iter_mut().enumerate() {
-                    *byte = self.rt.mmu.memory.mmio_read(page.phys + (offset + start + i) as u64, 1) as u8;
-                }
-            }
-        }
-    }
-}
-
-impl<G: Guest> CodeFetch for Fetcher<'_, G> {
-    fn fetch(&mut self, pc: u64) -> Result<&[u8], Exception> {
-        let i = match (0..self.used).find(|i| self.pages[*i].covers(pc)) {
-            Some(i) => i,
-            None => {
-                assert!(self.whole || self.used < 2, "a block has bytes of two pages at most");
-                self.fill(pc)?;
-                self.used - 1
-            }
-        };
-        while self.pages[i].get(pc).len() < MIN_FETCH && self.pages[i].len < self.pages[i].room {
-            self.extend(i);
-        }
-        Ok(self.pages[i].get(pc))
-    }
 }
 
 impl Translator {
@@ -762,88 +653,4 @@ pub(super) fn guest_info<G: Guest>() -> GuestInfo {
         helpers: G::helpers(),
         fp_control: G::fp_control(),
     }
-}
-
-/// Logs of one translation. Off, it is a few loads.
-struct Log {
-    wanted: bool,
-    pc: u64,
-}
-
-impl Log {
-    fn new(options: &Options, key: BlockKey) -> Log {
-        let on = tracing::enabled!(target: "in_asm", tracing::Level::DEBUG)
-            || tracing::enabled!(target: "op", tracing::Level::DEBUG)
-            || tracing::enabled!(target: "op_opt", tracing::Level::DEBUG)
-            || tracing::enabled!(target: "out_asm", tracing::Level::DEBUG);
-        let wanted = on && logged(options, key.pc);
-        Log { wanted, pc: key.pc }
-    }
-
-    fn guest_code(&self) -> bool {
-        self.wanted && tracing::enabled!(target: "in_asm", tracing::Level::DEBUG)
-    }
-
-    fn print_guest_code<G: Guest>(&self, key: BlockKey, bytes: &[u8]) {
-        let mut text = format!("block {:#x} mode {:#x}", key.pc, key.mode);
-        let mut at = 0;
-        while at < bytes.len() {
-            let pc = key.pc.wrapping_add(at as u64);
-            let (line, len) = G::disassemble(key, pc, &bytes[at..]);
-            let len = len.clamp(1, bytes.len() - at);
-            let raw = hex(&bytes[at..at + len]);
-            text += &format!("\n{pc:#018x}: {raw:<24} {line}");
-            at += len;
-        }
-        tracing::debug!(target: "in_asm", "{text}");
-    }
-
-    fn path<G: Guest>(&self, head: BlockKey, path: &[u64], pages: &[FetchedPage; 2]) {
-        if !self.guest_code() {
-            return;
-        }
-        let mut text = format!("trace {:#x} mode {:#x}", head.pc, head.mode);
-        for &pc in path {
-            let bytes = pages.iter().find(|page| page.covers(pc)).map_or(&[][..], |page| page.get(pc));
-            let (line, len) = G::disassemble(head, pc, bytes);
-            let raw = hex(&bytes[..len.min(bytes.len())]);
-            text += &format!("\n{pc:#018x}: {raw:<24} {line}");
-        }
-        tracing::debug!(target: "in_asm", "{text}");
-    }
-
-    fn op(&self, block: &Block, guest: &GuestInfo) {
-        if self.wanted && tracing::enabled!(target: "op", tracing::Level::DEBUG) {
-            tracing::debug!(target: "op", "block {:#x}\n{}", self.pc, text::print(block, guest));
-        }
-    }
-
-    fn op_opt(&self, block: &Block, guest: &GuestInfo) {
-        if self.wanted && tracing::enabled!(target: "op_opt", tracing::Level::DEBUG) {
-            tracing::debug!(target: "op_opt", "block {:#x}\n{}", self.pc, text::print(block, guest));
-        }
-    }
-
-    fn host_code(&self, room: Room, compiled: &Compiled) {
-        if !self.wanted || !tracing::enabled!(target: "out_asm", tracing::Level::DEBUG) {
-            return;
-        }
-        let mut text =
-            format!("block {:#x}: {} + {} bytes", self.pc, compiled.hot.len(), compiled.cold.len());
-        for (at, part) in [(0, &compiled.hot), (u64::from(compiled.cold_at), &compiled.cold)] {
-            for (i, line) in part.chunks(16).enumerate() {
-                text += &format!("\n{:#018x}: {}", room.start + at + 16 * i as u64, hex(line));
-            }
-        }
-        tracing::debug!(target: "out_asm", "{text}");
-    }
-}
-
-/// Whether the log wants the block at `pc`.
-pub(super) fn logged(options: &Options, pc: u64) -> bool {
-    options.log_filter.is_empty() || options.log_filter.iter().any(|r| r.contains(&pc))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
 }

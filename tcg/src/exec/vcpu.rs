@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::blocks::SCRATCH;
 use super::traces::{Progress, Recorder};
-use super::translate::{Made, Translator, guest_info, logged};
+use super::translate::{Made, Translator, guest_info};
+use super::translation_log::logged;
 use super::{BREAKPOINT, Context, Error, Listing, Options, Remote, Stats, lookup, slow};
 use crate::backend::{HostBackend, Outcome};
 use crate::code_cache::CodeCache;

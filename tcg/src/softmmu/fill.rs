@@ -175,7 +175,7 @@ fn walk<G: Guest>(
     rt.mmu.stats.walks += 1;
     let mapping = G::walk(env, &rt.mmu.memory, va, access, mmu);
     note_changes::<G>(env, rt);
-    let mapping = mapping.inspect_err(|_| rt.memos.forget())?;
+    let mapping = mapping?;
     let page = page_of(va);
     tracing::trace!(target: "mmu", "{access:?} {va:#x} mode {mmu} -> {:#x}", mapping.phys);
     let ram = rt.mmu.memory.ram_page(page_of(mapping.phys));
@@ -197,6 +197,9 @@ fn walk<G: Guest>(
     let spaces = &mut rt.mmu.spaces;
     if mapping.page_bits > 12 {
         spaces.note_large(va, u32::from(mapping.page_bits).min(63), mapping.global);
+    }
+    if mapping.global {
+        spaces.note_global(page);
     }
     let asid = if mapping.global { spaces.global_asid() } else { spaces.current().asid };
     let host = ram.map_or(std::ptr::null_mut(), |r| r.host);

@@ -38,18 +38,44 @@ pub fn flush_page<G: Guest>(env: &mut G::Env, space: u64, va: u64) {
     // SAFETY: the environment is bound; no reference to its runtime is in use.
     let rt = unsafe { runtime::<G>(env) };
     tracing::trace!(target: "mmu", "flush page {va:#x} of space {space:#x}");
+    rt.mmu.stats.page_flushes += 1;
+    let slot = rt.mmu.spaces.find(space);
+    let sizes = drop_data(rt, slot, va);
+    drop_code::<G>(env, rt, slot, va, sizes);
+}
+
+/// Drops the translations by which an access to `va` could go on that has failed: those of data, or of code if it was a
+/// `fetch`. To be called when a guest whose page faults end translations is told of one.
+pub fn drop_failed<G: Guest>(env: &mut G::Env, va: u64, fetch: bool) {
+    // SAFETY: the environment is bound; no reference to its runtime is in use.
+    let rt = unsafe { runtime::<G>(env) };
+    let slot = Some(rt.mmu.spaces.current_slot());
+    let sizes = drop_data(rt, slot, va);
+    if fetch {
+        drop_code::<G>(env, rt, slot, va, sizes);
+    }
+}
+
+/// Drops the translations for data of a page of the space in `slot`, if any, and global ones. The sizes of large pages that may
+/// contain it, as a bit mask of their log2.
+fn drop_data(rt: &mut Runtime, slot: Option<usize>, va: u64) -> u64 {
     rt.forget_pages();
     let mmu = &mut rt.mmu;
-    mmu.stats.page_flushes += 1;
-    let slot = mmu.spaces.find(space);
     let global_asid = mmu.spaces.global_asid();
     let asid = slot.map_or(global_asid, |s| mmu.spaces.asid_of(s));
     let mut sizes = 0;
-    mmu.spaces.drop_page(slot, va, |bits| sizes |= 1 << bits);
+    let global = mmu.spaces.drop_page(slot, va, |bits| sizes |= 1 << bits);
+    let global_asid = if global { global_asid } else { asid };
     mmu.second.drop_page(page_of(va), asid, global_asid);
-    for bits in (13..64).filter(|b| sizes >> b & 1 != 0) {
+    for bits in fetch::set_bits(sizes).filter(|bits| *bits > 12) {
         mmu.second.drop_large(va, bits, asid, global_asid);
     }
+    sizes
+}
+
+/// Drops the translations for code of a page, and of large pages around it of these sizes.
+fn drop_code<G: Guest>(env: &mut G::Env, rt: &mut Runtime, slot: Option<usize>, va: u64, sizes: u64) {
+    let mmu = &mut rt.mmu;
     let found = fetch::drop_page(&mmu.spaces, &mut mmu.fetch, slot, va, sizes);
     if found.global {
         mmu.spaces.rename_code(None);

@@ -56,7 +56,7 @@ mod tests;
 mod watch;
 mod window;
 
-pub use flush::{flush_all, flush_page, flush_space, name_mode, switch_space};
+pub use flush::{drop_failed, flush_all, flush_page, flush_space, name_mode, switch_space};
 
 pub(crate) use access::{Operand, Writer, atomic_rmw, compare_exchange_as, retry_if_running, store_as};
 pub use access::{

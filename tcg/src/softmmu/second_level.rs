@@ -92,12 +92,12 @@ impl SecondLevel {
         self.entries[index(page, mmu, e.asid)] = e;
     }
 
-    /// Drops one page in all modes.
+    /// Drops one page in all modes, from a space and from the global one (or twice the same).
     pub fn drop_page(&mut self, page: u64, asid: u64, global_asid: u64) {
         for mmu in 0..MMU_MODES as u8 {
-            for asid in [asid, global_asid] {
-                let e = &mut self.entries[index(page, mmu, asid)];
-                if e.tag == tag(page, mmu) && e.asid == asid {
+            for asid in [asid, global_asid].iter().take(1 + usize::from(global_asid != asid)) {
+                let e = &mut self.entries[index(page, mmu, *asid)];
+                if e.tag == tag(page, mmu) && e.asid == *asid {
                     *e = Entry::EMPTY;
                 }
             }

@@ -53,7 +53,7 @@ impl LargePages {
                 found |= 1 << bits;
             }
         }
-        (12..64).filter(move |b| found >> b & 1 != 0)
+        super::fetch::set_bits(found)
     }
 }
 
@@ -257,13 +257,18 @@ impl Spaces {
         }
     }
 
+    /// Notes that there is a global translation of a page.
+    pub fn note_global(&mut self, page: u64) {
+        self.global_range.0 = self.global_range.0.min(page);
+        self.global_range.1 = self.global_range.1.max(page);
+    }
+
     /// Sets an entry of the current space.
     #[inline]
     pub fn fill(&mut self, header: &mut Header, page: u64, mmu: u8, fill: Fill<'_>) {
         let global = fill.phys & GLOBAL != 0;
         if global {
-            self.global_range.0 = self.global_range.0.min(page);
-            self.global_range.1 = self.global_range.1.max(page);
+            self.note_global(page);
         }
         self.table_mut(header, mmu).set(page, fill);
     }
@@ -327,8 +332,8 @@ impl Spaces {
     }
 
     /// Drops the translations of a page from the first level: all of the slot `slot`, and global ones of every space.
-    /// Calls `large` with the size of each large page that may be concerned.
-    pub fn drop_page(&mut self, slot: Option<usize>, va: u64, mut large: impl FnMut(u32)) {
+    /// Calls `large` with the size of each large page that may be concerned. Whether there may be a global translation.
+    pub fn drop_page(&mut self, slot: Option<usize>, va: u64, mut large: impl FnMut(u32)) -> bool {
         if let Some(slot) = slot {
             self.slots[slot].large.containing(va).for_each(&mut large);
         }
@@ -354,6 +359,7 @@ impl Spaces {
                 }
             }
         }
+        global
     }
 
     fn drop_first_level(&mut self, slot: usize, va: u64, only_global: bool) {

@@ -24,7 +24,8 @@ use super::segment::{
 use super::stack::Stack;
 use super::{Result, data_mmu, long_mode, read, task, virtual_8086};
 use crate::guest::X86;
-use crate::state::{Cr0, RFlags, Segment, X86Env, mmu_mode, mode, reg, seg};
+use crate::mmu;
+use crate::state::{Cr0, Cr4, Efer, RFlags, Segment, X86Env, mmu_mode, mode, reg, seg};
 
 /// Vectors of exceptions (SDM volume 3, table 6-1).
 pub mod vector {
@@ -233,7 +234,7 @@ pub(super) fn inner_stack_long(env: &mut X86Env, dpl: u8, ist: u8, ext: u32) -> 
         return Err(ts(code_of(tr.selector) | ext));
     }
     let rsp = read(env, tr.base.wrapping_add(offset), 8)?;
-    if crate::mmu::canonical(env, rsp) { Ok(rsp) } else { Err(ss(ext)) }
+    if mmu::canonical(env, rsp) { Ok(rsp) } else { Err(ss(ext)) }
 }
 
 /// The handler's code segment: checks common to all gates of protected and long mode.
@@ -408,10 +409,20 @@ fn second_exception(first: u16, second: Exception) -> Option<Exception> {
 /// Side effects of an exception that come with its being raised, before its delivery.
 fn record(env: &mut X86Env, exception: &Exception) {
     match exception.vector {
-        vector::PF => env.cr2 = exception.address,
+        vector::PF => page_fault(env, exception),
         vector::DB => super::debug::record(env, exception.address),
         _ => {}
     }
+}
+
+/// What a page fault does before its delivery. It ends the translations of its address: what the guest maps there afterwards,
+/// nobody needs to be told (SDM volume 3, section 4.10.4.1).
+fn page_fault(env: &mut X86Env, exception: &Exception) {
+    env.cr2 = exception.address;
+    // The code says that it was a fetch where that makes a difference to the guest, otherwise it may have been one.
+    let told = env.efer.contains(Efer::NXE) || env.cr4.contains(Cr4::SMEP);
+    let fetch = !told || exception.error.is_some_and(|code| code & PF_FETCH != 0);
+    softmmu::drop_failed::<X86>(env, exception.address, fetch);
 }
 
 /// I/D in a page fault's error code.
@@ -511,7 +522,7 @@ pub fn deliver_exception(env: &mut X86Env, exception: Exception) -> Next {
         let event = Event { vector: current.vector as u8, error: current.error, origin: Origin::Exception };
         let Err(second) = deliver(env, event) else { return after_delivery(env) };
         if second.vector == vector::PF {
-            env.cr2 = second.address;
+            page_fault(env, &second);
         }
         let Some(next) = second_exception(current.vector, second) else { return shut_down(env) };
         current = next;
@@ -559,7 +570,7 @@ pub fn int_n(env: &mut X86Env, vector: u8) -> Result<()> {
     if !virtual_8086(env) {
         return software_interrupt(env, vector, Origin::Software);
     }
-    let vme = env.cr4.contains(crate::state::Cr4::VME);
+    let vme = env.cr4.contains(Cr4::VME);
     if vme && !redirected(env, vector)? {
         // Methods 5 and 6: the program's own handler, with VIF instead of IF if IOPL is below 3.
         let pointer = read(env, vector as u64 * 4, 4)?;

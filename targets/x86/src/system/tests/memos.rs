@@ -201,6 +201,37 @@ fn a_page_that_is_mapped_once_it_faulted_is_seen_without_a_flush() {
     }
 }
 
+#[test]
+fn a_page_fault_ends_what_any_part_of_the_tlb_knows() {
+    // A page that takes the place of `FIRST` in the first way and in the second level, but not in the second way.
+    const RIVAL: u64 = FIRST + 0x200_0000;
+    let mut m = reading();
+    let (table, pte) = (PAGES + 0x20_0000, PTES + 8 * (FIRST >> 12));
+    m.put(TABLES + 0x2000 + 8 * (RIVAL >> 21), 8, table | RW);
+    m.put(table + 8 * (RIVAL >> 12 & 0x1ff), 8, OTHER | RW);
+    // Straight on: there are no memos.
+    let reader = CODE + 0x100;
+    m.place(reader, |a| {
+        a.mov(rdx, qword_ptr(rbp))?;
+        a.mov(rax, qword_ptr(rbx))?;
+        a.hlt()
+    });
+    m.map(FIRST, FIRST | RW);
+    (m.env().gpr[reg::RBX], m.env().gpr[reg::RBP]) = (FIRST, RIVAL);
+    assert_eq!(run_at(&mut m, reader), None);
+    // Nobody is told that it is gone. Now and then, what is in the second way is looked for elsewhere, too.
+    m.put(pte, 8, 0);
+    let trap = (0..1000).find_map(|_| run_at(&mut m, reader));
+    assert_eq!(trap.map(|trap| trap.vector), Some(14));
+    m.put(pte, 8, OTHER | RW);
+    assert_eq!(m.resume(), None);
+    assert_eq!(m.env().gpr[reg::RAX], 10);
+    for _ in 0..10 {
+        assert_eq!(run_at(&mut m, reader), None);
+        assert_eq!(m.env().gpr[reg::RAX], 10);
+    }
+}
+
 /// Where the second of [`two_loops`] is.
 const WRITER: u64 = CODE + 0x100;
 
