@@ -203,6 +203,25 @@ impl<'a> Tables<'a> {
     }
 }
 
+/// What is at a point: its address, its access, and the globals away from home.
+#[cfg(debug_assertions)]
+type Point = (u64, Option<SlowAccess>, Vec<(GlobalId, Loc)>);
+
+/// What tables with so many points and recipes say.
+#[cfg(debug_assertions)]
+pub(super) fn contents(
+    bytes: &[u8],
+    pc: u64,
+    (points, recipes): (usize, usize),
+) -> (Vec<Point>, Vec<FlagRecipe>) {
+    let tables = Tables::new(bytes, pc, points);
+    let point = |n| {
+        let State { pc, moved } = tables.state(n);
+        (pc, tables.access(n), moved.collect())
+    };
+    ((0..points).map(point).collect(), (0..recipes as u32).map(|n| tables.recipe(n)).collect())
+}
+
 impl Iterator for Moved<'_> {
     type Item = (GlobalId, Loc);
 
