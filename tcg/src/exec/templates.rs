@@ -251,8 +251,8 @@ fn value(code: &[u8], at: usize, field: &MovableField) -> Option<u64> {
 
 /// The templates, and what may become one.
 pub(super) struct Templates {
-    /// By their hash, blocks that were translated lately, and at which address.
-    seen: Box<[(Key, u64)]>,
+    /// Hashes of blocks that were translated lately, of their bytes too, and at which address.
+    seen: Box<[(u64, u64)]>,
     /// Each with its number; `None` for blocks that cannot be copied.
     known: HashMap<Key, (u64, Option<Box<Template>>)>,
     /// Keys, numbers and bytes, the oldest first. What is forgotten stays in here, and counts, until it is its turn.
@@ -267,7 +267,7 @@ impl Templates {
     /// No templates yet, and so many bytes of them at most.
     pub fn new(limit: usize) -> Templates {
         Templates {
-            seen: vec![((0, 0), 0); SEEN].into(),
+            seen: vec![(0, 0); SEEN].into(),
             known: HashMap::new(),
             order: VecDeque::new(),
             next: 0,
@@ -281,16 +281,20 @@ impl Templates {
         self.known.get(&key)?.1.as_deref()
     }
 
-    /// Notes that a block is translated at `pc`. Whether that is worth being made a template of: it was, lately, at another
-    /// address, and nothing is known of it.
-    pub fn note(&mut self, key: Key, pc: u64) -> bool {
+    /// Notes that a block of these bytes was translated at `pc`. Whether that is worth being made a template of: it was, lately,
+    /// at another address, and nothing is known of it. Where other bytes were at each address, that would cost more than it saves.
+    pub fn note(&mut self, key: Key, pc: u64, guest: &[u8]) -> bool {
         if self.known.contains_key(&key) {
             return false;
         }
-        let hash = (key.0 ^ key.1 << 48).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let seen = &mut self.seen[(hash >> 40) as usize % SEEN];
-        let before = std::mem::replace(seen, (key, pc));
-        before.0 == key && before.1 != pc
+        let mix = |hash: u64, word: u64| (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        let hash = guest.chunks(8).fold(mix(mix(0, key.0), key.1), |hash, bytes| {
+            let mut word = [0; 8];
+            word[..bytes.len()].copy_from_slice(bytes);
+            mix(hash, u64::from_le_bytes(word))
+        });
+        let before = std::mem::replace(&mut self.seen[(hash >> 40) as usize % SEEN], (hash, pc));
+        before.0 == hash && before.1 != pc
     }
 
     /// Keeps what was found out of a block.
@@ -390,7 +394,18 @@ mod tests {
         t.insert(mine, None);
         t.insert(other, None);
         assert!(t.known.contains_key(&mine) && t.known.contains_key(&other));
-        t.note((3, 0), 7);
-        assert!(!t.note((3, 0), 7) && t.note((3, 0), 8) && !t.note(mine, 8));
+    }
+
+    #[test]
+    fn the_same_bytes_at_another_address_are_worth_a_template() {
+        let mut t = Templates::new(100 * OVERHEAD);
+        let key = (3, 0);
+        assert!(!t.note(key, 7, b"these bytes"));
+        assert!(!t.note(key, 7, b"these bytes"), "the same address");
+        assert!(!t.note(key, 8, b"other bytes"));
+        assert!(!t.note((4, 0), 8, b"these bytes"), "another block");
+        assert!(t.note(key, 8, b"these bytes"));
+        t.insert(key, None);
+        assert!(!t.note(key, 9, b"these bytes"), "it is known");
     }
 }

@@ -126,13 +126,13 @@ impl Translator {
             && self.breakpoints.is_empty()
             && options.opt.contains(OptFlags::TEMPLATES)
             && templates::is_far(key.pc);
-        let mut template = None;
+        let mut physical = None;
         if copies {
             let known = (fetch_page::<G>(env, rt, key.pc)?.phys, key.mode);
             if let Some(id) = self.copy::<G, B>(env, rt, backend, key, known, (options, stats)) {
                 return Ok(Made::Block(id));
             }
-            template = self.templates.note(known, key.pc).then_some(known);
+            physical = Some(known);
         }
         let every = if options.count { 1 } else { TIMED };
         // Not the first one, which has tables made.
@@ -187,8 +187,11 @@ impl Translator {
         stats.guest_insns += u64::from(front.translated.insns);
         stats.host_bytes += self.compiled.bytes() as u64;
         stats.host_insns += u64::from(self.compiled.host_insns);
-        if let (Some(known), Made::Block(id), false) = (template, &made, front.volatile || front.spans) {
-            self.make_template::<G, B>(env, rt, backend, (key, *id, limits), known, &front);
+        if let (Some(known), Made::Block(id), false) = (physical, &made, front.volatile || front.spans) {
+            let guest = &self.pages[0].get(key.pc)[..front.translated.bytes as usize];
+            if self.templates.note(known, key.pc, guest) {
+                self.make_template::<G, B>(env, rt, backend, (key, *id, limits), known, &front);
+            }
         }
         if let Some(start) = start {
             stats.translation_time += processor_time().saturating_sub(start) * every as u32;
