@@ -47,7 +47,6 @@ pub(super) fn others(Position { pc, tb }: Position) -> [Position; 2] {
 }
 
 /// What the compiler made of a block for one position.
-#[derive(Clone)]
 pub(super) struct Sample {
     position: Position,
     exits: Vec<Exit>,

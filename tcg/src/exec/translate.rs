@@ -173,8 +173,7 @@ impl Translator {
         } else {
             let room = self.compile_to_cache(rt, backend);
             assert!(!self.compiled.overflow, "a block has room for its values");
-            self.tables.clear();
-            side_tables::encode(&self.compiled, key.pc, &mut self.tables);
+            self.encode_tables(key.pc);
             let origin = self.origin(key, front.translated.bytes, front.spans);
             let tables = (self.compiled.points.len(), &self.tables[..]);
             let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled, tables);
@@ -335,8 +334,7 @@ impl Translator {
                 let room = rt.blocks.cache.room(rt.blocks.cache.free());
                 backend.compile(&t.block, room, position.tb, &mut t.compiled);
             }
-            t.tables.clear();
-            side_tables::encode(&t.compiled, position.pc, &mut t.tables);
+            t.encode_tables(position.pc);
             Some(Sample::new(position, &t.compiled, &t.block.exits, &t.tables))
         };
         let [second, third] = templates::others(first);
@@ -410,8 +408,7 @@ impl Translator {
                 rt.blocks.kill(id, &mut rt.jump_cache);
             }
         }
-        self.tables.clear();
-        side_tables::encode(&self.compiled, head.pc, &mut self.tables);
+        self.encode_tables(head.pc);
         let tables = (self.compiled.points.len(), &self.tables[..]);
         let (id, first_of_page) = rt.blocks.insert(origin, &self.block.exits, &self.compiled, tables);
         let place = &mut rt.guesses[id as usize % GUESSING];
@@ -447,6 +444,12 @@ impl Translator {
             at += n;
         }
         !fetcher.volatile
+    }
+
+    /// Makes the side tables of what was compiled, for a block at `pc`.
+    fn encode_tables(&mut self, pc: u64) {
+        self.tables.clear();
+        side_tables::encode(&self.compiled, pc, &mut self.tables);
     }
 
     /// What the block at `key` of so many bytes, whose pages were fetched, is made from.

@@ -243,7 +243,7 @@ pub(super) fn drop_page(
     let global_asid = spaces.global_asid();
     let asids = [slot.map_or(global_asid, |s| spaces.asid_of(s)), global_asid];
     let mut found = Found::default();
-    for bits in set_bits(sizes | 1 << 12) {
+    for bits in super::set_bits(sizes | 1 << 12) {
         let local = slot.is_some_and(|s| spaces.fetched(Some(s)).may_have(va, bits));
         let global = spaces.fetched(None).may_have(va, bits);
         if local || global {
@@ -252,15 +252,6 @@ pub(super) fn drop_page(
         }
     }
     found
-}
-
-/// Numbers of the set bits.
-pub(super) fn set_bits(mut word: u64) -> impl Iterator<Item = u32> {
-    std::iter::from_fn(move || {
-        let bit = word.trailing_zeros();
-        word &= word.wrapping_sub(1);
-        (bit < 64).then_some(bit)
-    })
 }
 
 /// Guest-physical address that code at `va` is fetched from. `rt` is the runtime of `env`.

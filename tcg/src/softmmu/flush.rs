@@ -67,7 +67,7 @@ fn drop_data(rt: &mut Runtime, slot: Option<usize>, va: u64) -> u64 {
     let global = mmu.spaces.drop_page(slot, va, |bits| sizes |= 1 << bits);
     let global_asid = if global { global_asid } else { asid };
     mmu.second.drop_page(page_of(va), asid, global_asid);
-    for bits in fetch::set_bits(sizes).filter(|bits| *bits > 12) {
+    for bits in super::set_bits(sizes) {
         mmu.second.drop_large(va, bits, asid, global_asid);
     }
     sizes

@@ -10,7 +10,7 @@
 //! - A memo says no more than the first way of the current address space's TLB did when it was written, for the direction and MMU
 //!   mode of its access. So all memos are forgotten by whatever may end that: the flush of any translation, a switch of spaces,
 //!   a new block in a page that had none, another translation for an entry of the first way. ([`Runtime::forget_pages`],
-//!   `protect` in `exec::translate`, `fill`.) Likewise by a walk that fails: a page fault ends the translations of its address
+//!   `protect` in `exec::translate`, `fill`.) Likewise where the guest is told of a page fault (`drop_failed`): it ends the translations of its address
 //!   (SDM volume 3, 4.10.4.1), and the first way may have lost the entry that a memo was made from.
 //! - The memos of a place are of one live trace, as others' accesses have another direction or mode: it is the
 //!   [owner](crate::env::Guesses::owner), a trace that finds another one there is compiled without memos, and one that takes the place

@@ -211,3 +211,12 @@ pub fn cached_pages<G: Guest>(env: &mut G::Env) -> Vec<CachedPage> {
 fn page_of(address: u64) -> u64 {
     address & !PAGE_MASK
 }
+
+/// Numbers of the set bits.
+fn set_bits(mut word: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let bit = word.trailing_zeros();
+        word &= word.wrapping_sub(1);
+        (bit < 64).then_some(bit)
+    })
+}

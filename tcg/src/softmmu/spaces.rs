@@ -53,7 +53,7 @@ impl LargePages {
                 found |= 1 << bits;
             }
         }
-        super::fetch::set_bits(found)
+        super::set_bits(found)
     }
 }
 

@@ -28,7 +28,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
 use super::second_level::GLOBAL;
-use super::{TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of};
+use super::{TLB_ENTRIES, TLB_INVALID, TlbEntry, page_of, set_bits};
 
 /// Words of a bit map of a way's entries.
 const WORDS: usize = TLB_ENTRIES / 64;
@@ -313,26 +313,14 @@ impl Table {
 /// Clears the set bits, with what is to be done for each.
 fn take_bits(words: &mut [u64], mut each: impl FnMut(usize)) {
     for (i, word) in words.iter_mut().enumerate().filter(|(_, w)| **w != 0) {
-        let mut w = std::mem::take(word);
-        while w != 0 {
-            each(i * 64 + w.trailing_zeros() as usize);
-            w &= w - 1;
-        }
+        set_bits(std::mem::take(word)).for_each(|bit| each(i * 64 + bit as usize));
     }
 }
 
 /// Indices of the set bits.
 fn bits<const N: usize>(words: [u64; N]) -> impl Iterator<Item = usize> {
-    words.into_iter().enumerate().filter(|(_, w)| *w != 0).flat_map(|(i, mut w)| {
-        std::iter::from_fn(move || {
-            if w == 0 {
-                return None;
-            }
-            let b = w.trailing_zeros() as usize;
-            w &= w - 1;
-            Some(i * 64 + b)
-        })
-    })
+    let used = words.into_iter().enumerate().filter(|(_, w)| *w != 0);
+    used.flat_map(|(i, word)| set_bits(word).map(move |bit| i * 64 + bit as usize))
 }
 
 /// What tables that are not allocated yet are for generated code.
